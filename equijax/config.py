@@ -1,0 +1,129 @@
+"""Hyper-parameters as frozen dataclasses that round-trip through JSON; no arrays live here."""
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass
+
+import e3nn_jax as e3nn
+
+INTERACTIONS = (
+    "RealAgnosticInteractionBlock",
+    "RealAgnosticResidualInteractionBlock",
+    "RealAgnosticDensityInteractionBlock",
+    "RealAgnosticDensityResidualInteractionBlock",
+)
+RADIAL_BASES = ("bessel", "gaussian", "chebyshev")
+DISTANCE_TRANSFORMS = ("none", "agnesi", "soft")
+GATES = ("silu", "tanh", "abs", "none")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that fixes the shape of a MACE model and is not an array (Batatia et al., NeurIPS 2022).
+
+    `correlation` and `contraction_paths` have one entry per interaction; `contraction_paths[t][L][nu - 1]` is the
+    number of coupling paths of degree nu to output degree L, which depends on how the U tensors were generated.
+    """
+
+    species: tuple[int, ...]  # [Z] atomic numbers, in the order of every per-element array
+    heads: tuple[str, ...]  # [H]
+    r_max: float  # cutoff, A
+    hidden_irreps: str
+    max_ell: int
+    num_interactions: int
+    correlation: tuple[int, ...]
+    interaction_first: str
+    interaction: str
+    radial_basis: str
+    num_radial: int
+    distance_transform: str
+    cutoff_power: int
+    apply_cutoff: bool
+    radial_mlp: tuple[int, ...]
+    readout_mlp: int
+    gate: str
+    avg_num_neighbors: float
+    pair_repulsion: bool
+    zbl_power: int
+    scale_shift: bool
+    contraction_paths: tuple[tuple[tuple[int, ...], ...], ...]
+
+    def __post_init__(self):
+        _one_of("interaction_first", self.interaction_first, INTERACTIONS)
+        _one_of("interaction", self.interaction, INTERACTIONS)
+        _one_of("radial_basis", self.radial_basis, RADIAL_BASES)
+        _one_of("distance_transform", self.distance_transform, DISTANCE_TRANSFORMS)
+        _one_of("gate", self.gate, GATES)
+        if len(set(self.species)) != len(self.species) or not self.species:
+            raise ValueError(f"species {self.species} must be a non-empty list of distinct atomic numbers")
+        if not self.heads or len(set(self.heads)) != len(self.heads):
+            raise ValueError(f"heads {self.heads} must be a non-empty list of distinct names")
+        if not self.r_max > 0:
+            raise ValueError(f"r_max = {self.r_max} A must be positive")
+        if self.num_interactions < 1 or len(self.correlation) != self.num_interactions:
+            raise ValueError(f"correlation {self.correlation} must have one entry for each of the "
+                             f"{self.num_interactions} interactions")  # fmt: skip
+        for mul, ir in e3nn.Irreps(self.hidden_irreps):
+            if ir.p != (-1) ** ir.l or mul != self.channels:
+                raise ValueError(f"hidden_irreps {self.hidden_irreps!r}: need the same multiplicity of natural-parity "
+                                 "irreps (0e, 1o, 2e, ...), one of each l")  # fmt: skip
+        if [ir.l for _, ir in e3nn.Irreps(self.hidden_irreps)] != list(range(self.hidden_lmax + 1)):
+            raise ValueError(f"hidden_irreps {self.hidden_irreps!r} must hold every l from 0 up, once")
+
+    @property
+    def channels(self) -> int:
+        """Multiplicity C of every hidden irrep."""
+        return e3nn.Irreps(self.hidden_irreps)[0].mul
+
+    @property
+    def hidden_lmax(self) -> int:
+        return len(e3nn.Irreps(self.hidden_irreps)) - 1
+
+    def input_lmax(self, t: int) -> int:
+        """Largest l of the node features that enter interaction `t`."""
+        return 0 if t == 0 else self.hidden_lmax
+
+    def output_lmax(self, t: int) -> int:
+        """Largest l of the node features that leave interaction `t`: the last one keeps scalars only."""
+        return 0 if t == self.num_interactions - 1 else self.hidden_lmax
+
+    def interaction_name(self, t: int) -> str:
+        return self.interaction_first if t == 0 else self.interaction
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} = {value!r} is not supported; expected one of {', '.join(allowed)}")
+
+
+def from_dict(cls, values: dict):
+    """Build the frozen dataclass `cls` from the dict that `dataclasses.asdict` and JSON make of it.
+
+    Raises:
+      ValueError: names missing from or foreign to the dataclass, all of them listed.
+    """
+    hints = typing.get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls)}
+    required = {f.name for f in dataclasses.fields(cls)
+                if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}  # fmt: skip
+    missing, extra = sorted(required - set(values)), sorted(set(values) - names)
+    if missing or extra:
+        raise ValueError(f"{cls.__name__}: missing options {missing}, unknown options {extra}")
+    return cls(**{k: _build(hints[k], v) for k, v in values.items()})
+
+
+def _build(hint, value):
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return from_dict(hint, value)
+    return _tuples(value)
+
+
+def _tuples(value):
+    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,232 @@
+"""ase.Atoms -> regular, padded jraph.GraphsTuple: neighbour lists, checks, size buckets, batches. Host-side numpy.
+
+Every receiver owns K edge slots, sorted by receiver, so an edge array [N*K, ...] is also [N, K, ...]. Unused slots are
+masked. Fields of the graphs made here (the last graph is padding and may be empty):
+
+  nodes    positions [N, 3] A; slot [N] row of `table`
+  edges    shifts [N*K, 3] cell translations (integers, stored as floats); mask [N*K]; reverse [N*K] the slot of the
+           same pair seen from the sender
+  senders, receivers [N*K];  n_node, n_edge [G]
+  globals  cell [G, 3, 3] A, rows are vectors; head [G]; table [S] rows of config.species present in the batch
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import ase
+import jraph
+import numpy as np
+import vesin
+from ase.geometry import complete_cell
+
+from equijax.config import ModelConfig
+
+MIN_DISTANCE_A = 0.05  # closer pairs are broken input, not chemistry: ZBL is ~1 MeV here
+MAX_WASTE = 2.0  # a known size is reused while it costs less than this factor in edge slots
+MAX_SIZES = 16  # beyond this many sizes, new ones are made to cover everything seen
+
+
+class Edges(NamedTuple):
+    """Symmetric neighbour list of one structure sorted by receiver; `reverse` is the index of the opposite edge."""
+
+    receivers: np.ndarray  # [E]
+    senders: np.ndarray  # [E]
+    shifts: np.ndarray  # [E, 3] integers: the sender sits in the cell translated by shifts @ cell
+    reverse: np.ndarray  # [E]
+
+
+class Size(NamedTuple):
+    """Padded shape of a batch: one compiled program each."""
+
+    nodes: int  # N
+    slots: int  # K
+    species: int  # S
+    graphs: int  # G, padding graph included
+
+    @property
+    def cost(self) -> int:
+        return self.nodes * self.slots
+
+    def holds(self, other: "Size") -> bool:
+        return all(a >= b for a, b in zip(self, other, strict=True))
+
+
+def check_atoms(atoms: ase.Atoms, config: ModelConfig, name: str = "structure") -> None:
+    """Refuse input the model cannot describe.
+
+    Raises:
+      ValueError: no atoms, an element unknown to the model, non-finite positions or cell, a periodic cell of zero
+        volume; the message names the atoms.
+    """
+    if len(atoms) == 0:
+        raise ValueError(f"{name}: it has no atoms")
+    unknown = [i for i, z in enumerate(atoms.numbers) if z not in config.species]
+    if unknown:
+        symbols = sorted({atoms.symbols[i] for i in unknown})
+        raise ValueError(f"{name}: {_some(unknown)} of element {', '.join(symbols)}, which this model does not know; "
+                         f"it knows {len(config.species)} elements: {_symbols(config.species)}")  # fmt: skip
+    bad = np.flatnonzero(~np.isfinite(atoms.positions).all(1))
+    if bad.size:
+        raise ValueError(f"{name}: {_some(bad)} at non-finite position {atoms.positions[bad[0]]}")
+    if not np.isfinite(atoms.cell.array).all():
+        raise ValueError(f"{name}: the cell is not finite: {atoms.cell.array.tolist()}")
+    periodic = atoms.cell.array[atoms.pbc]
+    if len(periodic) and _volume(periodic) < 1e-6:  # A^dim
+        raise ValueError(f"{name}: periodic along {atoms.pbc.tolist()} but those cell vectors span no volume: "
+                         f"{atoms.cell.array.tolist()}")  # fmt: skip
+
+
+def neighbour_list(atoms: ase.Atoms, cutoff: float, name: str = "structure") -> Edges:
+    """All ordered pairs within `cutoff` (A) with periodic images, self-images included.
+
+    Raises:
+      ValueError: two atoms closer than 0.05 A, named.
+    """
+    cell = complete_cell(atoms.cell.array)
+    calculator = vesin.NeighborList(cutoff=float(cutoff), full_list=True)
+    i, j, shifts, d = calculator.compute(atoms.positions, cell, tuple(bool(p) for p in atoms.pbc), "ijSd")
+    if d.size and d.min() < MIN_DISTANCE_A:
+        e = int(d.argmin())
+        raise ValueError(f"{name}: atoms {i[e]} and {j[e]} ({atoms.symbols[int(i[e])]}, {atoms.symbols[int(j[e])]}) are "
+                         f"{d[e]:.3g} A apart; expected at least {MIN_DISTANCE_A} A: remove the duplicate")  # fmt: skip
+    i, j, shifts = i.astype(np.int64), j.astype(np.int64), shifts.astype(np.int64)
+    order = np.lexsort((*shifts.T, j, i))
+    i, j, shifts = i[order], j[order], shifts[order]
+    opposite = np.lexsort((*-shifts.T, i, j))
+    if not (np.array_equal(i[opposite], j) and np.array_equal(j[opposite], i)
+            and np.array_equal(-shifts[opposite], shifts)):  # fmt: skip
+        raise RuntimeError(f"{name}: the neighbour list is not symmetric; this is a bug in the list, please report it")
+    return Edges(i, j, shifts, opposite)
+
+
+def size_of(structures: list[tuple[ase.Atoms, Edges]], config: ModelConfig) -> Size:
+    """Smallest padded shape that holds these structures in one batch."""
+    nodes = sum(len(atoms) for atoms, _ in structures)
+    slots = max(int(np.bincount(e.receivers, minlength=1).max(initial=0)) for _, e in structures)
+    species = len({int(z) for atoms, _ in structures for z in atoms.numbers})
+    return Size(nodes, max(slots, 1), species, len(structures) + 1)
+
+
+@dataclass
+class SizePool:
+    """The padded shapes in use, so that a thousand different structures compile a handful of programs.
+
+    A shape is reused while it wastes less than `MAX_WASTE` in edge slots; after `MAX_SIZES` shapes every new one
+    covers all that has been seen, so their number stays bounded.
+    """
+
+    sizes: list[Size] = field(default_factory=list)
+
+    def fit(self, needed: Size) -> Size:
+        """The known size to pad `needed` to, or a new one."""
+        full = len(self.sizes) >= MAX_SIZES
+        fits = [s for s in self.sizes if s.holds(needed) and (full or s.cost <= MAX_WASTE * needed.cost)]
+        if fits:
+            return min(fits, key=lambda s: s.cost)
+        size = round_up(needed)
+        if full:
+            size = Size(*(max(column) for column in zip(size, *self.sizes, strict=True)))
+        self.sizes.append(size)
+        return size
+
+
+def round_up(size: Size) -> Size:
+    """Round to a coarse ladder: at most 1/8 waste in nodes and slots, powers of two in species and graphs."""
+    return Size(_ladder(size.nodes), _ladder(size.slots), _power_of_two(size.species), 1 + _power_of_two(size.graphs - 1))
+
+
+def _ladder(n: int) -> int:
+    step = max(1, _power_of_two(n) // 16)
+    return -(-n // step) * step
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
+
+
+def build(structures: list[tuple[ase.Atoms, Edges]], config: ModelConfig, size: Size | None = None,
+          heads: list[int] | None = None) -> jraph.GraphsTuple:  # fmt: skip
+    """One padded batch.
+
+    Args:
+      structures: pairs of atoms and neighbour list.
+      config: gives the species order.
+      size: padded shape, default the smallest.
+      heads: [len(structures)] head of each structure, default 0.
+
+    Raises:
+      ValueError: `size` does not hold the structures.
+    """
+    needed = size_of(structures, config)
+    size = needed if size is None else size
+    if not size.holds(needed):
+        raise ValueError(f"{needed} does not fit into {size}")
+    n, k, s, g = size
+    row = {z: i for i, z in enumerate(config.species)}
+    present = sorted({row[int(z)] for atoms, _ in structures for z in atoms.numbers})
+    table = np.array(present + [present[0]] * (s - len(present)), np.int32)
+    slot_of = {r: i for i, r in enumerate(present)}
+
+    positions, slot = np.zeros((n, 3)), np.zeros(n, np.int32)
+    shifts, mask = np.zeros((n * k, 3)), np.zeros(n * k, bool)
+    senders, reverse = np.repeat(np.arange(n), k), np.arange(n * k)
+    cell, head, n_node = np.zeros((g, 3, 3)), np.zeros(g, np.int32), np.zeros(g, np.int32)
+    first = 0
+    for b, (atoms, edges) in enumerate(structures):
+        count = len(atoms)
+        positions[first : first + count] = atoms.positions
+        slot[first : first + count] = [slot_of[row[int(z)]] for z in atoms.numbers]
+        cell[b], n_node[b] = complete_cell(atoms.cell.array), count
+        where = _slots(edges.receivers, count, k) + first * k
+        shifts[where], mask[where] = edges.shifts, True
+        senders[where], reverse[where] = edges.senders + first, where[edges.reverse]
+        first += count
+    n_node[-1] = n - first
+    if heads is not None:
+        head[: len(heads)] = heads
+    return jraph.GraphsTuple(
+        nodes={"positions": positions, "slot": slot},
+        edges={"shifts": shifts, "mask": mask, "reverse": reverse.astype(np.int32)},
+        senders=senders.astype(np.int32),
+        receivers=np.repeat(np.arange(n, dtype=np.int32), k),
+        n_node=n_node,
+        n_edge=n_node * k,
+        globals={"cell": cell, "head": head, "table": table},
+    )
+
+
+def from_atoms(images: ase.Atoms | list[ase.Atoms], config: ModelConfig, *, pool: SizePool | None = None,
+               heads: list[int] | None = None) -> jraph.GraphsTuple:  # fmt: skip
+    """Check structures, list their neighbours and batch them; `pool` bounds the number of distinct shapes.
+
+    Raises:
+      ValueError: see `check_atoms` and `neighbour_list`.
+    """
+    images = [images] if isinstance(images, ase.Atoms) else list(images)
+    structures = []
+    for i, atoms in enumerate(images):
+        name = f"structure {i} ({atoms.get_chemical_formula()})"
+        check_atoms(atoms, config, name)
+        structures.append((atoms, neighbour_list(atoms, config.r_max, name)))
+    size = size_of(structures, config)
+    return build(structures, config, size if pool is None else pool.fit(size), heads)
+
+
+def _slots(receivers, num_nodes, k):
+    """Slot of every edge: receiver * K + its rank among the receiver's edges (receivers ascending)."""
+    counts = np.bincount(receivers, minlength=num_nodes)
+    start = np.cumsum(counts) - counts
+    return receivers * k + np.arange(len(receivers)) - start[receivers]
+
+
+def _volume(vectors):
+    return float(np.sqrt(max(np.linalg.det(vectors @ vectors.T), 0.0)))
+
+
+def _some(indices):
+    shown = ", ".join(str(int(i)) for i in indices[:5])
+    return f"atom{'s' if len(indices) > 1 else ''} {shown}" + (f" and {len(indices) - 5} more" if len(indices) > 5 else "")
+
+
+def _symbols(numbers):
+    return " ".join(ase.data.chemical_symbols[z] for z in numbers)

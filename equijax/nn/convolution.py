@@ -1,0 +1,45 @@
+"""The equivariant convolution A[n, p, m3, c] = sum_k R_p(r_nk)[c] sum_{m1 m2} C[m1, m2, m3] h[k, m1, c] Y[m2](r_nk).
+
+Regular edges make the neighbour sum a batched matrix product over the K slots of a receiver: no scatter. Radial
+functions are R_p = g W_p with g the U last hidden units of the radial MLP.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from equijax.gather import gather_senders
+from equijax.nn import cg
+
+
+def convolve(h, g, last, Y, paths, graph) -> list[jax.Array]:
+    """Convolve node features with neighbours.
+
+    Args:
+      h: features [N, 2l+1, C] for l = 0..lmax.
+      g: [N, K, U] radial hidden units, zero on masked slots.
+      last: [U, P, C] last radial layer.
+      Y: [N, K, m] spherical harmonics.
+      paths: the P couplings.
+      graph: senders, reverse [N*K], slot [N], table [S]; `gather` replaces the sender gather where given.
+
+    Returns:
+      one array [N, P_l, 2l+1, C] per output degree l.
+    """
+    gather = graph.get("gather", gather_senders)
+    sender = [gather(x, graph["senders"], graph["reverse"]) for x in h]  # [N, K, 2l+1, C]
+    R = jnp.einsum("nku,upc->nkpc", g, last)
+    return coupled_on_edge(sender, R, Y, paths)
+
+
+def coupled_on_edge(sender, R, Y, paths) -> list[jax.Array]:
+    """Fold Clebsch-Gordan into Y on the edge; one batched [2 l3 + 1, K m1] x [K m1, C] product per path."""
+    out = [[] for _ in range(max(p.l3 for p in paths) + 1)]
+    n, k = Y.shape[:2]
+    for i, (l1, l2, l3) in enumerate(paths):
+        C = np.asarray(cg.clebsch_gordan(l1, l2, l3))
+        B = jnp.einsum("nkb,abm->nkam", Y[..., l2 * l2 : (l2 + 1) ** 2], C.astype(Y.dtype))
+        X = R[:, :, i, None, :] * sender[l1]
+        d1 = 2 * l1 + 1
+        out[l3].append(jnp.einsum("nem,nec->nmc", B.reshape(n, k * d1, -1), X.reshape(n, k * d1, -1)))
+    return [jnp.stack(parts, axis=1) for parts in out]

@@ -1,0 +1,64 @@
+"""The MACE potential: edge vectors and species in, one interaction energy per atom out."""
+
+import e3nn_jax as e3nn
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from equijax.config import ModelConfig
+from equijax.nn.blocks import Interaction, LinearReadout, NonLinearReadout, Product
+from equijax.nn.radial import ZBL, RadialBasis
+
+
+class MACE(nn.Module):
+    """Scale-shifted MACE (Batatia et al., NeurIPS 2022; arXiv:2401.00096 for the foundation models)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, vectors: jax.Array, graph: dict) -> jax.Array:
+        """Interaction energies of atoms, without the isolated-atom energies E0.
+
+        Args:
+          vectors: [N, K, 3] receiver minus sender position, A; masked slots must be longer than r_max.
+          graph: slot [N] rows of table [S], table [S] rows of config.species, head [N], senders and reverse [N*K].
+
+        Returns:
+          [N] eV, differentiable to any order.
+        """
+        cfg = self.config
+        dtype, shape = vectors.dtype, vectors.shape[:2]
+        r = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
+        irreps = e3nn.Irreps.spherical_harmonics(cfg.max_ell)
+        Y = e3nn.spherical_harmonics(irreps, vectors / r[..., None], False, normalization="component").array
+        numbers = jnp.asarray(np.array(cfg.species))[graph["table"]][graph["slot"]]
+        z_receiver = jnp.broadcast_to(numbers[:, None], shape)
+        z_sender = numbers[graph["senders"]].reshape(shape)
+        basis, cutoff = RadialBasis(cfg, name="radial")(r, z_sender, z_receiver)
+        geometry = {"Y": Y, "basis": basis, "cutoff": cutoff}
+
+        kernel = self.param("node_embedding", nn.initializers.normal(1.0), (len(cfg.species), cfg.channels))
+        embedding = kernel.astype(dtype)[graph["table"]] / np.sqrt(len(cfg.species))
+        x = [embedding[graph["slot"]][:, None, :]]
+        energy = ZBL(cfg, name="zbl")(r, z_sender, z_receiver) if cfg.pair_repulsion else jnp.zeros(shape[0], dtype)
+        readouts = []
+        for t in range(cfg.num_interactions):
+            messages, residual = Interaction(cfg, t, name=f"interactions_{t}")(x, geometry, graph)
+            x = Product(cfg, t, name=f"products_{t}")(messages, residual, graph)
+            readouts.append(self._readout(t)(x[0][:, 0], graph["head"]))
+        return self._scale_shift(energy, sum(readouts), graph["head"])
+
+    def _readout(self, t):
+        last = t == self.config.num_interactions - 1 and t > 0
+        name = f"readouts_{t}"
+        return NonLinearReadout(self.config, name=name) if last else LinearReadout(len(self.config.heads), name=name)
+
+    def _scale_shift(self, pair, learned, head):
+        """Scale-shift acts on repulsion and readouts alike, as mace-torch does; a plain MACE has neither."""
+        if not self.config.scale_shift:
+            return pair + learned
+        ones, zeros = np.ones(len(self.config.heads)), np.zeros(len(self.config.heads))
+        scale = self.variable("constants", "scale", lambda: ones).value.astype(pair.dtype)
+        shift = self.variable("constants", "shift", lambda: zeros).value.astype(pair.dtype)
+        return scale[head] * (pair + learned) + shift[head]

@@ -1,0 +1,149 @@
+"""Energy of a graph and its derivatives with respect to positions and strain: the only place they are taken."""
+
+from functools import partial
+
+import flax
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+
+from equijax.config import ModelConfig
+from equijax.gather import gather_senders
+from equijax.nn.mace import MACE
+
+MASKED_LENGTH = 2.0  # length of a masked edge in units of r_max: beyond the cutoff, away from r = 0
+
+
+def node_graph_index(graph: jraph.GraphsTuple) -> jax.Array:
+    """[N] graph of each node."""
+    num_graphs, num_nodes = graph.n_node.shape[0], graph.nodes["slot"].shape[0]
+    return jnp.repeat(jnp.arange(num_graphs), graph.n_node, total_repeat_length=num_nodes)
+
+
+def edge_vectors(config: ModelConfig, graph: jraph.GraphsTuple, positions: jax.Array, strain=None,
+                 gather=gather_senders) -> jax.Array:  # fmt: skip
+    """Receiver minus sender, r_n - r_s - S . cell, deformed by the symmetric strain of the graph.
+
+    Args:
+      config: for r_max, the scale of masked vectors.
+      graph: a batch from `equijax.graph`.
+      positions: [N, 3] A.
+      strain: [G, 3, 3] or None; r -> r (1 + (strain + strain^T) / 2).
+      gather: sender gather.
+
+    Returns:
+      [N, K, 3] A; masked slots hold a constant vector of length 2 r_max.
+    """
+    n = positions.shape[0]
+    mask = graph.edges["mask"].reshape(n, -1, 1)
+    shifts = graph.edges["shifts"].astype(positions.dtype).reshape(n, -1, 3)
+    index = node_graph_index(graph)
+    cell = graph.globals["cell"].astype(positions.dtype)[index]
+    sender = gather(positions, graph.senders, graph.edges["reverse"])
+    vectors = positions[:, None, :] - sender - jnp.einsum("nks,nsx->nkx", shifts, cell)
+    if strain is not None:
+        symmetric = 0.5 * (strain + jnp.swapaxes(strain, 1, 2))[index]
+        vectors = vectors + jnp.einsum("nkx,nxy->nky", vectors, symmetric)
+    far = jnp.array([MASKED_LENGTH * config.r_max, 0.0, 0.0], positions.dtype)
+    return jnp.where(mask, vectors, far)
+
+
+def energy(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, positions=None, strain=None,
+           gather=gather_senders) -> jax.Array:  # fmt: skip
+    """Interaction energy of every atom, isolated-atom energies E0 not included; 0 for padding atoms.
+
+    Args:
+      config: hyper-parameters (static).
+      variables: {"params": ..., "constants": ...}.
+      graph: a batch from `equijax.graph`.
+      positions: [N, 3] A, default the graph's; its dtype is the dtype of the computation.
+      strain: [G, 3, 3] or None.
+      gather: sender gather (Bloch waves replace it).
+
+    Returns:
+      [N] eV.
+    """
+    positions = jnp.asarray(graph.nodes["positions"]) if positions is None else positions
+    vectors = edge_vectors(config, graph, positions, strain, gather)
+    index = node_graph_index(graph)
+    inputs = {"slot": graph.nodes["slot"], "table": graph.globals["table"], "head": graph.globals["head"][index],
+              "senders": graph.senders, "reverse": graph.edges["reverse"], "gather": gather}  # fmt: skip
+    node_energy = MACE(config).apply(variables, vectors, inputs)
+    return jnp.where(index < graph.n_node.shape[0] - 1, node_energy, 0.0)
+
+
+def total_energy(config, variables, graph, positions=None, strain=None, gather=gather_senders) -> jax.Array:
+    """Sum of `energy` over all atoms of all graphs: the scalar whose gradient gives forces and stress."""
+    return energy(config, variables, graph, positions, strain, gather).sum()
+
+
+def per_graph(graph: jraph.GraphsTuple, node_values: jax.Array) -> jax.Array:
+    """Sum node values [N, ...] over each graph -> [G, ...]."""
+    return jax.ops.segment_sum(node_values, node_graph_index(graph), graph.n_node.shape[0])
+
+
+def energy_forces_stress(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple) -> dict[str, jax.Array]:
+    """Energies and first derivatives of a batch (interaction part: add E0 with `isolated_energies`).
+
+    Returns:
+      node_energy [N] eV, energy [G] eV, forces [N, 3] = -dE/dr in eV/A, stress [G, 3, 3] = dE/dstrain / volume in
+      eV/A^3 (ASE sign; NaN-free zero for the padding graph).
+    """
+    positions = jnp.asarray(graph.nodes["positions"])
+    strain = jnp.zeros((graph.n_node.shape[0], 3, 3), positions.dtype)
+
+    def objective(positions, strain):
+        node_energy = energy(config, variables, graph, positions, strain)
+        return node_energy.sum(), node_energy
+
+    (_, node_energy), (dr, ds) = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(positions, strain)
+    volume = jnp.abs(jnp.linalg.det(graph.globals["cell"].astype(positions.dtype)))
+    stress = ds / jnp.where(volume > 0, volume, 1.0)[:, None, None]
+    return {"node_energy": node_energy, "energy": per_graph(graph, node_energy), "forces": -dr, "stress": stress}
+
+
+def isolated_energies(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple) -> np.ndarray:
+    """E0 of every atom in float64, [N] eV, 0 for padding; on the host, where large constants lose no digits."""
+    e0 = np.asarray(variables["constants"]["atomic_energies"], np.float64)
+    index = np.repeat(np.arange(len(graph.n_node)), np.asarray(graph.n_node))
+    rows = np.asarray(graph.globals["table"])[np.asarray(graph.nodes["slot"])]
+    values = e0[np.asarray(graph.globals["head"])[index], rows]
+    return np.where(index < len(graph.n_node) - 1, values, 0.0)
+
+
+@partial(jax.jit, static_argnums=0)
+def _evaluate(config, variables, graph):
+    return energy_forces_stress(config, variables, graph)
+
+
+def evaluate(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, dtype="float32") -> dict[str, np.ndarray]:
+    """`energy_forces_stress` compiled, in `dtype`, with E0 added: energies are float64 numpy arrays."""
+    with jax.enable_x64(np.dtype(dtype) == np.float64):
+        out = _evaluate(config, cast(variables, dtype), cast(graph, dtype))
+        out = {k: np.asarray(v, np.float64) for k, v in out.items()}
+    e0 = isolated_energies(config, variables, graph)
+    out["node_energy"] = out["node_energy"] + e0
+    index = np.repeat(np.arange(len(graph.n_node)), np.asarray(graph.n_node))
+    out["energy"] = np.bincount(index, weights=out["node_energy"], minlength=len(graph.n_node))
+    return out
+
+
+def cast(tree, dtype):
+    """Floating-point leaves of a pytree as arrays of `dtype` (integers and masks untouched)."""
+    def leaf(x):
+        x = x if isinstance(x, jax.Array) else np.asarray(x)
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    return jax.tree.map(leaf, tree)
+
+
+def init_variables(config: ModelConfig, seed: int = 0) -> dict:
+    """Random weights (float64 numpy) of the right shapes for `config`, as mace-torch draws them; E0 = 0."""
+    graph = {"slot": np.zeros(1, np.int32), "table": np.zeros(1, np.int32), "head": np.zeros(1, np.int32),
+             "senders": np.zeros(1, np.int32), "reverse": np.zeros(1, np.int32)}  # fmt: skip
+    with jax.enable_x64(True):
+        vectors = np.array([[[1.0, 0.5, 0.25]]])
+        variables = flax.core.unfreeze(MACE(config).init(jax.random.PRNGKey(seed), vectors, graph))
+        variables = jax.tree.map(np.asarray, dict(variables))
+    variables.setdefault("constants", {})["atomic_energies"] = np.zeros((len(config.heads), len(config.species)))
+    return variables
