@@ -1,0 +1,1 @@
+"""Converts mace-torch models to equijax checkpoints and back: `python -m convert SOURCE OUT`."""

@@ -1,0 +1,292 @@
+"""Interpreter of the pickle stream in a torch file that builds inert data and can run nothing.
+
+A pickle is a program for a stack machine: its REDUCE, NEWOBJ and BUILD opcodes call whatever the file names. Here they
+only *record* the name and the arguments (`Instance`), so that tensors and hyper-parameters can be read without torch,
+mace or e3nn and without trusting the file. The standard `pickle` module is not used: its machine imports and calls, and
+a twenty-byte stream can make it allocate gigabytes.
+
+Not checked here: that the recorded classes form a MACE model; see `convert.modules` and `convert.mapping`.
+"""
+
+import pickletools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+MAX_OPCODES = 2_000_000  # the published models have about 1e5
+
+# Whole packages whose names may appear: they become labels, never imports.
+ALLOWED_PACKAGES = frozenset({"torch", "e3nn", "mace", "numpy", "opt_einsum_fx"})
+_BUILTIN_TYPES = ("set", "frozenset", "slice", "complex", "bytearray", "object", "int", "float", "bool", "str", "bytes",
+                  "list", "tuple", "dict")  # fmt: skip
+ALLOWED_NAMES = frozenset(
+    {"collections.OrderedDict", "collections.defaultdict", "_codecs.encode"}
+    | {f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _BUILTIN_TYPES}
+)
+
+Builder = Callable[..., object]
+
+
+class UnreadableModel(ValueError):
+    """The file is truncated, corrupt, hostile or not a torch model; the message says what was found and where."""
+
+
+@dataclass(frozen=True)
+class Global:
+    """A class or function named by the file, as a label."""
+
+    module: str
+    name: str
+
+    @property
+    def dotted(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(eq=False, repr=False)
+class Instance:
+    """An object the file asked to build: the name of the callable, its arguments and the state set on it later."""
+
+    cls: str
+    args: tuple
+    state: dict = field(default_factory=dict)
+    items: list = field(default_factory=list)
+    mapping: dict = field(default_factory=dict)
+
+
+def shorten(value: object, limit: int = 120) -> str:
+    """`value` as text that fits an error message, however large the file made it."""
+    if isinstance(value, str | bytes):
+        text = repr(value[: limit + 1])
+    elif isinstance(value, int | float | bool | None) and not (isinstance(value, int) and value.bit_length() > 4096):
+        text = repr(value)
+    else:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+def interpret(data: bytes, persistent_load: Builder, builders: dict[str, Builder]) -> object:
+    """The object described by the pickle `data`, made of dicts, lists, tuples, numbers, strings and `Instance`s.
+
+    Args:
+      data: the pickle stream.
+      persistent_load: turns a persistent id (torch: the description of a storage) into a value.
+      builders: dotted name -> function, for the callables whose result is data, such as
+        `torch._utils._rebuild_tensor_v2`; called with the recorded arguments.
+
+    Raises:
+      UnreadableModel: broken stream, an opcode torch never writes, or a name outside the allow-list.
+    """
+    machine = _Machine(persistent_load, BUILDERS | builders)
+    position = 0
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # backslashes in names: refused by the allow-list
+            for count, (opcode, arg, at) in enumerate(pickletools.genops(data)):
+                position = at or 0
+                if count >= MAX_OPCODES:
+                    raise UnreadableModel(f"more than {MAX_OPCODES} instructions; no model needs that many")
+                if opcode.name == "STOP":
+                    return machine.pop()
+                machine.step(opcode.name, arg)
+    except UnreadableModel as error:
+        raise UnreadableModel(f"pickle byte {position}: {error}") from None
+    except (ValueError, AssertionError) as error:  # how pickletools reports a broken stream
+        raise UnreadableModel(f"pickle byte {position}: broken stream: {str(error)[:200]}") from None
+    raise UnreadableModel("pickle stream ends without its STOP instruction")
+
+
+_MARK = object()
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_LITERALS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
+                       "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"})  # fmt: skip
+_EMPTY = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class _Machine:
+    """Stack, marks and memo of one pickle stream."""
+
+    def __init__(self, persistent_load: Builder, builders: dict[str, Builder]):
+        self.stack: list = []
+        self.memo: dict[int, object] = {}
+        self.persistent_load = persistent_load
+        self.builders = builders
+
+    def step(self, name: str, arg) -> None:
+        """Carry out one instruction."""
+        if name in _LITERALS:
+            self.stack.append(arg)
+        elif name in _CONSTANTS:
+            self.stack.append(_CONSTANTS[name])
+        elif name in _EMPTY:
+            self.stack.append(_EMPTY[name]())
+        elif name in _TUPLES:
+            self.stack.append(tuple(reversed([self.pop() for _ in range(_TUPLES[name])])))
+        elif name in _STEPS:
+            _STEPS[name](self, arg)
+        else:
+            raise UnreadableModel(f"instruction {name} is not one that torch.save writes")
+
+    def pop(self):
+        if not self.stack or self.stack[-1] is _MARK:
+            raise UnreadableModel("instruction needs a value the stack does not hold")
+        return self.stack.pop()
+
+    def top(self):
+        value = self.pop()
+        self.stack.append(value)
+        return value
+
+    def pop_mark(self) -> list:
+        values = []
+        while self.stack and self.stack[-1] is not _MARK:
+            values.append(self.stack.pop())
+        if not self.stack:
+            raise UnreadableModel("instruction needs a mark the stack does not hold")
+        self.stack.pop()
+        return values[::-1]
+
+    def put(self, index: int) -> None:
+        self.memo[index] = self.top()
+
+    def get(self, index: int) -> None:
+        if index not in self.memo:
+            raise UnreadableModel(f"memo entry {index} is read before it is written")
+        self.stack.append(self.memo[index])
+
+    def name(self, module: object, name: object) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise UnreadableModel("a global name that is not text")
+        dotted = f"{module}.{name}"
+        if module.split(".")[0] not in ALLOWED_PACKAGES and dotted not in ALLOWED_NAMES:
+            raise UnreadableModel(
+                f"the file asks for {shorten(dotted)}, which no MACE model needs; nothing was run. "
+                "Do not open this file with torch.load unless you trust its source"
+            )
+        self.stack.append(Global(module, name))
+
+    def call(self, args: object, kwargs: object = None) -> None:
+        function = self.pop()
+        if not isinstance(function, Global):
+            raise UnreadableModel(f"a call of something that is not a named class or function: {shorten(function)}")
+        if not isinstance(args, tuple) or (kwargs is not None and not isinstance(kwargs, dict)):
+            raise UnreadableModel(f"arguments of {function.dotted} are not a tuple")
+        builder = self.builders.get(function.dotted)
+        if builder is None:
+            self.stack.append(Instance(function.dotted, args, state=dict(kwargs or {})))
+            return
+        try:
+            self.stack.append(builder(*args))
+        except UnreadableModel:
+            raise
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError, UnicodeError) as error:
+            raise UnreadableModel(f"{function.dotted}: arguments of the wrong form ({str(error)[:120]})") from None
+
+    def build(self) -> None:
+        state, target = self.pop(), self.top()
+        if isinstance(target, dict):
+            return  # an OrderedDict's own attributes, such as the version notes of a state_dict
+        if not isinstance(target, Instance):
+            raise UnreadableModel(f"state set on {shorten(target)}")
+        for part in state if isinstance(state, tuple) else (state,):  # (__dict__, slots)
+            if isinstance(part, dict):
+                target.state.update(part)
+            elif part is not None:
+                target.items.append(part)
+
+    def set_items(self, values: list) -> None:
+        target = self.top()
+        mapping = target.mapping if isinstance(target, Instance) else target
+        if not isinstance(mapping, dict) or len(values) % 2:
+            raise UnreadableModel(f"key-value pairs stored in {shorten(target)}")
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            mapping[_hashable(key)] = value
+
+    def append(self, values: list) -> None:
+        target = self.top()
+        items = target.items if isinstance(target, Instance) else target
+        if not isinstance(items, list):
+            raise UnreadableModel(f"elements appended to {shorten(target)}")
+        items.extend(values)
+
+    def add(self, values: list) -> None:
+        target = self.top()
+        if not isinstance(target, set):
+            raise UnreadableModel(f"elements added to {shorten(target)}")
+        target.update(_hashable(v) for v in values)
+
+
+def _hashable(key: object) -> object:
+    """`key` if hashing it is cheap: nested tuples can share parts and take exponential time."""
+    atoms = key if isinstance(key, tuple) else (key,)
+    if all(isinstance(atom, str | bytes | int | float | Global | Instance | None) for atom in atoms):
+        return key
+    raise UnreadableModel(f"{shorten(key)} is used as a key")
+
+
+def _persistent(machine: _Machine, _) -> None:
+    machine.stack.append(machine.persistent_load(machine.pop()))
+
+
+def _stack_global(machine: _Machine, _) -> None:
+    name = machine.pop()
+    machine.name(machine.pop(), name)
+
+
+def _new_with_keywords(machine: _Machine, _) -> None:
+    kwargs = machine.pop()
+    machine.call(machine.pop(), kwargs)
+
+
+_STEPS: dict[str, Callable] = {
+    "PROTO": lambda m, _: None,
+    "FRAME": lambda m, _: None,
+    "MARK": lambda m, _: m.stack.append(_MARK),
+    "POP": lambda m, _: m.pop(),
+    "POP_MARK": lambda m, _: m.pop_mark(),
+    "DUP": lambda m, _: m.stack.append(m.top()),
+    "TUPLE": lambda m, _: m.stack.append(tuple(m.pop_mark())),
+    "LIST": lambda m, _: m.stack.append(m.pop_mark()),
+    "DICT": lambda m, _: (values := m.pop_mark(), m.stack.append({}), m.set_items(values)),
+    "FROZENSET": lambda m, _: m.stack.append(frozenset(_hashable(v) for v in m.pop_mark())),
+    "APPEND": lambda m, _: m.append([m.pop()]),
+    "APPENDS": lambda m, _: m.append(m.pop_mark()),
+    "SETITEM": lambda m, _: m.set_items([m.pop(), m.pop()][::-1]),
+    "SETITEMS": lambda m, _: m.set_items(m.pop_mark()),
+    "ADDITEMS": lambda m, _: m.add(m.pop_mark()),
+    "BINPUT": lambda m, index: m.put(index),
+    "LONG_BINPUT": lambda m, index: m.put(index),
+    "MEMOIZE": lambda m, _: m.put(len(m.memo)),
+    "BINGET": lambda m, index: m.get(index),
+    "LONG_BINGET": lambda m, index: m.get(index),
+    "GLOBAL": lambda m, pair: m.name(*pair.split(" ", 1)),
+    "STACK_GLOBAL": _stack_global,
+    "REDUCE": lambda m, _: m.call(m.pop()),
+    "NEWOBJ": lambda m, _: m.call(m.pop()),
+    "NEWOBJ_EX": _new_with_keywords,
+    "BUILD": lambda m, _: m.build(),
+    "BINPERSID": _persistent,
+}
+
+
+def _ordered_dict(pairs: object = ()) -> dict:
+    return {_hashable(key): value for key, value in pairs}  # type: ignore[attr-defined]
+
+
+def _set(values: object = ()) -> set:
+    return {_hashable(value) for value in values}  # type: ignore[attr-defined]
+
+
+def _bytes(text: str, encoding: str) -> bytes:
+    if encoding != "latin1" or not isinstance(text, str):
+        raise UnreadableModel(f"bytes stored with the encoding {shorten(encoding)}, expected 'latin1'")
+    return text.encode("latin1")
+
+
+BUILDERS: dict[str, Builder] = {
+    "collections.OrderedDict": _ordered_dict,
+    "builtins.set": _set,
+    "__builtin__.set": _set,
+    "_codecs.encode": _bytes,  # how protocol 2 writes bytes: the compiled TorchScript of e3nn modules
+}
