@@ -1,0 +1,65 @@
+# Each target works as the first command on a machine with only make and Python 3.11+: the environment is made first.
+#   make demo PYTHON=python3.12 MODEL=mace-mp-0b3-medium.model
+VENV ?= .venv
+BIN := $(VENV)/bin
+CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
+IS_NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in $(CANDIDATES); do $$p -c '$(IS_NEW_ENOUGH)' >/dev/null 2>&1 && { echo $$p; break; }; done)
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+BENCHES := $(filter-out bench/_%,$(wildcard bench/*.py))
+MODEL ?=
+OUT ?= demo_output
+
+.PHONY: help env demo test parity bench lint wheel clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    convert the bundled model, evaluate it, draw phonons (MODEL=file.model for another, OUT=folder)"
+	@echo "make test    the tests that need neither torch nor a network"
+	@echo "make parity  the comparison with mace-torch (installs torch)"
+	@echo "make bench   the benchmarks, one JSON file each under bench/results"
+	@echo "make lint    ruff and pyright"
+	@echo "make wheel   build the wheel and import both packages from it outside the checkout"
+
+env: $(VENV)/.dev
+
+demo: $(VENV)/.dev
+	$(BIN)/python -m equijax.demo --out "$(OUT)" $(if $(MODEL),--model "$(MODEL)")
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+parity: $(VENV)/.parity
+	TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 $(BIN)/python -m pytest -m parity tests/parity
+
+bench: $(VENV)/.dev
+	@set -e; for script in $(BENCHES); do echo "== $$script"; $(BIN)/python $$script; done
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+wheel: $(VENV)/.dev
+	rm -rf build dist
+	$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target dist/site dist/*.whl
+	cd dist && PYTHONPATH=site $(abspath $(BIN))/python -c "import convert, equijax, pathlib as p; \
+	  homes = {p.Path(m.__file__).parent.parent.name for m in (convert, equijax)}; assert homes == {'site'}, homes; \
+	  assert (p.Path(equijax.__file__).parent / 'assets' / 'mini.model').is_file(); print('the wheel works')"
+
+clean:
+	rm -rf $(VENV) .cache build dist
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "equijax needs Python 3.11 or newer with the venv module; none of '$(CANDIDATES)' is." >&2; \
+	  echo "Install one (Debian and Ubuntu: python3 and python3-venv), or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c '$(IS_NEW_ENOUGH)' || { echo "$(PYTHON) is not Python 3.11+ with the venv module" >&2; exit 1; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version); the packages take a few minutes to arrive the first time."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) -e ".[dev]"
+	@touch $@
+
+$(VENV)/.parity: $(VENV)/.dev
+	$(PIP_INSTALL) -e ".[dev,parity]"
+	@touch $@

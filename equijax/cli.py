@@ -1,0 +1,35 @@
+"""`equijax COMMAND ...`: the programs of `python -m equijax.COMMAND ...`, each imported only when it is asked for."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "demo": "convert the bundled model, evaluate it and draw phonons of two crystals",
+    "phonons": "force constants, band structure and thermal properties of a crystal",
+}
+
+
+def main(argv: list[str] | None = None) -> int | None:
+    """Hand the arguments after the sub-command to `main(argv)` of the module of that name.
+
+    Raises:
+      SystemExit: no such sub-command; the message lists the known ones.
+    """
+    command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help"):
+        print(usage())
+        return 0
+    if command not in COMMANDS:
+        raise SystemExit(f"equijax: unknown command {command!r}\n\n{usage()}")
+    return importlib.import_module(f"equijax.{command}").main(rest)
+
+
+def usage() -> str:
+    """One line a sub-command."""
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
+    return f"usage: equijax COMMAND ...\n\n{rows}\n\n`equijax COMMAND --help` lists the options of one."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Imports go one way: read from the source of every module, so that a lazy import counts too."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# A room may import from rooms in the layers above its own line, from its own line where no cycle arises, and from
+# itself. `equijax` is what `equijax/__init__.py` re-exports.
+LAYERS = (
+    {"units", "config"},
+    {"gather"},
+    {"graph"},
+    {"nn"},
+    {"predict"},
+    {"checkpoint", "specialise", "hessian", "bloch", "loss", "calculator", "adapters", "data", "replay"},
+    {"forcefield", "train"},
+    {"phonons", "thermo", "modes", "md", "testing"},
+    {"equijax"},
+    {"demo", "cli", "finetune", "evaluate", "rattle"},
+)
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+TORCH = {"torch", "mace", "e3nn"}
+CONVERT_MAY_IMPORT = {"units", "config", "graph", "nn", "predict", "checkpoint"}
+CONVERT_WITH_TORCH = {"to_torch.py", "verify.py"}  # need the parity extra
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of everything a file imports, relative imports resolved; `from a import b` gives a and a.b."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = list(path.relative_to(ROOT).parent.parts)
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def room_of(path: Path) -> str:
+    """`equijax/nn/cg.py` is in the room `nn`, `equijax/__init__.py` is the room `equijax`."""
+    first = path.relative_to(ROOT / "equijax").parts[0].removesuffix(".py")
+    return "equijax" if first == "__init__" else first
+
+
+def rooms_imported(path: Path) -> set[str]:
+    """Rooms of equijax that a file imports; `equijax` itself only where a re-exported name is meant."""
+    rooms = set()
+    dotted = {name.split(".")[1] for name in imported(path) if name.startswith("equijax.")}
+    rooms |= {name for name in dotted if is_room(name)}
+    if dotted - rooms or ("equijax" in imported(path) and not dotted):
+        rooms.add("equijax")
+    return rooms
+
+
+def is_room(name: str) -> bool:
+    return (ROOT / "equijax" / f"{name}.py").exists() or (ROOT / "equijax" / name / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("path", sources("equijax"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_equijax_imports_neither_convert_nor_torch(path):
+    top = {name.split(".")[0] for name in imported(path)}
+    assert not top & {"convert", *TORCH}
+
+
+@pytest.mark.parametrize("path", sources("equijax"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_rooms_import_one_way(path):
+    room = room_of(path)
+    assert room in LEVEL, f"{room} is a new room: give it a line in LAYERS"
+    too_high = {other for other in rooms_imported(path) if LEVEL[other] > LEVEL[room]}
+    assert not too_high, f"{room} may not import {sorted(too_high)}"
+
+
+def test_no_cycle_between_rooms():
+    edges: dict[str, set[str]] = {}
+    for path in sources("equijax"):
+        edges.setdefault(room_of(path), set()).update(rooms_imported(path) - {room_of(path)})
+    while leaves := {room for room, needs in edges.items() if not needs & set(edges)}:
+        edges = {room: needs for room, needs in edges.items() if room not in leaves}
+    assert not edges, f"these rooms import each other: {edges}"
+
+
+@pytest.mark.parametrize("path", sources("convert"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_convert_imports_the_model_and_nothing_above_it(path):
+    assert rooms_imported(path) <= CONVERT_MAY_IMPORT
+    if path.name not in CONVERT_WITH_TORCH:
+        assert not {name.split(".")[0] for name in imported(path)} & TORCH
