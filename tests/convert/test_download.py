@@ -1,0 +1,134 @@
+"""Downloads against a server on 127.0.0.1: progress, resume, checksum, licence, no network."""
+
+import hashlib
+import http.server
+import re
+import threading
+from dataclasses import replace
+
+import pytest
+
+from convert import download
+from convert.download import PUBLISHED, ChecksumWarning, DownloadError, Published, fetch
+
+CONTENT = bytes(range(256)) * 4000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+NAME = "mace-mp-0b3-medium"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves CONTENT at /model; the mode in the path makes it misbehave."""
+
+    def do_GET(self):
+        log = self.server.log
+        log.append(self.headers.get("Range"))
+        start = 0
+        if (found := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")) and "norange" not in self.path:
+            start = int(found[1])
+        if "missing" in self.path:
+            return self.send_error(404)
+        if start >= len(CONTENT):
+            return self.send_error(416)
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+        self.send_header("Content-Type", "text/html" if "page" in self.path else "application/octet-stream")
+        self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.end_headers()
+        stop = len(CONTENT) // 2 if "cut" in self.path and len(log) == 1 else len(CONTENT)
+        self.wfile.write(CONTENT[start:stop])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.log = []
+        thread = threading.Thread(target=running.serve_forever, args=[0.02])
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def publish(monkeypatch, server, path="model.model", sha256=SHA256, name=NAME, **changes):
+    url = f"http://127.0.0.1:{server.server_address[1]}/{path}"
+    entry = replace(PUBLISHED[name], url=url, sha256=sha256, size=len(CONTENT), **changes)
+    monkeypatch.setitem(PUBLISHED, name, entry)
+
+
+def test_download_then_cache(server, monkeypatch, tmp_path, capsys):
+    publish(monkeypatch, server)
+    path = fetch(NAME, cache=tmp_path / "deep" / "cache")
+    assert path.read_bytes() == CONTENT and path.name == "model.model"
+    assert NAME in capsys.readouterr().err  # progress
+    assert fetch(NAME, cache=tmp_path / "deep" / "cache") == path
+    assert server.log == [None]
+    assert [p.name for p in path.parent.iterdir()] == ["model.model"]
+
+
+@pytest.mark.parametrize("path", ["cut.model", "cut-norange.model"])
+def test_cut_off_download_is_resumed(server, monkeypatch, tmp_path, path):
+    publish(monkeypatch, server, path)
+    with pytest.raises(DownloadError, match="continues from there"):
+        fetch(NAME, cache=tmp_path)
+    assert not (tmp_path / path).exists()
+    assert fetch(NAME, cache=tmp_path).read_bytes() == CONTENT
+    assert server.log == [None, f"bytes={len(CONTENT) // 2}-"]
+
+
+@pytest.mark.parametrize("stale", [b"other bytes", CONTENT + b"more"])
+def test_wrong_partial_file_is_replaced(server, monkeypatch, tmp_path, stale):
+    publish(monkeypatch, server)
+    (tmp_path / "model.model.part").write_bytes(stale)
+    assert fetch(NAME, cache=tmp_path).read_bytes() == CONTENT
+
+
+def test_checksum_mismatch_is_loud_and_prints_both(server, monkeypatch, tmp_path):
+    publish(monkeypatch, server, sha256="0" * 64)
+    with pytest.warns(ChecksumWarning, match=f"(?s){'0' * 64}.*{SHA256}"):
+        path = fetch(NAME, cache=tmp_path)
+    assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(("path", "reason"), [("missing", "404"), ("page", "web page")])
+def test_server_errors_say_what_to_put_where(server, monkeypatch, tmp_path, path, reason):
+    publish(monkeypatch, server, path)
+    with pytest.raises(DownloadError, match=f"{reason}.*Fetch http.*put it at {re.escape(str(tmp_path / path))}"):
+        fetch(NAME, cache=tmp_path)
+
+
+def test_no_network_says_what_to_put_where(monkeypatch, tmp_path):
+    entry = Published("x", "http://no-such-host.invalid/a/x.model", 1, None, "", "MIT")
+    monkeypatch.setitem(PUBLISHED, "x", entry)
+    with pytest.raises(DownloadError, match=f"Fetch .*x.model .*put it at {re.escape(str(tmp_path))}/x.model"):
+        fetch("x", cache=tmp_path)
+
+
+def test_file_put_by_hand_is_used(tmp_path):
+    (tmp_path / PUBLISHED[NAME].filename).write_bytes(b"by hand")
+    assert fetch(NAME, cache=tmp_path).read_bytes() == b"by hand"
+
+
+def test_other_licences_must_be_accepted(server, monkeypatch, tmp_path, capsys):
+    name = "mace-off23-small"
+    publish(monkeypatch, server, name=name, sha256=None)
+    with pytest.raises(PermissionError, match="Academic Software License.*--accept-licence"):
+        fetch(name, cache=tmp_path)
+    assert fetch(name, accept_licence=True, cache=tmp_path).is_file()
+    assert "non-commercial" in capsys.readouterr().err
+
+
+def test_unknown_name_suggests_known_ones():
+    with pytest.raises(KeyError, match="mace-mp-0b3-medium.*--list"):
+        fetch("mace-mp-0b3-medum")
+
+
+def test_table_and_listing():
+    text = download.listing()
+    for name, entry in PUBLISHED.items():
+        assert name in text and entry.licence in download.LICENCES and entry.url.startswith("https://")
+        assert entry.sha256 is None or re.fullmatch("[0-9a-f]{64}", entry.sha256)
