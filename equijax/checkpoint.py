@@ -60,8 +60,10 @@ def load(path: str | Path) -> tuple[ModelConfig, dict, dict]:
     """
     path = Path(path).absolute()
     if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{path} is not an equijax model directory (no config.json in it); make one with "
-                                "`python -m convert MODEL OUT`")  # fmt: skip
+        raise FileNotFoundError(
+            f"{path} is not an equijax model directory (no config.json in it); make one with "
+            "`python -m convert MODEL OUT`"
+        )
     document = json.loads((path / "config.json").read_text())
     if document.get("format") != FORMAT:
         raise ValueError(f"{path} has format {document.get('format')}, this version reads {FORMAT}: convert again")

@@ -62,12 +62,16 @@ class ModelConfig:
         if not self.r_max > 0:
             raise ValueError(f"r_max = {self.r_max} A must be positive")
         if self.num_interactions < 1 or len(self.correlation) != self.num_interactions:
-            raise ValueError(f"correlation {self.correlation} must have one entry for each of the "
-                             f"{self.num_interactions} interactions")  # fmt: skip
+            raise ValueError(
+                f"correlation {self.correlation} must have one entry for each of the "
+                f"{self.num_interactions} interactions"
+            )
         for mul, ir in e3nn.Irreps(self.hidden_irreps):
             if ir.p != (-1) ** ir.l or mul != self.channels:
-                raise ValueError(f"hidden_irreps {self.hidden_irreps!r}: need the same multiplicity of natural-parity "
-                                 "irreps (0e, 1o, 2e, ...), one of each l")  # fmt: skip
+                raise ValueError(
+                    f"hidden_irreps {self.hidden_irreps!r}: need the same multiplicity of natural-parity "
+                    "irreps (0e, 1o, 2e, ...), one of each l"
+                )
         if [ir.l for _, ir in e3nn.Irreps(self.hidden_irreps)] != list(range(self.hidden_lmax + 1)):
             raise ValueError(f"hidden_irreps {self.hidden_irreps!r} must hold every l from 0 up, once")
 
@@ -111,8 +115,11 @@ def from_dict(cls, values: dict):
     """
     hints = typing.get_type_hints(cls)
     names = {f.name for f in dataclasses.fields(cls)}
-    required = {f.name for f in dataclasses.fields(cls)
-                if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}  # fmt: skip
+    required = {
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
     missing, extra = sorted(required - set(values)), sorted(set(values) - names)
     if missing or extra:
         raise ValueError(f"{cls.__name__}: missing options {missing}, unknown options {extra}")

@@ -63,8 +63,10 @@ def check_atoms(atoms: ase.Atoms, config: ModelConfig, name: str = "structure") 
     unknown = [i for i, z in enumerate(atoms.numbers) if z not in config.species]
     if unknown:
         symbols = sorted({atoms.symbols[i] for i in unknown})
-        raise ValueError(f"{name}: {_some(unknown)} of element {', '.join(symbols)}, which this model does not know; "
-                         f"it knows {len(config.species)} elements: {_symbols(config.species)}")  # fmt: skip
+        raise ValueError(
+            f"{name}: {_some(unknown)} of element {', '.join(symbols)}, which this model does not know; "
+            f"it knows {len(config.species)} elements: {_symbols(config.species)}"
+        )
     bad = np.flatnonzero(~np.isfinite(atoms.positions).all(1))
     if bad.size:
         raise ValueError(f"{name}: {_some(bad)} at non-finite position {atoms.positions[bad[0]]}")
@@ -72,8 +74,10 @@ def check_atoms(atoms: ase.Atoms, config: ModelConfig, name: str = "structure") 
         raise ValueError(f"{name}: the cell is not finite: {atoms.cell.array.tolist()}")
     periodic = atoms.cell.array[atoms.pbc]
     if len(periodic) and _volume(periodic) < 1e-6:  # A^dim
-        raise ValueError(f"{name}: periodic along {atoms.pbc.tolist()} but those cell vectors span no volume: "
-                         f"{atoms.cell.array.tolist()}")  # fmt: skip
+        raise ValueError(
+            f"{name}: periodic along {atoms.pbc.tolist()} but those cell vectors span no volume: "
+            f"{atoms.cell.array.tolist()}"
+        )
 
 
 def neighbour_list(atoms: ase.Atoms, cutoff: float, name: str = "structure") -> Edges:
@@ -87,14 +91,17 @@ def neighbour_list(atoms: ase.Atoms, cutoff: float, name: str = "structure") -> 
     i, j, shifts, d = calculator.compute(atoms.positions, cell, tuple(bool(p) for p in atoms.pbc), "ijSd")
     if d.size and d.min() < MIN_DISTANCE_A:
         e = int(d.argmin())
-        raise ValueError(f"{name}: atoms {i[e]} and {j[e]} ({atoms.symbols[int(i[e])]}, {atoms.symbols[int(j[e])]}) are "
-                         f"{d[e]:.3g} A apart; expected at least {MIN_DISTANCE_A} A: remove the duplicate")  # fmt: skip
+        raise ValueError(
+            f"{name}: atoms {i[e]} and {j[e]} ({atoms.symbols[int(i[e])]}, {atoms.symbols[int(j[e])]}) are "
+            f"{d[e]:.3g} A apart; expected at least {MIN_DISTANCE_A} A: remove the duplicate"
+        )
     i, j, shifts = i.astype(np.int64), j.astype(np.int64), shifts.astype(np.int64)
     order = np.lexsort((*shifts.T, j, i))
     i, j, shifts = i[order], j[order], shifts[order]
     opposite = np.lexsort((*-shifts.T, i, j))
-    if not (np.array_equal(i[opposite], j) and np.array_equal(j[opposite], i)
-            and np.array_equal(-shifts[opposite], shifts)):  # fmt: skip
+    if not (
+        np.array_equal(i[opposite], j) and np.array_equal(j[opposite], i) and np.array_equal(-shifts[opposite], shifts)
+    ):
         raise RuntimeError(f"{name}: the neighbour list is not symmetric; this is a bug in the list, please report it")
     return Edges(i, j, shifts, opposite)
 
@@ -132,7 +139,9 @@ class SizePool:
 
 def round_up(size: Size) -> Size:
     """Round to a coarse ladder: at most 1/8 waste in nodes and slots, powers of two in species and graphs."""
-    return Size(_ladder(size.nodes), _ladder(size.slots), _power_of_two(size.species), 1 + _power_of_two(size.graphs - 1))
+    return Size(
+        _ladder(size.nodes), _ladder(size.slots), _power_of_two(size.species), 1 + _power_of_two(size.graphs - 1)
+    )
 
 
 def _ladder(n: int) -> int:
@@ -144,8 +153,12 @@ def _power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def build(structures: list[tuple[ase.Atoms, Edges]], config: ModelConfig, size: Size | None = None,
-          heads: list[int] | None = None) -> jraph.GraphsTuple:  # fmt: skip
+def build(
+    structures: list[tuple[ase.Atoms, Edges]],
+    config: ModelConfig,
+    size: Size | None = None,
+    heads: list[int] | None = None,
+) -> jraph.GraphsTuple:
     """One padded batch.
 
     Args:
@@ -195,8 +208,13 @@ def build(structures: list[tuple[ase.Atoms, Edges]], config: ModelConfig, size: 
     )
 
 
-def from_atoms(images: ase.Atoms | list[ase.Atoms], config: ModelConfig, *, pool: SizePool | None = None,
-               heads: list[int] | None = None) -> jraph.GraphsTuple:  # fmt: skip
+def from_atoms(
+    images: ase.Atoms | list[ase.Atoms],
+    config: ModelConfig,
+    *,
+    pool: SizePool | None = None,
+    heads: list[int] | None = None,
+) -> jraph.GraphsTuple:
     """Check structures, list their neighbours and batch them; `pool` bounds the number of distinct shapes.
 
     Raises:
@@ -225,7 +243,9 @@ def _volume(vectors):
 
 def _some(indices):
     shown = ", ".join(str(int(i)) for i in indices[:5])
-    return f"atom{'s' if len(indices) > 1 else ''} {shown}" + (f" and {len(indices) - 5} more" if len(indices) > 5 else "")
+    return f"atom{'s' if len(indices) > 1 else ''} {shown}" + (
+        f" and {len(indices) - 5} more" if len(indices) > 5 else ""
+    )
 
 
 def _symbols(numbers):

@@ -21,8 +21,9 @@ def node_graph_index(graph: jraph.GraphsTuple) -> jax.Array:
     return jnp.repeat(jnp.arange(num_graphs), graph.n_node, total_repeat_length=num_nodes)
 
 
-def edge_vectors(config: ModelConfig, graph: jraph.GraphsTuple, positions: jax.Array, strain=None,
-                 gather=gather_senders) -> jax.Array:  # fmt: skip
+def edge_vectors(
+    config: ModelConfig, graph: jraph.GraphsTuple, positions: jax.Array, strain=None, gather=gather_senders
+) -> jax.Array:
     """Receiver minus sender, r_n - r_s - S . cell, deformed by the symmetric strain of the graph.
 
     Args:
@@ -49,8 +50,9 @@ def edge_vectors(config: ModelConfig, graph: jraph.GraphsTuple, positions: jax.A
     return jnp.where(mask, vectors, far)
 
 
-def energy(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, positions=None, strain=None,
-           gather=gather_senders) -> jax.Array:  # fmt: skip
+def energy(
+    config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, positions=None, strain=None, gather=gather_senders
+) -> jax.Array:
     """Interaction energy of every atom, isolated-atom energies E0 not included; 0 for padding atoms.
 
     Args:
@@ -67,8 +69,14 @@ def energy(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, posit
     positions = jnp.asarray(graph.nodes["positions"]) if positions is None else positions
     vectors = edge_vectors(config, graph, positions, strain, gather)
     index = node_graph_index(graph)
-    inputs = {"slot": graph.nodes["slot"], "table": graph.globals["table"], "head": graph.globals["head"][index],
-              "senders": graph.senders, "reverse": graph.edges["reverse"], "gather": gather}  # fmt: skip
+    inputs = {
+        "slot": graph.nodes["slot"],
+        "table": graph.globals["table"],
+        "head": graph.globals["head"][index],
+        "senders": graph.senders,
+        "reverse": graph.edges["reverse"],
+        "gather": gather,
+    }
     node_energy = MACE(config).apply(variables, vectors, inputs)
     return jnp.where(index < graph.n_node.shape[0] - 1, node_energy, 0.0)
 
@@ -131,16 +139,23 @@ def evaluate(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, dty
 
 def cast(tree, dtype):
     """Floating-point leaves of a pytree as arrays of `dtype` (integers and masks untouched)."""
+
     def leaf(x):
         x = x if isinstance(x, jax.Array) else np.asarray(x)
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
     return jax.tree.map(leaf, tree)
 
 
 def init_variables(config: ModelConfig, seed: int = 0) -> dict:
     """Random weights (float64 numpy) of the right shapes for `config`, as mace-torch draws them; E0 = 0."""
-    graph = {"slot": np.zeros(1, np.int32), "table": np.zeros(1, np.int32), "head": np.zeros(1, np.int32),
-             "senders": np.zeros(1, np.int32), "reverse": np.zeros(1, np.int32)}  # fmt: skip
+    graph = {
+        "slot": np.zeros(1, np.int32),
+        "table": np.zeros(1, np.int32),
+        "head": np.zeros(1, np.int32),
+        "senders": np.zeros(1, np.int32),
+        "reverse": np.zeros(1, np.int32),
+    }
     with jax.enable_x64(True):
         vectors = np.array([[[1.0, 0.5, 0.25]]])
         variables = flax.core.unfreeze(MACE(config).init(jax.random.PRNGKey(seed), vectors, graph))

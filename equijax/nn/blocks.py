@@ -29,8 +29,10 @@ class Linear(nn.Module):
     def __call__(self, x: list[jax.Array]) -> list[jax.Array]:
         """[N, 2l+1, C] for each l -> the same shapes."""
         channels = x[0].shape[-1]
-        return [x[l] @ (self.param(f"l{l}", _normal, (channels, channels)).astype(x[l].dtype) / math.sqrt(channels))
-                for l in range(self.lmax + 1)]  # fmt: skip
+        return [
+            x[l] @ (self.param(f"l{l}", _normal, (channels, channels)).astype(x[l].dtype) / math.sqrt(channels))
+            for l in range(self.lmax + 1)
+        ]
 
 
 class PathLinear(nn.Module):
@@ -86,7 +88,7 @@ class Interaction(nn.Module):
 
     @nn.compact
     def __call__(self, x, geometry, graph):
-        """Features [N, 2l+1, C] per l -> (messages [N, 2l+1, C] for l = 0..max_ell, residual features per l or None)."""
+        """Features [N, 2l+1, C] per l -> messages [N, 2l+1, C] for l = 0..max_ell, residual features per l or None."""
         cfg, t = self.config, self.t
         name = cfg.interaction_name(t)
         lmax = cfg.input_lmax(t)
@@ -128,9 +130,17 @@ class Product(nn.Module):
         """[N, 2l+1, C] for l = 0..max_ell -> [N, 2L+1, C] for L = 0..output_lmax."""
         cfg, t = self.config, self.t
         A = jnp.concatenate(messages, axis=1)
-        out = [SymmetricContraction(cfg.max_ell, L, cfg.correlation[t], len(cfg.species), cfg.contraction_paths[t][L],
-                                    name=f"contraction_l{L}")(A, graph["slot"], graph["table"])
-               for L in range(cfg.output_lmax(t) + 1)]  # fmt: skip
+        out = [
+            SymmetricContraction(
+                cfg.max_ell,
+                L,
+                cfg.correlation[t],
+                len(cfg.species),
+                cfg.contraction_paths[t][L],
+                name=f"contraction_l{L}",
+            )(A, graph["slot"], graph["table"])
+            for L in range(cfg.output_lmax(t) + 1)
+        ]
         out = Linear(cfg.output_lmax(t), name="linear")(out)
         if residual is not None:
             out = [y + residual[L] if L < len(residual) else y for L, y in enumerate(out)]

@@ -30,9 +30,13 @@ def clebsch_gordan(l1: int, l2: int, l3: int) -> np.ndarray:
 @lru_cache
 def conv_paths(node_lmax: int, edge_lmax: int, out_lmax: int) -> tuple[Path, ...]:
     """The P parity-allowed convolution paths sorted by (l3, l1, l2), the order of mace-torch's radial weights."""
-    paths = [Path(l1, l2, l3)
-             for l1 in range(node_lmax + 1) for l2 in range(edge_lmax + 1)
-             for l3 in range(abs(l1 - l2), min(l1 + l2, out_lmax) + 1) if (l1 + l2 + l3) % 2 == 0]  # fmt: skip
+    paths = [
+        Path(l1, l2, l3)
+        for l1 in range(node_lmax + 1)
+        for l2 in range(edge_lmax + 1)
+        for l3 in range(abs(l1 - l2), min(l1 + l2, out_lmax) + 1)
+        if (l1 + l2 + l3) % 2 == 0
+    ]
     return tuple(sorted(paths, key=lambda p: (p.l3, p.l1, p.l2)))
 
 
@@ -78,10 +82,15 @@ class Monomials(NamedTuple):
 def monomials(lmax: int, L: int, degree: int) -> Monomials:
     """Monomials with a non-zero coefficient in any equivariant of `degree` variables 0e+...+lmax to output L."""
     u = np.abs(symmetrise(u_tensor(lmax, L, degree))).sum(-1)
-    pairs = [(c, idx) for c in range(2 * L + 1)
-             for idx in combinations_with_replacement(range((lmax + 1) ** 2), degree) if u[(c, *idx)] > ZERO]  # fmt: skip
-    return Monomials(np.array([c for c, _ in pairs], np.int32),
-                     np.array([f for _, f in pairs], np.int32).reshape(len(pairs), degree))  # fmt: skip
+    pairs = [
+        (c, idx)
+        for c in range(2 * L + 1)
+        for idx in combinations_with_replacement(range((lmax + 1) ** 2), degree)
+        if u[(c, *idx)] > ZERO
+    ]
+    return Monomials(
+        np.array([c for c, _ in pairs], np.int32), np.array([f for _, f in pairs], np.int32).reshape(len(pairs), degree)
+    )
 
 
 def symmetrise(u: np.ndarray) -> np.ndarray:
@@ -112,6 +121,8 @@ def compress_u(u: np.ndarray, lmax: int, L: int) -> np.ndarray:
         expected[(table.component, *table.factors.T[list(order)])] = sym[index]
     worst = np.abs(sym - expected).max(initial=0.0)
     if worst > 1e-5 * max(1.0, np.abs(sym).max(initial=0.0)):
-        raise ValueError(f"U tensor to L={L}, degree {degree} has an entry of {worst:.2e} where equivariance demands "
-                         "zero: it is not in the real e3nn basis this model uses")  # fmt: skip
+        raise ValueError(
+            f"U tensor to L={L}, degree {degree} has an entry of {worst:.2e} where equivariance demands "
+            "zero: it is not in the real e3nn basis this model uses"
+        )
     return coefficients

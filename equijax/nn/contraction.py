@@ -53,8 +53,9 @@ def polynomial(A: jax.Array, coefficients: jax.Array, tables: list[cg.Monomials]
     """
     degree = len(tables)
     one = A.shape[1]  # index of the constant 1 that pads low-degree monomials
-    factors = np.concatenate([np.pad(t.factors, ((0, 0), (0, degree - t.factors.shape[1])), constant_values=one)
-                              for t in tables])  # fmt: skip
+    factors = np.concatenate(
+        [np.pad(t.factors, ((0, 0), (0, degree - t.factors.shape[1])), constant_values=one) for t in tables]
+    )
     component = np.concatenate([t.component for t in tables])
     order = np.argsort(component, kind="stable")
     padded = jnp.concatenate([A, jnp.ones_like(A[:, :1])], axis=1)

@@ -91,7 +91,7 @@ class RadialBasis(nn.Module):
 class ZBL(nn.Module):
     """Screened nuclear repulsion per receiver (Ziegler, Biersack, Littmark 1985), as in mace-torch.
 
-        V_n = 1/2 sum_k 14.3996 Z_n Z_k / r phi(r / a) envelope(r; R_n + R_k),   a = 0.529 c / (Z_n^x + Z_k^x)
+    V_n = 1/2 sum_k 14.3996 Z_n Z_k / r phi(r / a) envelope(r; R_n + R_k),   a = 0.529 c / (Z_n^x + Z_k^x)
     """
 
     config: ModelConfig
@@ -99,10 +99,16 @@ class ZBL(nn.Module):
     @nn.compact
     def __call__(self, r: jax.Array, z_sender: jax.Array, z_receiver: jax.Array) -> jax.Array:
         """r [N, K] in A, atomic numbers [N, K] -> [N] eV."""
-        defaults = {"c": [0.1818, 0.5099, 0.2802, 0.02817], "a_exp": 0.300, "a_prefactor": 0.4543,
-                    "covalent_radii": covalent_radii}  # fmt: skip
-        const = {k: self.variable("constants", k, lambda v=v: np.asarray(v, np.float64)).value.astype(r.dtype)
-                 for k, v in defaults.items()}  # fmt: skip
+        defaults = {
+            "c": [0.1818, 0.5099, 0.2802, 0.02817],
+            "a_exp": 0.300,
+            "a_prefactor": 0.4543,
+            "covalent_radii": covalent_radii,
+        }
+        const = {
+            k: self.variable("constants", k, lambda v=v: np.asarray(v, np.float64)).value.astype(r.dtype)
+            for k, v in defaults.items()
+        }
         zs, zr = z_sender.astype(r.dtype), z_receiver.astype(r.dtype)
         a = const["a_prefactor"] * BOHR_A / (zs ** const["a_exp"] + zr ** const["a_exp"])
         phi = sum(const["c"][i] * jnp.exp(-b * r / a) for i, b in enumerate(ZBL_EXPONENTS))

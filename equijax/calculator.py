@@ -1,0 +1,46 @@
+"""ASE calculator."""
+
+import numpy as np
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from equijax import graph, predict
+
+
+class EquijaxCalculator(Calculator):
+    """Energy, energies per atom, forces and stress for ASE; made by `ForceField.calculator`.
+
+    Neighbour lists are exact at every step. Padded shapes grow on a coarse ladder, so a moving system compiles once or
+    twice, not at each change of its neighbour count.
+    """
+
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
+
+    def __init__(self, forcefield, dtype: str = "float64", head: str | None = None, **kwargs):
+        super().__init__(**kwargs)
+        if dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype {dtype!r}: expected 'float32' or 'float64'")
+        self.forcefield, self.dtype = forcefield, dtype
+        self.head = forcefield.head_index(head)
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        ff = self.forcefield
+        batch = graph.from_atoms(self.atoms, ff.config, pool=ff.pool, heads=[self.head])
+        out = predict.evaluate(ff.config, ff.device_variables(self.dtype), batch, self.dtype)
+        n = len(self.atoms)
+        if not np.isfinite(out["forces"]).all():
+            raise FloatingPointError(
+                f"the potential returned a non-finite force for {self.atoms.get_chemical_formula()}"
+            )
+        energy = float(out["energy"][0])
+        self.results = {
+            "energy": energy,
+            "free_energy": energy,
+            "energies": out["node_energy"][:n],
+            "forces": out["forces"][:n],
+        }
+        if self.atoms.cell.rank == 3 and self.atoms.pbc.any():
+            self.results["stress"] = full_3x3_to_voigt_6_stress(out["stress"][0])
+        elif "stress" in properties:
+            raise PropertyNotImplementedError("stress needs a periodic structure with three cell vectors")
