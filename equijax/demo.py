@@ -1,0 +1,235 @@
+"""`python -m equijax.demo`: convert a MACE model, evaluate labelled structures, draw the phonons of two crystals."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import ase.io
+import jax
+import matplotlib
+import numpy as np
+import phonopy
+import tyro
+from ase.stress import voigt_6_to_full_3x3_stress
+from phonopy.phonon.band_structure import get_band_qpoints_by_seekpath
+from tqdm import tqdm
+
+import equijax
+from equijax import phonons
+
+ASSETS = resources.files("equijax") / "assets"
+LABELLED = ("mini_valid", "Si-dia_test", "NaCl-rs_test")  # extxyz files with energies, forces and stresses
+CRYSTALS = {"Si-dia": "Si (diamond)", "NaCl-rs": "NaCl (rocksalt)"}
+MESH = (6, 6, 6)  # Gamma-centred, for the frequency error
+TEMPERATURE_K = 300.0
+TASKS = 1 + len(LABELLED) + len(CRYSTALS) + 1  # convert, evaluate, phonons, plot
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Convert a MACE model, evaluate labelled structures with it, and draw the phonons of two crystals."""
+
+    model: str | None = None
+    """A torch .model file or the name of a published model; the small bundled model by default."""
+    out: Path = Path("demo_output")
+    """Folder for everything the demo makes."""
+    head: str | None = None
+    """Head of a model that has several."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; print its tables, write model/, bands.png, phonopy files and report.json to the output folder.
+
+    Raises:
+      SystemExit: the conversion failed; its own message is above.
+    """
+    config = tyro.cli(DemoConfig, args=argv, prog="equijax demo")
+    out = config.out.absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    spectra = []
+    with tqdm(total=TASKS, desc="demo", unit="step") as progress:
+        conversion_s, ff = step(progress, "convert", convert, config.model, out / "model")
+        errors = [step(progress, f"evaluate {name}", evaluate, ff, name, config.head)[1] for name in LABELLED]
+        for name, title in CRYSTALS.items():
+            spectra.append(step(progress, f"phonons of {title}", phonons_of, ff, name, out)[1])
+        step(progress, "draw", draw_bands, spectra, out / "bands.png")
+    report = {
+        "model": ff.metadata,
+        "versions": {m.__name__: m.__version__ for m in (equijax, jax, phonopy, np)},
+        "errors": errors,
+        "phonons": [row for _, _, row in spectra],
+        "convert_s": conversion_s,
+        "total_s": time.perf_counter() - started,
+    }
+    (out / "report.json").write_text(json.dumps(report, indent=1))
+    print(summary(ff, report, out))
+    return 0
+
+
+def summary(ff: equijax.ForceField, report: dict, out: Path) -> str:
+    """The text printed at the end."""
+    model = f"{len(ff.config.species)} elements, {ff.config.hidden_irreps}, r_max {ff.config.r_max:g} A"
+    return f"""
+Converted in {report["convert_s"]:.1f} s to {out / "model"}: {model}
+
+Errors against labels (mean absolute, float32)
+{table(report["errors"])}
+
+Phonons from exact second derivatives (float64), against the reference
+{table(report["phonons"])}
+
+{report["total_s"]:.0f} s in all. Band structures: {out / "bands.png"}
+Everything is in {out}"""
+
+
+def step(progress: tqdm, title: str, function, *args):
+    """(seconds, result) of one step of the demo, named in the progress bar while it runs."""
+    progress.set_postfix_str(title)
+    seconds, result = timed(function, *args)
+    progress.update()
+    return seconds, result
+
+
+def convert(source: str | None, out: Path) -> equijax.ForceField:
+    """Run `python -m convert` as a user would, and load what it wrote."""
+    with resources.as_file(ASSETS / "mini.model") as bundled:
+        done = subprocess.run([sys.executable, "-m", "convert", source or str(bundled), str(out)], check=False)
+    if done.returncode:
+        raise SystemExit(f"the conversion of {source or 'the bundled model'} failed with status {done.returncode}")
+    return equijax.load(out)
+
+
+def read_labels(atoms: ase.Atoms) -> tuple[float, np.ndarray, np.ndarray]:
+    """Energy (eV), forces [n, 3] (eV/A) and stress [3, 3] (eV/A^3) under REF_ keys or ASE's own.
+
+    Raises:
+      KeyError, PropertyNotImplementedError: a label is missing.
+    """
+    if "REF_energy" in atoms.info:
+        energy, stress = atoms.info["REF_energy"], atoms.info["REF_stress"]
+        return float(energy), atoms.arrays["REF_forces"], voigt_6_to_full_3x3_stress(stress)
+    return atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress(voigt=False)
+
+
+def evaluate(ff: equijax.ForceField, name: str, head: str | None) -> dict:
+    """Mean absolute errors of a bundled file of labelled structures, and the time of the first and a second call."""
+    with resources.as_file(ASSETS / f"{name}.extxyz") as path:
+        images = ase.io.read(path, ":")
+    first_s, _ = timed(ff.evaluate, images, head=head)
+    second_s, results = timed(ff.evaluate, images, head=head)
+    labels = [read_labels(atoms) for atoms in images]
+    pairs = list(zip(results, labels, images, strict=True))
+    atoms = sum(len(a) for a in images)
+    return {
+        "file": name,
+        "structures": len(images),
+        "atoms": atoms,
+        "energy (meV/atom)": 1e3 * float(np.mean([abs(r["energy"] - e) / len(a) for r, (e, _, _), a in pairs])),
+        "forces (meV/A)": 1e3 * mean_difference([(r["forces"], f) for r, (_, f, _), _ in pairs]),
+        "stress (meV/A^3)": 1e3 * mean_difference([(r["stress"], s) for r, (_, _, s), _ in pairs]),
+        "first call (s)": first_s,
+        "again (s)": second_s,
+        "us/atom": 1e6 * second_s / atoms,
+    }
+
+
+def phonons_of(ff: equijax.ForceField, name: str, out: Path):
+    """Force constants of a bundled crystal on the supercell of its reference phonons.
+
+    Returns:
+      (reference, phonon, row): two Phonopy objects with force constants, and a row for the summary table.
+    """
+    with resources.as_file(ASSETS / f"{name}_phonopy.yaml") as path:
+        reference = phonopy.load(path, log_level=0)
+    phonon = phonopy.Phonopy(reference.unitcell, reference.supercell_matrix, reference.primitive_matrix)
+    seconds, _ = timed(phonons.force_constants, ff, phonon)
+    phonon.save(out / f"{name}_phonopy_params.yaml", settings={"force_constants": True})
+    found, wanted = spectrum(phonon), spectrum(reference)
+    row = {
+        "crystal": CRYSTALS[name],
+        "atoms in supercell": len(phonon.supercell),
+        "frequency MAE (THz)": float(np.abs(found["frequencies"] - wanted["frequencies"]).mean()),
+        "highest (THz)": found["highest"],
+        "reference (THz)": wanted["highest"],
+        "C_V 300 K (J/K/mol)": found["heat_capacity"],
+        "reference (J/K/mol)": wanted["heat_capacity"],
+        "time (s)": seconds,
+    }
+    return reference, phonon, row
+
+
+def spectrum(phonon: phonopy.Phonopy) -> dict:
+    """Frequencies [q, B] (THz) on the mesh, the highest of them, and C_V per mole of primitive cells."""
+    frequencies = phonon.run_mesh(MESH, is_mesh_symmetry=False, is_gamma_center=True).frequencies
+    thermal = phonon.run_thermal_properties(temperatures=[TEMPERATURE_K], exclude_gamma_acoustic=True)
+    return {
+        "frequencies": frequencies,
+        "highest": float(frequencies.max()),
+        "heat_capacity": float(thermal.heat_capacity[0]),
+    }
+
+
+def draw_bands(spectra: list, path: Path) -> None:
+    """Band structure of each crystal, the model over its reference."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(spectra), figsize=(6 * len(spectra), 4.5), layout="constrained")
+    for axis, (reference, phonon, row) in zip(axes, spectra, strict=True):
+        qpoints, labels, connections = get_band_qpoints_by_seekpath(phonon.primitive, 51, is_const_interval=True)
+        for source, style, name in ((reference, {"color": "0.6", "lw": 2.5}, "reference"),
+                                    (phonon, {"color": "C3", "lw": 1.0}, "equijax")):  # fmt: skip
+            bands = source.run_band_structure(qpoints, path_connections=connections, labels=labels)
+            for x, y in zip(bands.distances, bands.frequencies, strict=True):
+                lines = axis.plot(x, y, **style)
+            lines[0].set_label(name)
+        ticks = [bands.distances[0][0], *(x[-1] for x in bands.distances)]
+        axis.set_xticks(ticks, tick_labels(labels, connections))
+        axis.vlines(ticks, *axis.get_ylim(), color="0.85", lw=0.8, zorder=0)
+        axis.axhline(0, color="k", lw=0.5)
+        axis.set(title=row["crystal"], ylabel="frequency (THz)", xlim=(ticks[0], ticks[-1]))
+        axis.legend(loc="upper right")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def tick_labels(labels: list[str], connections: list[bool]) -> list[str]:
+    """One label a tick: where the path jumps, the end of one segment and the start of the next share it."""
+    names, left = [labels[0]], list(labels[1:])
+    for i, connected in enumerate(connections):
+        name = left.pop(0)
+        if not connected and i < len(connections) - 1:
+            name = f"{name}|{left.pop(0)}"
+        names.append(name)
+    return names
+
+
+def mean_difference(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Mean absolute difference over all components of all pairs of arrays."""
+    return float(np.mean(np.concatenate([np.abs(a - b).ravel() for a, b in pairs])))
+
+
+def timed(function, *args, **kwargs):
+    """(seconds, result) of one call."""
+    started = time.perf_counter()
+    result = function(*args, **kwargs)
+    return time.perf_counter() - started, result
+
+
+def table(rows: list[dict]) -> str:
+    """Rows with the same keys as aligned text, numbers to four digits."""
+    cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    cells.insert(0, list(rows[0]))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(text.rjust(w) for text, w in zip(row, widths, strict=True)) for row in cells]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
