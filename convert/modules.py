@@ -10,6 +10,8 @@ from convert.unpickle import Global, Instance, UnreadableModel, shorten
 
 MAX_MODULES = 20_000  # published models have about 200; a shared, nested tree can unfold exponentially
 MAX_DEPTH = 50
+MAX_NAME = 200  # characters of one component of a name
+MAX_VALUES = 1_000_000  # plain values in all attributes together; published models have about 1e4
 
 # Attributes of every torch module and of compiled code, which hold no hyper-parameters.
 _MACHINERY = frozenset({
@@ -63,7 +65,7 @@ def flatten(top: object) -> TorchModel:
         raise UnreadableModel(f"expected a whole torch module, found {_found(top)}")
     model = TorchModel({}, {}, frozenset(), {})
     trainable: set[str] = set()
-    _walk(top, "", 0, model, trainable)
+    _walk(top, "", model, trainable, _Budget(MAX_VALUES))
     return TorchModel(model.classes, model.tensors, frozenset(trainable), model.attributes)
 
 
@@ -75,8 +77,20 @@ def _found(top: object) -> str:
     return top.cls if isinstance(top, Instance) else shorten(top)
 
 
-def _walk(module: Instance, name: str, depth: int, model: TorchModel, trainable: set[str]) -> None:
-    if depth > MAX_DEPTH or len(model.classes) >= MAX_MODULES:
+class _Budget:
+    """Counts plain values: lists that share parts would otherwise unfold without end."""
+
+    def __init__(self, left: int):
+        self.left = left
+
+    def spend(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise UnreadableModel(f"attributes hold more than {MAX_VALUES} values")
+
+
+def _walk(module: Instance, name: str, model: TorchModel, trainable: set[str], budget: _Budget) -> None:
+    if name.count(".") > MAX_DEPTH or len(model.classes) >= MAX_MODULES:
         raise UnreadableModel(f"module tree deeper than {MAX_DEPTH} or above {MAX_MODULES} modules at {shorten(name)}")
     model.classes[name] = module.cls
     if module.cls.startswith(_COMPILED):
@@ -90,53 +104,51 @@ def _walk(module: Instance, name: str, depth: int, model: TorchModel, trainable:
             if kind == "_parameters" and value.trainable:
                 trainable.add(prefix + key)
     for key, value in module.state.items():
-        if isinstance(key, str) and key not in _MACHINERY:
-            model.attributes[prefix + key] = _plain(value)
+        if isinstance(key, str) and len(key) <= MAX_NAME and key not in _MACHINERY:
+            model.attributes[prefix + key] = _plain(value, budget)
     for key, value in _children(module, name, "_modules").items():
         if not isinstance(value, Instance):
             raise UnreadableModel(f"{prefix}{key} is {shorten(value)}, expected a module")
-        _walk(value, prefix + key, depth + 1, model, trainable)
+        _walk(value, prefix + key, model, trainable, budget)
 
 
 def _children(module: Instance, name: str, kind: str) -> dict[str, object]:
     """The entries of `_parameters`, `_buffers` or `_modules` that are not None."""
     found = module.state.get(kind) or {}
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+    if not isinstance(found, dict) or not all(isinstance(key, str) and len(key) <= MAX_NAME for key in found):
         raise UnreadableModel(f"{kind} of module {shorten(name)} ({module.cls}) is not a dict of names")
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _plain(value: object, depth: int = 0) -> object:
-    """`value` as plain data; collections deeper than e3nn's instruction lists or of great length become `Opaque`."""
+def _plain(value: object, budget: _Budget, depth: int = 0) -> object:
+    """`value` as plain data; collections nested deeper than e3nn's instruction lists become `Opaque`."""
+    budget.spend()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Global):
         return value.dotted
     if isinstance(value, Tensor):
         return value.array.item() if value.array.size == 1 else Opaque("torch.Tensor")
-    if isinstance(value, Instance):
-        return _plain_instance(value, depth)
-    if isinstance(value, list | tuple) and depth < 4 and len(value) <= 4096:
-        return tuple(_plain(item, depth + 1) for item in value)
-    return Opaque(type(value).__name__)
+    if isinstance(value, Instance) and value.cls == "e3nn.o3._irreps.Irreps":
+        return _irreps(value, budget)
+    if isinstance(value, Instance) and value.cls.endswith(".Instruction"):
+        value = value.args  # a named tuple of e3nn: (i_in, ..., path_weight, path_shape)
+    if isinstance(value, list | tuple) and depth < 4:
+        return tuple(_plain(item, budget, depth + 1) for item in value)
+    return Opaque(value.cls if isinstance(value, Instance) else type(value).__name__)
 
 
-def _plain_instance(value: Instance, depth: int) -> object:
-    if value.cls == "e3nn.o3._irreps.Irreps":
-        return _irreps(value)
-    if value.cls.endswith(".Instruction"):  # named tuples of e3nn: (i_in, ..., path_weight, path_shape)
-        return _plain(value.args, depth)
-    return Opaque(value.cls)
-
-
-def _irreps(value: Instance) -> str:
+def _irreps(value: Instance, budget: _Budget) -> str:
     """e3nn Irreps as text, such as 128x0e+128x1o."""
     parts = []
     for entry in _items(value):
+        budget.spend()
         mul, irrep = (*_items(entry), None, None)[:2]
         degree, parity = (*_items(irrep), None, None)[:2]
         if type(mul) is not int or type(degree) is not int or parity not in (1, -1):
             raise UnreadableModel(f"irreps that are not (multiplicity, (l, parity)): {shorten(mul)}, {shorten(degree)}")
+        if not (0 < mul < 2**20 and 0 <= degree < 100):
+            raise UnreadableModel(f"irreps of multiplicity {shorten(mul)} and degree {shorten(degree)}")
         parts.append(f"{mul}x{degree}{'e' if parity == 1 else 'o'}")
     return "+".join(parts)
 

@@ -20,7 +20,7 @@ ALLOWED_PACKAGES = frozenset({"torch", "e3nn", "mace", "numpy", "opt_einsum_fx"}
 _BUILTIN_TYPES = ("set", "frozenset", "slice", "complex", "bytearray", "object", "int", "float", "bool", "str", "bytes",
                   "list", "tuple", "dict")  # fmt: skip
 ALLOWED_NAMES = frozenset(
-    {"collections.OrderedDict", "collections.defaultdict", "_codecs.encode"}
+    {"collections.OrderedDict", "collections.defaultdict", "_codecs.encode", "builtins.getattr", "__builtin__.getattr"}
     | {f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _BUILTIN_TYPES}
 )
 
@@ -284,7 +284,18 @@ def _bytes(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _attribute(owner: object, name: object) -> Global:
+    """A call of getattr is how functions of torch's C library, such as torch.tanh, are named: extends the label."""
+    if not isinstance(owner, Global) or not isinstance(name, str) or not name.isidentifier():
+        raise UnreadableModel(f"getattr of {shorten(name)} from {shorten(owner)}, expected a name of torch")
+    if owner.module.split(".")[0] not in ALLOWED_PACKAGES or name.startswith("__"):
+        raise UnreadableModel(f"getattr of {shorten(name)} from {shorten(owner.dotted)}, expected a name of torch")
+    return Global(owner.dotted, name)
+
+
 BUILDERS: dict[str, Builder] = {
+    "builtins.getattr": _attribute,
+    "__builtin__.getattr": _attribute,
     "collections.OrderedDict": _ordered_dict,
     "builtins.set": _set,
     "__builtin__.set": _set,

@@ -1,0 +1,227 @@
+"""One table that maps the tensors of a torch MACE model to the Flax variables, both ways.
+
+Almost every tensor is a flat or merely reshaped concatenation of Flax arrays, so a row is a torch name, the Flax paths
+and their shapes. U tensors are compressed to monomial coefficients. Everything in a file is either in the table, in
+`IGNORED` with the reason, or an error.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from convert.hyper import UnsupportedModel, read_config
+from convert.modules import TorchModel
+from convert.unpickle import UnreadableModel, shorten
+from equijax.config import ModelConfig
+from equijax.nn import cg
+
+FlaxPath = tuple[str, ...]
+
+IGNORED = {
+    r"atomic_numbers|r_max|num_interactions": "read into the config",
+    r"radial_embedding\.cutoff_fn\.(p|r_max)|pair_repulsion_fn\.p": "read into the config",
+    r"radial_embedding\.bessel_fn\.(r_max|prefactor|n)": "computed from the config; checked there",
+    r".*\.output_mask": "e3nn's note of which outputs have a path",
+    r".*\.weights_(\d+|max)_zeroed": "mace's note of which weights are zero",
+    r"pair_repulsion_fn\.(r_max|cutoff\.(p|r_max))": "unused since the covalent radii set the range of ZBL",
+    r"interactions\.\d+\.conv_tp\.weight": "empty: the radial MLP provides the weights",
+    r".*\.bias": "empty: MACE has no biases",
+}
+EMPTY = re.compile(r".*\.bias|interactions\.\d+\.conv_tp\.weight")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A torch tensor, and the Flax arrays (path, shape) whose concatenation it is."""
+
+    torch: str
+    parts: tuple[tuple[FlaxPath, tuple[int, ...]], ...]
+
+
+def table(config: ModelConfig) -> list[Row]:
+    """All tensors of the model but the U tensors: params in `params`, constants in `constants`."""
+    C, Z, H = config.channels, len(config.species), len(config.heads)
+    rows = [_row("node_embedding.linear.weight", "params/node_embedding", Z, C),
+            _row("atomic_energies_fn.atomic_energies", "constants/atomic_energies", H, Z)]  # fmt: skip
+    for t in range(config.num_interactions):
+        rows += _interaction_rows(config, t) + _product_rows(config, t)
+        if t == config.num_interactions - 1 and t > 0:
+            M = H * config.readout_mlp
+            rows += [_row(f"readouts.{t}.linear_1.weight", f"params/readouts_{t}/linear_1", C, M),
+                     _row(f"readouts.{t}.linear_2.weight", f"params/readouts_{t}/linear_2", M, H)]  # fmt: skip
+        else:
+            rows.append(_row(f"readouts.{t}.linear.weight", f"params/readouts_{t}/linear", C, H))
+    if config.scale_shift:
+        rows += [_row(f"scale_shift.{name}", f"constants/{name}", H) for name in ("scale", "shift")]
+    return rows + _radial_rows(config)
+
+
+def _row(torch: str, path: str, *shape: int) -> Row:
+    return Row(torch, ((tuple(path.split("/")), shape),))
+
+
+def _by_degree(torch: str, path: str, shapes: list[tuple[int, ...]]) -> Row:
+    return Row(torch, tuple(((*path.split("/"), f"l{l}"), shape) for l, shape in enumerate(shapes)))
+
+
+def _interaction_rows(config: ModelConfig, t: int) -> list[Row]:
+    C, Z, B = config.channels, len(config.species), config.num_radial
+    lmax, name = config.input_lmax(t), config.interaction_name(t)
+    torch, flax = f"interactions.{t}", f"params/interactions_{t}"
+    paths = cg.conv_paths(lmax, config.max_ell, config.max_ell)
+    per_l = [(sum(p.l3 == l for p in paths), C, C) for l in range(config.max_ell + 1)]
+    skip_lmax = min(lmax, config.output_lmax(t)) if "Residual" in name else config.max_ell
+    rows = [_by_degree(f"{torch}.linear_up.weight", f"{flax}/linear_up", [(C, C)] * (lmax + 1)),
+            _by_degree(f"{torch}.linear.weight", f"{flax}/linear", per_l),
+            _by_degree(f"{torch}.skip_tp.weight", f"{flax}/skip_tp", [(C, Z, C)] * (skip_lmax + 1))]  # fmt: skip
+    sizes = (B, *config.radial_mlp)
+    for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        rows.append(_row(f"{torch}.conv_tp_weights.layer{i}.weight", f"{flax}/radial_mlp/layer{i}", fan_in, fan_out))
+    last = len(sizes) - 1
+    rows.append(_row(f"{torch}.conv_tp_weights.layer{last}.weight", f"{flax}/radial_mlp/layer{last}",
+                     sizes[-1], len(paths), C))  # fmt: skip
+    if "Density" in name:
+        rows.append(_row(f"{torch}.density_fn.layer0.weight", f"{flax}/density", B, 1))
+    return rows
+
+
+def _product_rows(config: ModelConfig, t: int) -> list[Row]:
+    C, Z, nu_max = config.channels, len(config.species), config.correlation[t]
+    rows = []
+    for L, counts in enumerate(config.contraction_paths[t]):
+        for nu, paths in enumerate(counts, start=1):
+            # torch numbers the weights from the highest degree down, which has a name of its own
+            weight = "weights_max" if nu == nu_max else f"weights.{nu_max - 1 - nu}"
+            rows.append(_row(f"products.{t}.symmetric_contractions.contractions.{L}.{weight}",
+                             f"params/products_{t}/contraction_l{L}/l{L}_nu{nu}", Z, paths, C))  # fmt: skip
+    shapes = [(C, C)] * (config.output_lmax(t) + 1)
+    return [*rows, _by_degree(f"products.{t}.linear.weight", f"params/products_{t}/linear", shapes)]
+
+
+def _radial_rows(config: ModelConfig) -> list[Row]:
+    torch, flax = "radial_embedding.distance_transform", "constants/radial"
+    rows = []
+    if config.radial_basis != "chebyshev":
+        name = f"{config.radial_basis}_weights"
+        rows.append(_row(f"radial_embedding.bessel_fn.{name}", f"{flax}/{name}", config.num_radial))
+    names = {"none": (), "soft": ("alpha",), "agnesi": ("a", "q", "p")}[config.distance_transform]
+    rows += [_row(f"{torch}.{name}", f"{flax}/{name}") for name in names]
+    if names:
+        rows.append(_row(f"{torch}.covalent_radii", f"{flax}/covalent_radii", 119))
+    if config.pair_repulsion:
+        shapes = {"c": (4,), "a_exp": (), "a_prefactor": (), "covalent_radii": (119,)}
+        rows += [_row(f"pair_repulsion_fn.{k}", f"constants/zbl/{k}", *shape) for k, shape in shapes.items()]
+    return rows
+
+
+def u_names(config: ModelConfig) -> dict[str, tuple[FlaxPath, int, int]]:
+    """Torch name of every U tensor -> (Flax path, L, degree)."""
+    return {f"products.{t}.symmetric_contractions.contractions.{L}.U_matrix_{nu}":
+            (("constants", f"products_{t}", f"contraction_l{L}", f"l{L}_nu{nu}"), L, nu)
+            for t in range(config.num_interactions)
+            for L, counts in enumerate(config.contraction_paths[t]) for nu in range(1, len(counts) + 1)}  # fmt: skip
+
+
+def activation_names(config: ModelConfig) -> dict[str, FlaxPath]:
+    """Torch module of each kind of normalised activation -> Flax path of its factor."""
+    names = {}
+    if config.radial_mlp:
+        for t in range(config.num_interactions):
+            path = ("constants", f"interactions_{t}", "radial_mlp", "silu")
+            names |= {f"interactions.{t}.conv_tp_weights.layer{i}.act": path for i in range(len(config.radial_mlp))}
+    last = config.num_interactions - 1
+    if last > 0:
+        names[f"readouts.{last}.non_linearity.acts.0"] = ("constants", f"readouts_{last}", "gate")
+    return names
+
+
+def to_flax(model: TorchModel, dtype: str | None = None) -> tuple[ModelConfig, dict]:
+    """Config and Flax variables of a torch MACE model.
+
+    Args:
+      model: from `convert.modules.read_model`.
+      dtype: "float32" or "float64" of the trained arrays; None: as in the file. Constants (U tensors, E0, radii) are
+        kept in float64, where the values of a float32 file are exact.
+
+    Raises:
+      UnsupportedModel: an option outside the implemented family; missing or extra tensors, all listed.
+      UnreadableModel: damaged contents.
+    """
+    config = read_config(model)
+    rows = table(config)
+    _check_names(model, {row.torch for row in rows} | set(u_names(config)))
+    variables: dict = {}
+    kind = np.dtype(dtype or source_dtype(model))
+    for row in rows:
+        is_param = row.parts[0][0][0] == "params"
+        for (path, _), array in zip(row.parts, _split(row, model.tensors[row.torch]), strict=True):
+            _put(variables, path, array.astype(kind if is_param else np.float64))
+    for name, (path, L, degree) in u_names(config).items():
+        _put(variables, path, _compress(name, model.tensors[name], config.max_ell, L, degree))
+    for name, path in activation_names(config).items():
+        _put(variables, path, np.asarray(_activation_factor(model, name)))
+    return config, variables
+
+
+def source_dtype(model: TorchModel) -> str:
+    """The floating-point type of the trained tensors of the file."""
+    kinds = {model.tensors[name].dtype.name for name in model.trainable}
+    if len(kinds) != 1 or not kinds <= {"float32", "float64", "float16"}:
+        raise UnsupportedModel(f"trained tensors of types {sorted(kinds)}; expected float32 or float64 throughout")
+    return kinds.pop()
+
+
+def _check_names(model: TorchModel, wanted: set[str]) -> None:
+    ignored = re.compile("|".join(f"(?:{pattern})" for pattern in IGNORED))
+    missing = sorted(wanted - set(model.tensors))
+    extra = sorted(name for name in set(model.tensors) - wanted if not ignored.fullmatch(name))
+    extra += [f"{name} (not empty)" for name, a in model.tensors.items() if EMPTY.fullmatch(name) and a.size]
+    if missing or extra:
+        listed = [", ".join(shorten(name) for name in names[:30]) or "none" for names in (missing, extra)]
+        raise UnsupportedModel(f"not the tensors of this model family. Missing: {listed[0]}. Extra: {listed[1]}")
+
+
+def _split(row: Row, value: np.ndarray) -> list[np.ndarray]:
+    """The Flax arrays whose concatenation is `value`."""
+    sizes = [math.prod(shape) for _, shape in row.parts]
+    if value.size != sum(sizes):
+        shapes = ", ".join(str(shape) for _, shape in row.parts)
+        raise UnsupportedModel(f"{row.torch} has shape {value.shape}, expected the {sum(sizes)} values of {shapes}")
+    if not np.issubdtype(value.dtype, np.floating) or not np.isfinite(value).all():
+        raise UnreadableModel(f"{row.torch} has non-finite values or type {value.dtype}")
+    pieces = np.split(np.ascontiguousarray(value).reshape(-1), np.cumsum(sizes)[:-1])
+    return [piece.reshape(shape) for piece, (_, shape) in zip(pieces, row.parts, strict=True)]
+
+
+def _compress(name: str, u: np.ndarray, lmax: int, L: int, degree: int) -> np.ndarray:
+    """Monomial coefficients [Q, paths] of a U tensor [(2L+1,) m, ..., m, paths]; torch drops the axis of L = 0."""
+    m = (lmax + 1) ** 2
+    shape = (2 * L + 1, *[m] * degree, u.shape[-1] if u.ndim else 0)
+    if u.shape not in (shape, shape[1:] if L == 0 else shape):
+        raise UnsupportedModel(f"{name} has shape {u.shape}, expected {shape}")
+    if not np.issubdtype(u.dtype, np.floating) or not np.isfinite(u).all():
+        raise UnreadableModel(f"{name} has non-finite values or type {u.dtype}")
+    try:
+        return cg.compress_u(u.reshape(shape), lmax, L)
+    except ValueError as error:
+        raise UnsupportedModel(f"{name}: {error}") from None
+
+
+def _activation_factor(model: TorchModel, name: str) -> float:
+    """The factor e3nn's normalize2mom multiplies an activation by."""
+    if model.attributes.get(f"{name}._is_id") is True or name not in model.classes:
+        return 1.0
+    factor = model.attributes.get(f"{name}.cst")
+    if not isinstance(factor, float) or not 0.0 < factor < 1e3:
+        raise UnreadableModel(f"{name}.cst = {shorten(factor)} is not the normalisation of an activation")
+    return factor
+
+
+def _put(tree: dict, path: FlaxPath, value: np.ndarray) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    if path[-1] in tree and not np.array_equal(tree[path[-1]], value):
+        raise UnsupportedModel(f"{'/'.join(path)} differs between the layers that share it: {tree[path[-1]]}, {value}")
+    tree[path[-1]] = value

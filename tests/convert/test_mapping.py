@@ -1,0 +1,185 @@
+"""Hyper-parameters and the name table: the shipped model, old files, unsupported options, damaged contents."""
+
+import dataclasses
+import random
+import re
+import zipfile
+from importlib import resources
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from convert import archive
+from convert.hyper import UnsupportedModel
+from convert.mapping import table, to_flax, u_names
+from convert.modules import Opaque, TorchModel, flatten, read_model
+from convert.unpickle import UnreadableModel, interpret
+from equijax import predict
+
+MINI = Path(str(resources.files("equijax"))) / "assets" / "mini.model"
+SYMMETRIC = "products.0.symmetric_contractions.contractions.0"
+
+
+@pytest.fixture(scope="module")
+def mini() -> TorchModel:
+    return read_model(MINI)
+
+
+@pytest.fixture(scope="module")
+def initial(mini):
+    """What the Flax model itself makes of the config."""
+    return predict.init_variables(to_flax(mini)[0])
+
+
+def changed(model, *, attributes=None, tensors=None, classes=None, drop=()) -> TorchModel:
+    """`model` with entries replaced, and those whose name is in `drop` removed."""
+    edits = {"attributes": attributes, "tensors": tensors, "classes": classes}
+    fields = {
+        f: {k: v for k, v in (getattr(model, f) | (new or {})).items() if k not in drop} for f, new in edits.items()
+    }
+    return dataclasses.replace(model, **fields)
+
+
+def test_variables_have_the_shapes_of_the_flax_model(mini, initial):
+    config, variables = to_flax(mini)
+    assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, initial)
+    assert (config.channels, config.hidden_lmax, len(config.species)) == (24, 1, 33)
+    assert config.contraction_paths == (((1, 4, 23), (1, 6, 51)), ((1, 4, 23),))
+
+
+def test_constants_of_the_file_are_those_of_the_flax_model(mini, initial):
+    """Radial constants, radii, ZBL, activation factors and U tensors, each computed independently by the model."""
+    _, variables = to_flax(mini)
+    ours = {k: v for k, v in variables["constants"].items() if k not in ("scale", "shift", "atomic_energies")}
+    for path, value in jax.tree_util.tree_leaves_with_path(ours):
+        expected = initial["constants"]
+        for key in path:
+            expected = expected[key.key]
+        # e3nn estimates activation factors from random numbers: 2e-3; everything else is float32
+        rtol = 3e-3 if path[-1].key in ("silu", "gate") else 1e-6
+        np.testing.assert_allclose(value, expected, rtol=rtol, atol=1e-6, err_msg=jax.tree_util.keystr(path))
+
+
+def test_every_value_of_the_file_is_placed_once(mini):
+    config, variables = to_flax(mini)
+    count = sum(a.size for a in jax.tree.leaves(variables["params"]))
+    assert count == sum(mini.tensors[name].size for name in mini.trainable)
+    last = mini.tensors["interactions.1.conv_tp_weights.layer3.weight"][5, 7 * 24 : 8 * 24]
+    np.testing.assert_array_equal(variables["params"]["interactions_1"]["radial_mlp"]["layer3"][5, 7], last)
+    degree2 = mini.tensors["products.0.symmetric_contractions.contractions.1.weights.0"]
+    np.testing.assert_array_equal(variables["params"]["products_0"]["contraction_l1"]["l1_nu2"], degree2)
+
+
+@pytest.mark.parametrize(("dtype", "params"), [(None, "float32"), ("float64", "float64"), ("float32", "float32")])
+def test_dtype(mini, dtype, params):
+    _, variables = to_flax(mini, dtype)
+    assert {a.dtype.name for a in jax.tree.leaves(variables["params"])} == {params}
+    assert {a.dtype.name for a in jax.tree.leaves(variables["constants"])} == {"float64"}
+
+
+def test_old_files_lack_attributes_and_buffers(mini):
+    """MACE-MP-0a was written before heads, switches, zeroed flags and biases existed; E0, scale and shift were flat."""
+    new_names = {"heads", "apply_cutoff", "use_reduced_cg", "use_agnostic_product", "use_so3", "edge_irreps",
+                 "use_last_readout_only", "use_edge_irreps_first", "lammps_mliap", "radial_embedding.apply_cutoff",
+                 "readouts.1.num_heads", "pair_repulsion"}  # fmt: skip
+    new_names |= {n for n in mini.attributes if n.endswith(("cueq_config", "oeq_config", "radial_MLP", ".edge_irreps"))}
+    new_names |= {n for n in mini.tensors if n.endswith(("_zeroed", ".bias"))}
+    flat = {n: mini.tensors[n].reshape(-1) for n in ("atomic_energies_fn.atomic_energies",)}
+    flat |= {n: mini.tensors[n].reshape(()) for n in ("scale_shift.scale", "scale_shift.shift")}
+    unused = {"pair_repulsion_fn.r_max": np.float32(5), "pair_repulsion_fn.cutoff.p": np.float32(5)}
+    old = changed(mini, drop=new_names, tensors=flat | unused)
+    config, variables = to_flax(old)
+    wanted_config, wanted = to_flax(mini)
+    assert config == wanted_config
+    jax.tree.map(np.testing.assert_array_equal, variables, wanted)
+
+
+def test_missing_and_extra_tensors_are_all_listed(mini):
+    drop = {"interactions.1.linear.weight", "radial_embedding.distance_transform.q"}
+    extra = {"surprise": np.zeros(3), "interactions.0.linear.bias": np.ones(2, np.float32)}
+    with pytest.raises(UnsupportedModel) as caught:
+        to_flax(changed(mini, drop=drop, tensors=extra))
+    missing, _, rest = str(caught.value).partition("Extra:")
+    assert all(name in missing for name in drop) and all(name in rest for name in extra)
+
+
+def test_table_has_every_name_once(mini):
+    config, _ = to_flax(mini)
+    rows = table(config)
+    names = [row.torch for row in rows] + list(u_names(config))
+    paths = [path for row in rows for path, _ in row.parts] + [path for path, _, _ in u_names(config).values()]
+    assert len(set(names)) == len(names) and len(set(paths)) == len(paths)
+
+
+LINEAR = ((0, 0, (24, 24), 0.3),)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("use_so3", True), ("use_agnostic_product", True), ("use_last_readout_only", True),
+        ("interactions.1.edge_irreps", "8x0e"),
+        ("embedding_specs", Opaque("dict")), ("brand_new_option", 3), ("products.0.cueq_config", Opaque("CueqConfig")),
+        ("interactions.0.linear_up.instructions", LINEAR),
+        ("interactions.0.conv_tp_weights.layer1.var_in", 2),
+        ("interactions.1.conv_tp_weights.layer0.act.f", "torch.tanh"),
+        ("interactions.0.edge_attrs_irreps", "1x0e+1x1e+1x2e+1x3e"), ("products.0.linear.irreps_out", "24x0e+24x1e"),
+        ("spherical_harmonics.normalization", "norm"), ("spherical_harmonics.normalize", False),
+        ("readouts.1.non_linearity.acts.0.f", "torch.relu"), ("readouts.1.linear_1.irreps_out", "16x0e+4x1o"),
+        ("products.1.use_sc", False), ("interactions.0.skip_tp.instructions", ()),
+    ],
+)  # fmt: skip
+def test_unsupported_options_are_named(mini, name, value):
+    with pytest.raises(
+        (UnsupportedModel, UnreadableModel), match=re.sub(r"\.instructions|\.acts\.0\.f|\.f$", "", name)
+    ):
+        to_flax(changed(mini, attributes={name: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "cls"),
+    [
+        ("", "mace.modules.models.AtomicDipolesMACE"),
+        ("interactions.1", "mace.modules.blocks.RealAgnosticAttResidualInteractionBlock"),
+        ("interactions.0.conv_tp_weights", "mace.modules.radial.RadialMLP"),
+        ("readouts.1", "mace.modules.blocks.NonLinearBiasReadoutBlock"),
+        ("joint_embedding", "mace.modules.embeddings.GenericJointEmbedding"),
+        ("radial_embedding.distance_transform", "mace.modules.radial.BesselBasis"),
+    ],
+)
+def test_unsupported_classes_are_named(mini, name, cls):
+    with pytest.raises(UnsupportedModel, match=cls.rsplit(".", 1)[-1]):
+        to_flax(changed(mini, classes={name: cls}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("radial_embedding.cutoff_fn.r_max", np.float32(4.0)), ("radial_embedding.bessel_fn.prefactor", np.float32(1)),
+        ("radial_embedding.cutoff_fn.p", np.float32(5.5)), ("scale_shift.scale", np.ones(2, np.float32)),
+        ("node_embedding.linear.weight", np.full(792, np.nan, np.float32)), ("num_interactions", np.int64(3)),
+        (f"{SYMMETRIC}.U_matrix_2", np.zeros((9, 9, 4), np.float32)),
+        (f"{SYMMETRIC}.U_matrix_2", np.ones((16, 16, 4), np.float32)),
+    ],
+)  # fmt: skip
+def test_contradicting_tensors_are_named(mini, name, value):
+    with pytest.raises((UnsupportedModel, UnreadableModel), match=name):
+        to_flax(changed(mini, tensors={name: np.asarray(value)}))
+
+
+def test_damaged_pickle_never_crashes_the_mapping():
+    """Flipped bytes that survive reading: names and hyper-parameters are wrong, and the answer is always an error."""
+    with zipfile.ZipFile(MINI) as file:
+        pristine = file.read("mini/data.pkl")
+        storages = archive._Storages(file, archive._entries(file), "mini/", "<")
+        rng = random.Random(2)
+        for _ in range(60):
+            data = bytearray(pristine)
+            for _ in range(rng.choice([1, 2, 4])):
+                data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+            try:
+                to_flax(flatten(interpret(bytes(data), storages.load, archive._BUILDERS)))
+            except (UnreadableModel, UnsupportedModel) as error:
+                assert len(str(error)) < 5000
