@@ -4,6 +4,7 @@ import importlib
 import sys
 
 COMMANDS = {
+    "adapters": "fold a fine-tuning adapter into its model, or print what it holds",
     "demo": "convert the bundled model, evaluate it and draw phonons of two crystals",
     "phonons": "force constants, band structure and thermal properties of a crystal",
 }

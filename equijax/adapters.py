@@ -1,0 +1,215 @@
+"""Adapters of a frozen backbone: everything of `equijax.lora` and `equijax.trees`, adapter directories and their CLI.
+
+python -m equijax.adapters info DIR --model CKPT
+python -m equijax.adapters merge DIR --model CKPT --out MERGED
+"""
+
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from ase.data import chemical_symbols
+
+from equijax import checkpoint
+from equijax.config import ModelConfig
+from equijax.lora import TARGETS as TARGETS
+from equijax.lora import Adapters as Adapters
+from equijax.lora import Count as Count
+from equijax.lora import apply as apply
+from equijax.lora import count as count
+from equijax.lora import init_delta as init_delta
+from equijax.lora import init_lora as init_lora
+from equijax.lora import merge as merge
+from equijax.lora import residual as residual
+from equijax.lora import table as table
+from equijax.lora import unmerge as unmerge
+from equijax.trees import freeze_labels as freeze_labels
+from equijax.trees import labels as labels
+from equijax.trees import listing
+from equijax.trees import matches as matches
+from equijax.trees import paths_of as paths_of
+from equijax.trees import select as select
+from equijax.trees import sha256 as sha256
+
+FORMAT = 1  # raise when the meaning of a stored array or entry changes
+
+
+def save(
+    path: str | Path,
+    adapters: Adapters,
+    config: ModelConfig,
+    variables: dict,
+    *,
+    energies: np.ndarray | None = None,
+    dataset_sha256: str | None = None,
+    metadata: Mapping | None = None,
+) -> Path:
+    """Write an adapter directory: `adapter.npz` and, last, `adapter.json`, which carries the other's checksum.
+
+    Args:
+      path: directory to make; files of an earlier save in it are replaced.
+      adapters: to save.
+      config: of the backbone.
+      variables: of the backbone as loaded, before any change of dtype: its sha256 is stored.
+      energies: [H, Z] eV isolated-atom energies that belong to the adapters, where they differ from the backbone's.
+      dataset_sha256: of the training data, see `equijax.data.sha256`.
+      metadata: anything JSON can hold.
+
+    Raises:
+      ValueError: a non-finite array, named.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    arrays = {f"{p}/{k}": np.asarray(v) for p, entry in adapters.arrays.items() for k, v in entry.items()}
+    bad = [name for name, x in arrays.items() if not np.isfinite(x).all()]
+    if bad:
+        raise ValueError(f"refusing to save {path}: non-finite values in {listing(bad)}")
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    document = {
+        "format": FORMAT,
+        "alpha": adapters.alpha,
+        "ranks": {p: e["A"].shape[-1] if "A" in e else None for p, e in adapters.arrays.items()},
+        "elements": None if adapters.rows is None else [chemical_symbols[config.species[i]] for i in adapters.rows],
+        "base_sha256": sha256(variables),
+        "energies": {} if energies is None else _changed_energies(config, variables, energies),
+        "dataset_sha256": dataset_sha256,
+        "arrays_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+        "metadata": dict(metadata or {}),
+    }
+    for name, content in (
+        ("adapter.npz", buffer.getvalue()),
+        ("adapter.json", json.dumps(document, indent=1).encode()),
+    ):
+        (path / f".{name}.new").write_bytes(content)
+        os.replace(path / f".{name}.new", path / name)
+    return path
+
+
+class Saved(NamedTuple):
+    """Contents of an adapter directory."""
+
+    adapters: Adapters
+    energies: np.ndarray | None  # [H, Z] eV, None where the backbone's hold
+    document: dict  # adapter.json
+
+
+def load(path: str | Path, config: ModelConfig, variables: dict) -> Saved:
+    """Read an adapter directory for the backbone it was trained on.
+
+    Raises:
+      FileNotFoundError: not an adapter directory.
+      ValueError: another backbone, another format, or files that do not belong together.
+    """
+    path, document = Path(path), info(path)
+    found = sha256(variables)
+    if found != document["base_sha256"]:
+        raise ValueError(
+            f"{path} belongs to the backbone with sha256 {document['base_sha256']}, this one has {found}: "
+            "load the checkpoint the adapter was trained from"
+        )
+    content = (path / "adapter.npz").read_bytes()
+    if hashlib.sha256(content).hexdigest() != document["arrays_sha256"]:
+        raise ValueError(f"{path}: adapter.npz and adapter.json are not of one save; save or copy the adapter again")
+    arrays: dict[str, dict] = {}
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        for name in stored.files:
+            parent, _, kind = name.rpartition("/")
+            arrays.setdefault(parent, {})[kind] = jnp.asarray(stored[name])
+    row = {chemical_symbols[z]: i for i, z in enumerate(config.species)}
+    rows = None if document["elements"] is None else tuple(row[s] for s in document["elements"])
+    energies = None
+    if document["energies"]:
+        energies = np.array(variables["constants"]["atomic_energies"], np.float64)
+        for head, values in document["energies"].items():
+            for symbol, value in values.items():
+                energies[config.heads.index(head), row[symbol]] = value
+    return Saved(Adapters(arrays, document["alpha"], rows), energies, document)
+
+
+def info(path: str | Path) -> dict:
+    """adapter.json of an adapter directory.
+
+    Raises:
+      FileNotFoundError, ValueError: not an adapter directory, or one of another format.
+    """
+    file = Path(path) / "adapter.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} is not an adapter directory (no adapter.json in it)")
+    document = json.loads(file.read_text())
+    if document.get("format") != FORMAT:
+        raise ValueError(f"{path} has adapter format {document.get('format')}, this version reads {FORMAT}")
+    return document
+
+
+def _changed_energies(config, variables, energies) -> dict[str, dict[str, float]]:
+    """{head: {symbol: eV}} where `energies` differs from the backbone's."""
+    old = np.asarray(variables["constants"]["atomic_energies"])
+    changed = np.argwhere(np.asarray(energies) != old)
+    out: dict[str, dict[str, float]] = {}
+    for h, z in changed.tolist():
+        out.setdefault(config.heads[h], {})[chemical_symbols[config.species[z]]] = float(energies[h, z])
+    return out
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Fold an adapter into its backbone: a checkpoint that loads like any other."""
+
+    adapter: tyro.conf.Positional[Path]
+    """Adapter directory."""
+    model: Path
+    """The checkpoint it was trained from."""
+    out: Path
+    """Checkpoint to write."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Print what an adapter directory holds."""
+
+    adapter: tyro.conf.Positional[Path]
+    """Adapter directory."""
+    model: Path | None = None
+    """The checkpoint it was trained from: checks that it is, and counts per layer."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m equijax.adapters merge|info`."""
+    commands = Annotated[Merge, tyro.conf.subcommand("merge")] | Annotated[Info, tyro.conf.subcommand("info")]
+    options = tyro.cli(commands, args=argv, prog="equijax adapters")
+    return _merge(options) if isinstance(options, Merge) else _info(options)
+
+
+def _merge(options: Merge) -> int:
+    config, variables, metadata = checkpoint.load(options.model)
+    saved = load(options.adapter, config, variables)
+    merged = merge(variables, saved.adapters, saved.energies)
+    checkpoint.save(options.out, config, merged, {"base": metadata, "adapter": saved.document})
+    print(f"wrote {options.out}: {options.model} with {options.adapter} folded in")
+    return 0
+
+
+def _info(options: Info) -> int:
+    document = info(options.adapter)
+    print(json.dumps({k: v for k, v in document.items() if k != "ranks"}, indent=1))
+    if options.model is None:
+        for path, rank in document["ranks"].items():
+            print(f"{path:<42}{'full' if rank is None else rank:>6}")
+    else:
+        config, variables, _ = checkpoint.load(options.model)
+        print(table(variables["params"], load(options.adapter, config, variables).adapters))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
