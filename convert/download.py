@@ -24,7 +24,7 @@ BLOCK = 1 << 18
 
 _FOUNDATIONS = "https://github.com/ACEsuit/mace-foundations/releases/download"
 _OFF = "https://raw.githubusercontent.com/ACEsuit/mace-off/main"
-_ALL = "89 elements, H-Ac"
+_ALL = "89 elements"
 _ORGANIC = "10 elements: H C N O F P S Cl Br I"
 LICENCES = {
     "MIT": "MIT licence, free for any use",

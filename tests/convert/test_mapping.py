@@ -57,6 +57,8 @@ def test_constants_of_the_file_are_those_of_the_flax_model(mini, initial):
         expected = initial["constants"]
         for key in path:
             expected = expected[key.key]
+        if "products" in path[0].key:  # the order of paths may differ: compare what it does not change
+            value, expected = value @ value.T, expected @ expected.T
         # e3nn estimates activation factors from random numbers: 2e-3; everything else is float32
         rtol = 3e-3 if path[-1].key in ("silu", "gate") else 1e-6
         np.testing.assert_allclose(value, expected, rtol=rtol, atol=1e-6, err_msg=jax.tree_util.keystr(path))

@@ -1,0 +1,131 @@
+"""Files written by mace-torch, converted and compared with mace-torch; and the way back."""
+
+import os
+
+os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
+
+import numpy as np
+import pytest
+import torch
+from e3nn import o3
+from mace import modules
+
+from convert import __main__ as cli
+from convert import mapping, verify
+from convert.modules import read_model
+from convert.to_torch import expand_u, write_torch
+from equijax import checkpoint, predict
+from equijax.nn import cg
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # e3nn 0.4.4 and mace call torch.load the old way
+    pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning"),
+]
+
+BLOCKS = {name: f"RealAgnostic{name}InteractionBlock" for name in ("", "Residual", "Density", "DensityResidual")}
+VARIANTS = {
+    "mp-0a": {"first": "Residual", "later": "Residual"},
+    "0b3": {"first": "Density", "later": "DensityResidual", "distance_transform": "Agnesi", "pair_repulsion": True},
+    "reduced": {"first": "", "later": "Residual", "use_reduced_cg": True, "correlation": 3},
+    "L2": {"hidden_irreps": "4x0e+4x1o+4x2e", "first": "Residual", "later": "DensityResidual"},
+    "L0": {"hidden_irreps": "8x0e", "first": "DensityResidual", "later": "Density", "num_polynomial_cutoff": 6},
+    "three": {"num_interactions": 3, "correlation": [3, 2, 1], "gate": torch.tanh},
+    "one": {"num_interactions": 1, "radial_type": "gaussian"},
+    "heads": {"heads": ["pbe", "scan"], "gate": torch.abs, "radial_MLP": [16, 12]},
+    "plain": {"cls": "MACE", "distance_transform": "Soft", "pair_repulsion": True},
+    "chebyshev": {"radial_type": "chebyshev", "distance_transform": "Agnesi"},
+    "raw-cutoff": {"apply_cutoff": False, "first": "Density", "later": "DensityResidual", "gate": None},
+}  # fmt: skip
+
+
+def torch_model(seed=0, dtype=torch.float64, cls="ScaleShiftMACE", first="", later="Residual", **changes):
+    """A random mace-torch model, small in every direction."""
+    torch.manual_seed(seed)
+    torch.set_default_dtype(dtype)
+    heads = changes.get("heads", ["Default"])
+    options = {
+        "r_max": 4.0, "num_bessel": 5, "num_polynomial_cutoff": 5, "max_ell": 2, "num_interactions": 2,
+        "num_elements": 3, "hidden_irreps": "8x0e+8x1o", "MLP_irreps": o3.Irreps("4x0e"), "correlation": 2,
+        "atomic_energies": np.linspace(-3.0, -1.0, 3 * len(heads)).reshape(len(heads), 3), "avg_num_neighbors": 11.3,
+        "atomic_numbers": [8, 14, 29], "gate": torch.nn.functional.silu, "radial_MLP": [16, 16, 16],
+        "use_reduced_cg": False, "interaction_cls_first": modules.interaction_classes[BLOCKS[first]],
+        "interaction_cls": modules.interaction_classes[BLOCKS[later]],
+    }  # fmt: skip
+    if cls == "ScaleShiftMACE":
+        options |= {"atomic_inter_scale": [0.8, 0.7][: len(heads)], "atomic_inter_shift": [0.1, 0.2][: len(heads)]}
+    options |= changes
+    options["hidden_irreps"] = o3.Irreps(options["hidden_irreps"])
+    return getattr(modules, cls)(**options)
+
+
+@pytest.fixture(autouse=True)
+def default_dtype():
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variant_there_and_back(variant, tmp_path):
+    """Converted: the numbers of mace-torch. Converted back: the same variables, and again the numbers of mace-torch."""
+    path, back = tmp_path / "model.model", tmp_path / "back.model"
+    torch.save(torch_model(**VARIANTS[variant]), path)
+    config, variables = mapping.to_flax(read_model(path))
+    write_torch(back, config, variables)
+    for file in (path, back):
+        for head in config.heads:
+            found = verify.differences(file, config, variables, head)
+            assert all(found[key] <= limit for key, limit in verify.LIMITS["float64"].items()), (file.name, found)
+
+
+def test_command_line_there_and_back(tmp_path, capsys):
+    path, out, back = tmp_path / "a.model", tmp_path / "ckpt", tmp_path / "back.model"
+    torch.save(torch_model(dtype=torch.float32), path)
+    assert cli.main([str(path), str(out), "--verify"]) == 0
+    assert capsys.readouterr().out.count(" ok") == 3
+    assert cli.main(["--to-torch", str(out), str(back)]) == 0
+    config, variables, _ = checkpoint.load(out)
+    assert mapping.to_flax(read_model(back))[0] == config
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_verify_fails_on_other_weights(tmp_path, capsys):
+    path, other = tmp_path / "a.model", tmp_path / "b.model"
+    torch.save(torch_model(), path)
+    torch.save(torch_model(seed=1), other)
+    config, variables = mapping.to_flax(read_model(path))
+    assert verify.compare(other, config, variables, "float64") == 1
+    assert "TOO LARGE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+def test_published_shape(reduced, tmp_path):
+    """89 elements, 128 channels, the path counts of the published files (23 and 51) or mace's newer ones (8 and 12)."""
+    path = tmp_path / "big.model"
+    model = torch_model(
+        dtype=torch.float32, first="Density", later="DensityResidual", r_max=6.0, num_bessel=10, max_ell=3,
+        hidden_irreps="128x0e+128x1o", MLP_irreps=o3.Irreps("16x0e"), correlation=3, num_elements=89,
+        atomic_numbers=list(range(1, 90)), atomic_energies=np.zeros(89), radial_MLP=[64, 64, 64],
+        distance_transform="Agnesi", pair_repulsion=True, use_reduced_cg=reduced,
+    )  # fmt: skip
+    torch.save(model, path)
+    config, variables = mapping.to_flax(read_model(path))
+    assert config.contraction_paths[0][0][2] == (8 if reduced else 23)
+    assert config.contraction_paths[0][1][2] == (12 if reduced else 51)
+    count = sum(a.size for a in predict.jax.tree.leaves(variables["params"]))
+    assert count == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("L", "degree"), [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3)])
+def test_expanded_u_compresses_to_itself(L, degree):
+    c = np.random.default_rng(0).normal(size=(len(cg.monomials(2, L, degree).component), 4))
+    np.testing.assert_allclose(cg.compress_u(expand_u(c, 2, L, degree), 2, L), c, rtol=0, atol=1e-14)
+
+
+def test_models_outside_the_family_are_refused_by_name(tmp_path):
+    path = tmp_path / "a.model"
+    for changes, name in (({"use_so3": True}, "use_so3"), ({"use_agnostic_product": True}, "use_agnostic_product"),
+                          ({"use_last_readout_only": True}, "use_last_readout_only"),
+                          ({"edge_irreps": o3.Irreps("4x0e+4x1o")}, "edge_irreps")):  # fmt: skip
+        torch.save(torch_model(**changes), path)
+        with pytest.raises(mapping.UnsupportedModel, match=name):
+            mapping.to_flax(read_model(path))
