@@ -191,8 +191,10 @@ def draw_bands(spectra: list, path: Path) -> None:
             lines[0].set_label(name)
         ticks = [bands.distances[0][0], *(x[-1] for x in bands.distances)]
         axis.set_xticks(ticks, tick_labels(labels, connections))
-        axis.vlines(ticks, *axis.get_ylim(), color="0.85", lw=0.8, zorder=0)
+        for tick in ticks:
+            axis.axvline(tick, color="0.85", lw=0.8, zorder=0)
         axis.axhline(0, color="k", lw=0.5)
+        axis.set_ylim(top=1.2 * axis.get_ylim()[1])  # room for the legend
         axis.set(title=row["crystal"], ylabel="frequency (THz)", xlim=(ticks[0], ticks[-1]))
         axis.legend(loc="upper right")
     figure.savefig(path, dpi=150)

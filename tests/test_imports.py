@@ -6,23 +6,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# A room may import from rooms in the layers above its own line, from its own line where no cycle arises, and from
-# itself. `equijax` is what `equijax/__init__.py` re-exports.
+# A room may import from the lines above its own, and from its own line where no cycle arises. `equijax` is what
+# `equijax/__init__.py` re-exports. `nn.cg` holds numbers alone, so it is a room of its own below the rest of `nn`.
 LAYERS = (
-    {"units", "config"},
-    {"gather"},
-    {"graph"},
+    {"units", "config", "trees"},
+    {"gather", "neighbors", "nn.cg"},
+    {"graph", "kernels"},
     {"nn"},
     {"predict"},
-    {"checkpoint", "specialise", "hessian", "bloch", "loss", "calculator", "adapters", "data", "replay"},
-    {"forcefield", "train"},
-    {"phonons", "thermo", "modes", "md", "testing"},
+    {"checkpoint", "specialise", "hessian", "bloch", "loss", "calculator", "lora", "data", "replay"},
+    {"forcefield", "adapters", "train"},
+    {"phonons", "thermo", "modes", "jaxmd", "recipe", "store", "metrics", "testing"},
     {"equijax"},
-    {"demo", "cli", "finetune", "evaluate", "rattle"},
+    {"demo", "cli", "finetune", "evaluate", "rattle", "md"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 TORCH = {"torch", "mace", "e3nn"}
-CONVERT_MAY_IMPORT = {"units", "config", "graph", "nn", "predict", "checkpoint"}
+CONVERT_MAY_IMPORT = {"equijax", "units", "config", "graph", "nn", "nn.cg", "predict", "checkpoint"}
 CONVERT_WITH_TORCH = {"to_torch.py", "verify.py"}  # need the parity extra
 
 
@@ -31,7 +31,7 @@ def sources(package: str) -> list[Path]:
 
 
 def imported(path: Path) -> set[str]:
-    """Dotted names of everything a file imports, relative imports resolved; `from a import b` gives a and a.b."""
+    """Dotted names of everything a file imports, relative imports resolved; `from a import b` gives a.b."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -40,27 +40,30 @@ def imported(path: Path) -> set[str]:
             package = list(path.relative_to(ROOT).parent.parts)
             base = package[: len(package) + 1 - node.level] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+            names |= {f"{module}.{alias.name}" for alias in node.names}
     return names
 
 
 def room_of(path: Path) -> str:
-    """`equijax/nn/cg.py` is in the room `nn`, `equijax/__init__.py` is the room `equijax`."""
-    first = path.relative_to(ROOT / "equijax").parts[0].removesuffix(".py")
-    return "equijax" if first == "__init__" else first
+    """`equijax/nn/radial.py` is in the room `nn`, `equijax/__init__.py` is the room `equijax`."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return room_named(".".join(part for part in parts if part != "__init__"))
+
+
+def room_named(dotted: str) -> str:
+    """Room of an imported name: `equijax.nn.cg.u_tensor` -> nn.cg, `equijax.load` -> equijax."""
+    parts = dotted.split(".")
+    if ".".join(parts[1:3]) in LEVEL:
+        return ".".join(parts[1:3])
+    return parts[1] if len(parts) > 1 and is_module(parts[1]) else "equijax"
 
 
 def rooms_imported(path: Path) -> set[str]:
-    """Rooms of equijax that a file imports; `equijax` itself only where a re-exported name is meant."""
-    rooms = set()
-    dotted = {name.split(".")[1] for name in imported(path) if name.startswith("equijax.")}
-    rooms |= {name for name in dotted if is_room(name)}
-    if dotted - rooms or ("equijax" in imported(path) and not dotted):
-        rooms.add("equijax")
-    return rooms
+    """Rooms of equijax that a file imports; `from equijax import x` is the room x if there is one."""
+    return {room_named(name) for name in imported(path) if name.split(".")[0] == "equijax"}
 
 
-def is_room(name: str) -> bool:
+def is_module(name: str) -> bool:
     return (ROOT / "equijax" / f"{name}.py").exists() or (ROOT / "equijax" / name / "__init__.py").exists()
 
 
