@@ -1,0 +1,35 @@
+"""The demo end to end, against numbers that mace-torch and phonopy finite differences gave for the bundled model."""
+
+import json
+
+import pytest
+
+from equijax import demo
+
+# README of the bundled data: 0.01 A finite differences with mace-torch on the same supercells and mesh
+FREQUENCY_MAE_THZ = {"Si (diamond)": 0.594, "NaCl (rocksalt)": 0.162}
+FORCE_MAE_MEV_PER_A = {"Si-dia_test": 72, "NaCl-rs_test": 14}
+
+
+def test_demo_reproduces_the_published_errors_of_the_bundled_model(tmp_path, capfd):
+    assert demo.main(["--out", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    for row in report["phonons"]:
+        assert row["frequency MAE (THz)"] == pytest.approx(FREQUENCY_MAE_THZ[row["crystal"]], abs=0.005)
+    found = {row["file"]: row["forces (meV/A)"] for row in report["errors"]}
+    for name, expected in FORCE_MAE_MEV_PER_A.items():
+        assert found[name] == pytest.approx(expected, abs=0.6)
+    assert str(tmp_path) in capfd.readouterr().out
+    for artefact in ("bands.png", "Si-dia_phonopy_params.yaml", "NaCl-rs_phonopy_params.yaml", "model/config.json"):
+        assert (tmp_path / artefact).is_file()
+
+
+def test_a_failed_conversion_stops_the_demo(tmp_path, capfd):
+    with pytest.raises(SystemExit, match="no_such.model"):
+        demo.main(["--model", "no_such.model", "--out", str(tmp_path)])
+
+
+def test_labels_at_a_jump_of_the_path_share_a_tick():
+    labels = ["G", "X", "U", "K", "G", "L", "W", "X"]
+    connections = [True, False, True, True, True, False]
+    assert demo.tick_labels(labels, connections) == ["G", "X", "U|K", "G", "L", "W", "X"]
