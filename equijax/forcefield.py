@@ -46,6 +46,10 @@ class ForceField:
             raise ValueError(f"head {head!r}: expected one of {', '.join(heads)}")
         return heads.index(head)
 
+    def node_energies(self, variables: dict, vectors: jax.Array, inputs: dict) -> jax.Array:
+        """Interaction energies [N] eV of a graph on the device; see `predict.energy_from_vectors`."""
+        return predict.energy_from_vectors(self.config, variables, vectors, inputs)
+
     def calculator(self, dtype: str = "float64", head: str | None = None):
         """An ASE calculator (energy, free_energy, energies, forces, stress)."""
         from equijax.calculator import EquijaxCalculator

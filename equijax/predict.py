@@ -77,8 +77,18 @@ def energy(
         "reverse": graph.edges["reverse"],
         "gather": gather,
     }
-    node_energy = MACE(config).apply(variables, vectors, inputs)
+    node_energy = energy_from_vectors(config, variables, vectors, inputs)
     return jnp.where(index < graph.n_node.shape[0] - 1, node_energy, 0.0)
+
+
+def energy_from_vectors(config: ModelConfig, variables: dict, vectors: jax.Array, inputs: dict) -> jax.Array:
+    """Interaction energies [N] of atoms whose edges are already known: for graphs that live on the device.
+
+    Args:
+      vectors: [N, K, 3] receiver minus sender, A; masked slots longer than r_max.
+      inputs: slot [N], table [S], head [N], senders [N*K], reverse [N*K]; see `equijax.graph`.
+    """
+    return MACE(config).apply(variables, vectors, inputs)
 
 
 def total_energy(config, variables, graph, positions=None, strain=None, gather=gather_senders) -> jax.Array:
