@@ -16,7 +16,7 @@ LAYERS = (
     {"predict"},
     {"checkpoint", "specialise", "hessian", "bloch", "loss", "calculator", "lora", "data", "replay"},
     {"forcefield", "adapters", "train"},
-    {"phonons", "thermo", "modes", "jaxmd", "recipe", "store", "metrics", "testing"},
+    {"phonons", "thermo", "modes", "jaxmd", "recipe", "store", "feed", "metrics", "report", "testing"},
     {"equijax"},
     {"demo", "cli", "finetune", "evaluate", "rattle", "md"},
 )

@@ -1,0 +1,118 @@
+"""What the trainer eats: shuffled labelled batches in few shapes, each a function of the seed and the epoch alone."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import jraph
+import numpy as np
+from jax.sharding import Mesh
+
+from equijax import data, graph, predict, train
+from equijax.config import ModelConfig
+
+EVALUATION_SLOTS = 16384  # edge slots N*K in a batch without gradients
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The training set; neighbour lists are in the items, built once."""
+
+    config: ModelConfig
+    energies: np.ndarray  # [H, Z] eV, isolated atoms
+    items: Sequence[data.Item]
+    replay: Sequence[data.Item] = ()
+    constants: Sequence[data.ForceConstants] = ()  # one batch each, with fresh random tangents every epoch
+    batch_size: int = 2  # structures a device
+    replay_size: int = 0  # replay structures added to each
+    slots: int = 262144  # edge slots a device
+    tangents: int = 4
+    head: int = 0
+    dtype: str = "float32"
+    seed: int = 0
+    mesh: Mesh | None = None
+    pool: graph.SizePool = field(default_factory=graph.SizePool)
+
+
+def epoch(feed: Feed, number: int) -> list[train.Batch]:
+    """The batches of one epoch, in order."""
+    rng = np.random.default_rng([feed.seed, number])
+    groups = [[feed.items[i] for i in g] for g in data.plan(feed.items, feed.batch_size, feed.slots, rng)]
+    if feed.replay_size:
+        groups = _with_replay(feed, groups, rng)
+    groups += _products(feed, number)
+    groups = [groups[i] for i in rng.permutation(len(groups))] if feed.constants else groups
+    devices = 1 if feed.mesh is None else feed.mesh.size
+    return [_batch(feed, groups[i : i + devices]) for i in range(0, len(groups), devices)]
+
+
+def _with_replay(feed, groups, rng):
+    """Add replay structures to each group; a shuffled deck is dealt and shuffled again when it is empty."""
+    deck: list[int] = []
+    out = []
+    for group in groups:
+        while len(deck) < feed.replay_size:
+            deck += rng.permutation(len(feed.replay)).tolist()
+        hand, deck = deck[: feed.replay_size], deck[feed.replay_size :]
+        out.append(group + [feed.replay[i] for i in hand])
+    return out
+
+
+def _products(feed, number):
+    out = []
+    for i, reference in enumerate(feed.constants):
+        seed = int(np.random.default_rng([feed.seed, number, i]).integers(2**31))
+        out.append(data.prepare(data.products(reference, feed.tangents, seed=seed), feed.config))
+    return out
+
+
+def _batch(feed, groups):
+    """One batch; groups of several devices are padded to one shape, missing ones are empty copies of the first."""
+    names = tuple(item.labelled.source for group in groups for item in group)
+    needed = [data.size_of(group, feed.config) for group in groups]
+    size = feed.pool.fit(graph.Size(*(max(column) for column in zip(*needed, strict=True))))
+    graphs = [labelled_graph(feed, group, size) for group in groups]
+    if feed.mesh is None:
+        return train.Batch(graphs[0], names)
+    graphs += [silent(graphs[0])] * (feed.mesh.size - len(graphs))
+    return train.Batch(train.stack(graphs, feed.mesh), names)
+
+
+def silent(g: jraph.GraphsTuple) -> jraph.GraphsTuple:
+    """The same graph with every label masked: it adds nothing to loss, counts or gradient."""
+    off = {k: np.zeros_like(v) for k, v in g.globals.items() if k.endswith("_mask")}
+    return g._replace(
+        globals={**g.globals, **off},
+        nodes={k: np.zeros_like(v) if k.endswith("_mask") else v for k, v in g.nodes.items()},
+    )
+
+
+def labelled_graph(feed: Feed, group: Sequence[data.Item], size: graph.Size | None = None) -> jraph.GraphsTuple:
+    """One padded, labelled graph in the dtype of the run."""
+    return predict.cast(data.batch(group, feed.config, feed.energies, size, feed.head), feed.dtype)
+
+
+def evaluation_graphs(feed: Feed, items: Sequence[data.Item]) -> list[jraph.GraphsTuple]:
+    """A whole set in few batches, like-coordinated structures together, in the shapes of training where they fit."""
+    width = [data.size_of([item], feed.config) for item in items]
+    order = sorted(range(len(items)), key=lambda i: (width[i].slots, width[i].nodes))
+    groups = data.plan(items, len(items), EVALUATION_SLOTS, order=order)
+    chosen = [[items[i] for i in group] for group in groups]
+    return [labelled_graph(feed, g, feed.pool.fit(data.size_of(g, feed.config))) for g in chosen]
+
+
+def warm(feed: Feed, epochs: int) -> Callable[[int], list[train.Batch]]:
+    """`epoch` as a function of the epoch, after settling the shapes of all epochs, largest first, so that they are few.
+
+    The settled shapes depend on the options alone: a resumed run pads as the uninterrupted one did.
+    """
+    devices = 1 if feed.mesh is None else feed.mesh.size
+    if devices == 1 and not feed.constants:
+        sizes = set()
+        for number in range(epochs):
+            rng = np.random.default_rng([feed.seed, number])
+            groups = [[feed.items[i] for i in g] for g in data.plan(feed.items, feed.batch_size, feed.slots, rng)]
+            groups = _with_replay(feed, groups, rng) if feed.replay_size else groups
+            sizes |= {graph.round_up(data.size_of(g, feed.config)) for g in groups}
+        for size in sorted(sizes, key=lambda s: -s.cost):
+            feed.pool.fit(size)
+    return lambda number: epoch(feed, number)

@@ -1,0 +1,146 @@
+"""Errors of a model: against labels, of phonons against reference phonons, and of dimers pushed together."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+import ase
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+import phonopy
+from ase.data import chemical_symbols, covalent_radii
+
+from equijax import loss, predict
+from equijax.config import ModelConfig
+from equijax.forcefield import ForceField
+
+QUANTITIES = ("energy", "forces", "stress")  # per atom in eV; eV/A; eV/A^3
+MESH = (6, 6, 6)  # Gamma-centred
+TEMPERATURE_K = 300.0
+IMAGINARY_THZ = 0.1  # a mode is imaginary below minus this
+DIMER_RANGE = (0.45, 0.85)  # of the sum of covalent radii: well inside any bond
+DIMER_POINTS = 21
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _sums(config, losses, variables, graph):
+    """Loss terms, and for each quantity (sum |d|, sum d^2, count) over the labelled components."""
+    found = predict.energy_forces_stress(config, variables, graph)
+    n = jnp.maximum(graph.n_node, 1)
+    labels = graph.globals
+    pairs = {
+        "energy": ((found["energy"] - labels["energy"]) / n, labels["energy_mask"]),
+        "forces": (found["forces"] - graph.nodes["forces"], graph.nodes["forces_mask"][:, None]),
+        "stress": (found["stress"] - labels["stress"], labels["stress_mask"][:, None, None]),
+    }
+    errors = {}
+    for name, (d, mask) in pairs.items():
+        d = jnp.where(mask > 0, d, 0.0)
+        count = jnp.broadcast_to(mask > 0, d.shape).sum()
+        errors[name] = (jnp.abs(d).sum(), (d**2).sum(), count)
+    terms = {t: (p.sum(), c) for t, (p, c) in loss.sums(config, variables, graph, losses).items()}
+    return terms, errors
+
+
+def label_errors(
+    config: ModelConfig, variables: dict, graphs: Iterable[jraph.GraphsTuple], losses: loss.LossConfig
+) -> dict[str, float | None]:
+    """MAE and RMSE over all labelled components of a set, and its loss.
+
+    Args:
+      config, variables: the model, arrays on the device.
+      graphs: labelled batches, see `equijax.loss`.
+      losses: weights and penalty.
+
+    Returns:
+      loss; energy_mae and _rmse (eV/atom), forces_ (eV/A), stress_ (eV/A^3); None without such labels.
+    """
+    terms: dict[str, np.ndarray] = {}
+    errors = {name: np.zeros(3) for name in QUANTITIES}
+    for graph in graphs:
+        found_terms, found = jax.device_get(_sums(config, losses, variables, graph))
+        for name, values in found_terms.items():
+            terms[name] = terms.get(name, np.zeros(2)) + np.asarray(values, float)
+        for name in QUANTITIES:
+            errors[name] += np.asarray(found[name], float)
+    out: dict[str, float | None] = {
+        "loss": float(sum(getattr(losses, t) * v / max(count, 1.0) for t, (v, count) in terms.items()))
+    }
+    for name, (absolute, square, count) in errors.items():
+        out[f"{name}_mae"] = absolute / count if count else None
+        out[f"{name}_rmse"] = float(np.sqrt(square / count)) if count else None
+    return out
+
+
+def phonon_errors(ff: ForceField, path: str | Path, mesh: Sequence[int] = MESH, head: str | None = None) -> dict:
+    """Phonons of a model on the supercell of reference phonons, against these.
+
+    Args:
+      ff: the model; its force constants are exact second derivatives in float64.
+      path: a phonopy file with forces or force constants.
+      mesh: Gamma-centred q-mesh.
+      head: of a model with several.
+
+    Returns:
+      frequency_mae (THz), omega_max and its reference (THz), entropy (J/K/mol), free_energy (kJ/mol), heat_capacity
+      (J/K/mol) at 300 K as (found, reference), imaginary fractions below -0.1 THz of both.
+    """
+    from equijax import phonons
+
+    reference = phonopy.load(path, log_level=0)
+    phonon = phonopy.Phonopy(reference.unitcell, reference.supercell_matrix, reference.primitive_matrix)
+    phonons.force_constants(ff, phonon, **({} if head is None else {"head": head}))
+    found, wanted = _spectrum(phonon, mesh), _spectrum(reference, mesh)
+    out = {"crystal": Path(path).name.removesuffix(".yaml").removesuffix("_phonopy")}
+    out["frequency_mae"] = float(np.abs(found.pop("frequencies") - wanted.pop("frequencies")).mean())
+    for name, value in found.items():
+        out[name], out[f"{name}_reference"] = value, wanted[name]
+    return out
+
+
+def _spectrum(phonon, mesh):
+    frequencies = phonon.run_mesh(mesh, is_mesh_symmetry=False, is_gamma_center=True).frequencies
+    thermal = phonon.run_thermal_properties(temperatures=[TEMPERATURE_K], exclude_gamma_acoustic=True)
+    return {
+        "frequencies": frequencies,
+        "omega_max": float(frequencies.max()),
+        "free_energy": float(thermal.free_energy[0]),
+        "entropy": float(thermal.entropy[0]),
+        "heat_capacity": float(thermal.heat_capacity[0]),
+        "imaginary": float((frequencies < -IMAGINARY_THZ).mean()),
+    }
+
+
+def dimer_scan(ff: ForceField, numbers: Iterable[int], head: str | None = None) -> list[dict]:
+    """Push every pair of elements together: does the model still repel?
+
+    Args:
+      ff: the model.
+      numbers: atomic numbers.
+      head: of a model with several.
+
+    Returns:
+      per pair: `pair`, `repulsive` = fraction of the scanned distances (0.45 to 0.85 of the sum of covalent radii) with
+      dE/dr < 0, `energy` = E at the shortest minus E at the longest of them, eV.
+    """
+    pairs = list(itertools.combinations_with_replacement(sorted(set(numbers)), 2))
+    images, distances = [], []
+    for a, b in pairs:
+        r = np.linspace(*DIMER_RANGE, DIMER_POINTS) * (covalent_radii[a] + covalent_radii[b])
+        images += [ase.Atoms([a, b], [[0.0, 0.0, 0.0], [0.0, 0.0, x]]) for x in r]
+        distances.append(r)
+    found = ff.evaluate(images, head=head)
+    energies = np.array([f["energy"] for f in found]).reshape(len(pairs), DIMER_POINTS)
+    slopes = np.array([-f["forces"][1, 2] for f in found]).reshape(len(pairs), DIMER_POINTS)
+    return [
+        {
+            "pair": "-".join(chemical_symbols[z] for z in pair),
+            "repulsive": float((slope < 0).mean()),
+            "energy": float(e[0] - e[-1]),
+            "shortest": float(r[0]),
+        }
+        for pair, e, slope, r in zip(pairs, energies, slopes, distances, strict=True)
+    ]

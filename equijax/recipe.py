@@ -1,0 +1,276 @@
+"""Every option of a fine-tuning run in one frozen dataclass, the strategies and their tuned defaults."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+import yaml
+
+from equijax import lora, predict, trees
+from equijax.config import ModelConfig
+from equijax.loss import LossConfig
+from equijax.train import TrainConfig
+
+Strategy = Literal["zero-shot", "scratch", "naive", "freeze", "delta", "lora", "multihead"]
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tune a MACE model on a few labelled structures; options left out take the strategy's tuned defaults."""
+
+    model: Path
+    """Directory of the starting model, made by `python -m convert`."""
+    train: tuple[Path, ...]
+    """Labelled structures: extxyz, any ASE trajectory, phonopy files."""
+    out: Path
+    """Folder for everything the run makes."""
+    config: Path | None = None
+    """JSON or YAML file with options of the same names; flags win."""
+    strategy: Strategy = "lora"
+    """zero-shot, scratch, naive, freeze, delta, lora or multihead."""
+    valid: tuple[Path, ...] = ()
+    """Validation structures; a seeded part of --train where none are given."""
+    valid_fraction: float = 0.2
+    """Part of --train to validate on."""
+    test: tuple[Path, ...] = ()
+    """Structures for the final numbers only."""
+    retain: tuple[Path, ...] = ()
+    """What the starting model knew: errors on it before and after measure forgetting."""
+    phonons: tuple[Path, ...] = ()
+    """Reference phonons (phonopy files), compared before and after."""
+    energy_key: str = "auto"
+    """Name of the energy in extxyz files; auto: REF_energy, else ASE's own; none: do not read. Likewise the others."""
+    forces_key: str = "auto"
+    """See --energy-key."""
+    stress_key: str = "auto"
+    """See --energy-key."""
+    head: str | None = None
+    """Head to train, of a model with several; a new one for multihead."""
+    e0: Literal["model", "refit"] = "model"
+    """Isolated-atom energies: the model's, or re-fitted on its residual over the training set."""
+
+    rank: float = 8
+    """LoRA rank, or a fraction of each matrix's smaller side."""
+    alpha: float | None = None
+    """LoRA scale is alpha / rank; the rank by default."""
+    targets: tuple[str, ...] | None = None
+    """Patterns of the parameters that lora and delta adapt; --strategy's own by default."""
+    all_species: bool = False
+    """Adapt per-species weights of all elements, not only of those in the training data."""
+    freeze: tuple[str, ...] = ("node_embedding", "interactions_0", "products_0", "readouts_0")
+    """Patterns of the parameters that freeze keeps."""
+    l2sp: float = 1e-3
+    """Pull of delta towards the starting weights."""
+
+    replay: tuple[Path, ...] = ()
+    """Structures with their own labels to train on as well, against forgetting."""
+    replay_self: tuple[Path, ...] = ()
+    """Structures to train on as well, labelled by the starting model."""
+    replay_number: int = 64
+    """Replay structures to use, picked by --replay-pick."""
+    replay_pick: Literal["farthest", "random"] = "farthest"
+    """How to pick them."""
+    replay_weight: float = 1.0
+    """Weight of a replay structure; a training structure has 1."""
+
+    loss: Literal["mse", "mae", "huber", "universal"] | None = None
+    """Penalty on the differences."""
+    energy_weight: float | None = None
+    """Weight of energies per atom."""
+    forces_weight: float | None = None
+    """Weight of forces."""
+    stress_weight: float | None = None
+    """Weight of stresses."""
+    hessian_weight: float = 0.0
+    """Weight of force constants, from phonopy files in --train."""
+    tangents: int = 4
+    """Random displacement directions per structure, step and force-constant set."""
+    huber_delta: float = 0.01
+    """Where Huber turns linear."""
+
+    optimizer: Literal["adamw", "amsgrad", "sgd", "schedule_free"] | None = None
+    """Update rule."""
+    lr: float | None = None
+    """Learning rate."""
+    weight_decay: float | None = None
+    """Decoupled; of what is trained only."""
+    schedule: Literal["constant", "cosine", "plateau"] | None = None
+    """Learning rate after warm-up."""
+    warmup: int = 10
+    """Steps of warm-up."""
+    clip: float | None = None
+    """Global gradient norm."""
+    ema: float | None = None
+    """Decay of the averaged weights."""
+    epochs: int | None = None
+    """Passes over the training set."""
+    batch_size: int = 2
+    """Structures in a step and on a device."""
+    patience: int = 50
+    """Evaluations without improvement before the run stops."""
+    evaluate_every: int = 1
+    """Epochs."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of training and of the metrics; phonons are float64 always."""
+    seed: int = 0
+    """Of adapters, split, data order and tangents."""
+    devices: int = 1
+    """Devices to spread each step over."""
+    resume: bool = False
+    """Continue the run in --out, bit for bit."""
+
+
+class Defaults(NamedTuple):
+    """What a strategy trains best with: see bench/strategies.py."""
+
+    lr: float
+    ema: float = 0.99
+    clip: float = 10.0
+    weight_decay: float = 0.0
+    optimizer: str = "amsgrad"
+    schedule: str = "cosine"
+    loss: str = "huber"
+    energy_weight: float = 1.0
+    forces_weight: float = 10.0
+    stress_weight: float = 100.0
+    epochs: int = 60
+
+
+DEFAULTS = {
+    "zero-shot": Defaults(lr=1.0),
+    "scratch": Defaults(lr=1e-2, epochs=120),
+    "naive": Defaults(lr=1e-3, ema=0.999, clip=1.0),
+    "freeze": Defaults(lr=1e-3, ema=0.999, clip=1.0),
+    "delta": Defaults(lr=1e-3),
+    "lora": Defaults(lr=5e-3),
+    "multihead": Defaults(lr=1e-3, ema=0.999, loss="universal"),
+}
+
+
+class Trainable(NamedTuple):
+    """What a strategy trains, and how it acts on the backbone."""
+
+    start: Any  # pytree
+    combine: Callable[[dict, Any], dict]  # (backbone params, trainable) -> params
+    pull: float = 0.0  # L2 towards zero
+
+
+def read(argv: Sequence[str] | None = None) -> FinetuneConfig:
+    """Options from flags and from the file that --config names; flags win, unknown names are errors.
+
+    Raises:
+      SystemExit: from the command line parser, with its message.
+      ValueError: unknown or malformed options in the file.
+    """
+    argv = list(argv)
+    if "--config" not in argv:
+        return tyro.cli(FinetuneConfig, args=argv, prog="equijax finetune")
+    file = Path(argv[argv.index("--config") + 1])
+    values = yaml.safe_load(file.read_text())
+    names = {f.name: f for f in dataclasses.fields(FinetuneConfig)}
+    if not isinstance(values, dict) or (unknown := sorted(set(values) - set(names))):
+        found = f"unknown options {unknown}" if isinstance(values, dict) else "no mapping of names to values"
+        raise ValueError(f"{file}: {found}; `python -m equijax.finetune --help` lists the options")
+    given = {a.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for a in argv if a[:2] == "--"}
+    flags = [x for name, value in values.items() if name not in given for x in _flag(name, value)]
+    return tyro.cli(FinetuneConfig, args=argv + flags, prog="equijax finetune")
+
+
+def _flag(name, value):
+    flag = "--" + name.replace("_", "-")
+    if value is None or value == []:
+        return []
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    return [flag, *(map(str, value) if isinstance(value, list) else [str(value)])]
+
+
+def resolve(options: FinetuneConfig) -> FinetuneConfig:
+    """Fill what was left out with the strategy's defaults, and refuse what cannot work.
+
+    Raises:
+      ValueError: options that contradict each other.
+    """
+    if not options.train and options.strategy != "zero-shot":
+        raise ValueError("--train names no files")
+    if not 0 < options.valid_fraction < 1:
+        raise ValueError(f"valid_fraction = {options.valid_fraction} must be between 0 and 1")
+    if options.strategy == "multihead" and not (options.replay or options.replay_self):
+        raise ValueError("multihead keeps the old head by replay: give --replay or --replay-self")
+    if options.batch_size < 1 or options.devices < 1:
+        raise ValueError(f"batch_size {options.batch_size} and devices {options.devices} must be at least 1")
+    defaults = DEFAULTS[options.strategy]._asdict()
+    filled = {k: v for k, v in defaults.items() if getattr(options, k) is None}
+    if options.optimizer == "schedule_free" and options.schedule is None:
+        filled["schedule"] = "constant"
+    return dataclasses.replace(options, **filled)
+
+
+def losses(options: FinetuneConfig) -> LossConfig:
+    """The loss of resolved options."""
+    return LossConfig(
+        kind=options.loss,
+        energy=options.energy_weight,
+        forces=options.forces_weight,
+        stress=options.stress_weight,
+        hvp=options.hessian_weight,
+        delta=options.huber_delta,
+    )
+
+
+def training(options: FinetuneConfig) -> TrainConfig:
+    """The trainer's part of resolved options."""
+    names = {f.name for f in dataclasses.fields(TrainConfig)} & {f.name for f in dataclasses.fields(FinetuneConfig)}
+    return TrainConfig(**{name: getattr(options, name) for name in names})
+
+
+def trainable(options: FinetuneConfig, config: ModelConfig, variables: dict, numbers: Sequence[int]) -> Trainable:
+    """What `options.strategy` trains.
+
+    Args:
+      options: resolved.
+      config, variables: the starting model (with its new head, for multihead).
+      numbers: atomic numbers in the training data.
+
+    Raises:
+      ValueError: patterns that match nothing; see `equijax.lora` and `equijax.trees`.
+    """
+    params = predict.cast(variables["params"], options.dtype)
+    rows = None if options.all_species else sorted(config.species.index(int(z)) for z in set(numbers))
+    if options.strategy == "lora":
+        start = lora.init_lora(
+            params, options.rank, options.alpha or max(options.rank, 1), options.targets or lora.TARGETS,
+            options.seed, rows, options.dtype,
+        )  # fmt: skip
+        return Trainable(start, lora.apply)
+    if options.strategy == "delta":
+        start = lora.init_delta(params, options.targets or (".*",), rows, options.dtype)
+        return Trainable(start, lora.apply, options.l2sp)
+    if options.strategy == "freeze":
+        labels = trees.freeze_labels(params, options.freeze)
+        start = jax.tree.map(lambda x, label: x if label == "trainable" else None, params, labels)
+        return Trainable(start, fill)
+    if options.strategy == "scratch":
+        params = predict.cast(predict.init_variables(config, options.seed)["params"], options.dtype)
+    return Trainable(params, fill)
+
+
+def fill(params: dict, trained: dict) -> dict:
+    """`params` with the leaves of `trained` that are not None in their place."""
+    return jax.tree.map(lambda new, old: old if new is None else new, trained, params, is_leaf=lambda x: x is None)
+
+
+def document(options: FinetuneConfig) -> dict:
+    """JSON-serialisable options, as `--config` reads them."""
+    return json.loads(json.dumps(dataclasses.asdict(options), default=str))
+
+
+def count(tree) -> int:
+    """Numbers in a pytree."""
+    return int(sum(np.size(x) for x in jax.tree.leaves(tree)))

@@ -1,0 +1,351 @@
+"""Train a small pytree over a frozen backbone: state, one jitted step, the loop, its checkpoints.
+
+`trainable` is whatever a strategy trains (adapters, a residual, some layers); `combine(backbone_params, trainable)`
+gives the parameters of the model. Gradients, optimizer state and averages exist for `trainable` only.
+"""
+
+import dataclasses
+import math
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from equijax import loss
+from equijax.config import ModelConfig
+
+Tree = Any
+EMA_RAMP = 10.0  # the average decays by at most (1 + t) / (10 + t) at step t, so that it forgets the start quickly
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to optimise; the learning rate is warmed up, scheduled and lowered inside the state, never at trace time."""
+
+    optimizer: Literal["adamw", "amsgrad", "sgd", "schedule_free"] = "amsgrad"
+    lr: float = 1e-3
+    weight_decay: float = 0.0  # decoupled
+    schedule: Literal["constant", "cosine", "plateau"] = "cosine"
+    warmup: int = 10  # steps
+    clip: float = 10.0  # global gradient norm
+    ema: float = 0.99  # decay; 0 evaluates the last weights
+    epochs: int = 100
+    patience: int = 50  # evaluations without improvement before the run stops
+    plateau_factor: float = 0.5
+    plateau_patience: int = 10  # evaluations
+    evaluate_every: int = 1  # epochs
+
+    def __post_init__(self):
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} = {getattr(self, name)} must be positive")
+        for name in ("epochs", "patience", "evaluate_every", "plateau_patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema = {self.ema} must be in [0, 1)")
+        if self.optimizer == "schedule_free" and self.schedule != "constant":
+            raise ValueError(
+                f"schedule_free needs schedule='constant', not {self.schedule!r}: it replaces the schedule"
+            )
+
+
+class TrainState(NamedTuple):
+    """Everything a step reads and writes."""
+
+    step: jax.Array  # [] int32, steps done
+    trainable: Tree
+    opt_state: Tree
+    ema: Tree  # average of `trainable`
+    plateau: Tree  # optax.contrib.reduce_on_plateau: `scale` multiplies every update
+
+
+class Batch(NamedTuple):
+    """A labelled graph (or one per device, stacked) and the names of its structures."""
+
+    graph: jraph.GraphsTuple
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands between two steps; with the state and the seed it fixes everything that follows."""
+
+    epoch: int = 0  # epochs completed
+    batch: int = 0  # batches done in the current one
+    loss_sum: float = 0.0  # over those batches
+    best: float = math.inf  # validation loss
+    best_epoch: int = 0
+    stale: int = 0  # evaluations since the best
+
+
+class TrainingDiverged(FloatingPointError):
+    """A loss or gradient that is not finite; the message names the structures."""
+
+
+def optimizer(options: TrainConfig, total_steps: int) -> optax.GradientTransformation:
+    """Clipping by global norm, the optimizer, decoupled weight decay and the learning rate schedule, in one."""
+    rate = learning_rate(options, total_steps)
+    rules = {
+        "adamw": optax.scale_by_adam(),
+        "amsgrad": optax.scale_by_amsgrad(),
+        "sgd": optax.trace(0.9),
+        "schedule_free": optax.scale_by_adam(b1=0.0),  # the average of the iterates is the momentum
+    }
+    chain = optax.chain(
+        rules[options.optimizer], optax.add_decayed_weights(options.weight_decay), optax.scale_by_learning_rate(rate)
+    )
+    if options.optimizer == "schedule_free":
+        chain = optax.contrib.schedule_free(chain, rate, b1=0.9)
+    return optax.chain(optax.clip_by_global_norm(options.clip), chain)
+
+
+def learning_rate(options: TrainConfig, total_steps: int) -> optax.Schedule:
+    """Linear warm-up, then cosine to zero or constant (plateau scales the constant from inside the state)."""
+    after = max(1, total_steps - options.warmup)
+    main = {
+        "cosine": optax.cosine_decay_schedule(options.lr, after),
+        "constant": optax.constant_schedule(options.lr),
+        "plateau": optax.constant_schedule(options.lr),
+    }[options.schedule]
+    ramp = optax.linear_schedule(options.lr / (options.warmup + 1), options.lr, options.warmup)
+    return optax.join_schedules([ramp, main], [options.warmup])
+
+
+def plateau(options: TrainConfig) -> optax.GradientTransformationExtraArgs:
+    """The rule that lowers `plateau.scale` when the validation loss stalls."""
+    return optax.contrib.reduce_on_plateau(factor=options.plateau_factor, patience=options.plateau_patience)
+
+
+def init(trainable: Tree, options: TrainConfig, total_steps: int) -> TrainState:
+    """State before the first step; leaves of `trainable` are copied, the caller's arrays survive donation."""
+    trainable = jax.tree.map(jnp.array, trainable)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        trainable=trainable,
+        opt_state=optimizer(options, total_steps).init(trainable),
+        ema=jax.tree.map(jnp.array, trainable),
+        plateau=plateau(options).init(trainable),
+    )
+
+
+def make_step(
+    config: ModelConfig,
+    combine: Callable[[Tree, Tree], Tree],
+    losses: loss.LossConfig,
+    options: TrainConfig,
+    total_steps: int,
+    *,
+    pull: float = 0.0,
+    mesh: Mesh | None = None,
+) -> Callable:
+    """The training step, compiled once per batch shape with the state's buffers donated.
+
+    L = sum_t w_t <rho_t> + pull / 2 |trainable|^2
+
+    Args:
+      config: model hyper-parameters.
+      combine: (backbone params, trainable) -> params, pure.
+      losses: terms of the loss.
+      options: optimizer, schedule, clipping, EMA.
+      total_steps: length of the schedule.
+      pull: L2-SP strength when `trainable` is a residual.
+      mesh: one axis "data" over devices; batches then carry a leading device axis, and the result is that of one
+        device given all of the shards.
+
+    Returns:
+      (state, variables, graph) -> (state, metrics): loss, grad_norm, one entry per term, and `finite`. A step whose
+      loss or gradient is not finite leaves the state as it was.
+    """
+    rule = optimizer(options, total_steps)
+    gradient = _gradient(config, combine, losses, None if mesh is None else "data")
+    if mesh is not None:
+        gradient = _sharded(gradient, mesh)
+
+    def step(state: TrainState, variables: dict, graph: jraph.GraphsTuple):
+        value, parts, grads = gradient(state.trainable, variables, graph)
+        if pull:
+            value = value + 0.5 * pull * optax.tree.norm(state.trainable, squared=True)
+            grads = jax.tree.map(lambda g, x: g + pull * x, grads, state.trainable)
+        norm = optax.global_norm(grads)
+        updates, opt_state = rule.update(grads, state.opt_state, state.trainable)
+        updates = jax.tree.map(lambda u: u * state.plateau.scale.astype(u.dtype), updates)
+        trainable = optax.apply_updates(state.trainable, updates)
+        ema = _average(state.ema, trainable, state.step, options.ema)
+        after = TrainState(state.step + 1, trainable, opt_state, ema, state.plateau)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+        return state, {"loss": value, "grad_norm": norm, "finite": finite, **parts}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def _gradient(config, combine, losses, axis):
+    """(trainable, variables, graph) -> loss, terms, gradient; summed over `axis` where there is one."""
+
+    def gradient(trainable, variables, graph):
+        def objective(trainable):
+            merged = {**variables, "params": combine(variables["params"], trainable)}
+            terms = loss.sums(config, merged, graph, losses)
+            parts = {t: numerators for t, (numerators, _) in terms.items()}
+            counts = {t: count for t, (_, count) in terms.items()}
+            if axis is not None:
+                counts = jax.lax.psum(counts, axis)
+            return loss.total(parts, counts, losses), {
+                t: p.sum() / jnp.maximum(counts[t], 1.0) for t, p in parts.items()
+            }
+
+        (value, parts), grads = jax.value_and_grad(objective, has_aux=True)(trainable)
+        out = value, parts, grads
+        return out if axis is None else jax.lax.psum(out, axis)
+
+    return gradient
+
+
+def _sharded(gradient, mesh):
+    everywhere, split = PartitionSpec(), PartitionSpec("data")
+
+    def one_device(trainable, variables, graphs):
+        return gradient(trainable, variables, jax.tree.map(lambda x: x[0], graphs))
+
+    return jax.shard_map(
+        one_device, mesh=mesh, in_specs=(everywhere, everywhere, split), out_specs=everywhere, check_vma=False
+    )
+
+
+def _average(ema, new, step, decay):
+    if not decay:
+        return new
+    t = step.astype(jnp.float32)
+    d = jnp.minimum(decay, (1.0 + t) / (EMA_RAMP + t))
+    return jax.tree.map(lambda a, b: a + (1.0 - d).astype(a.dtype) * (b - a), ema, new)
+
+
+def evaluated(state: TrainState, options: TrainConfig) -> Tree:
+    """The weights that count: the schedule-free average, the EMA, or the last ones."""
+    if options.optimizer == "schedule_free":
+        return optax.contrib.schedule_free_eval_params(state.opt_state[1], state.trainable)
+    return state.ema
+
+
+def observe(state: TrainState, options: TrainConfig, value: float) -> TrainState:
+    """Tell the plateau rule a validation loss."""
+    if options.schedule != "plateau":
+        return state
+    zeros = jax.tree.map(jnp.zeros_like, state.trainable)
+    _, after = plateau(options).update(zeros, state.plateau, value=jnp.asarray(value, state.plateau.best_value.dtype))
+    return state._replace(plateau=after)
+
+
+def fit(
+    state: TrainState,
+    progress: Progress,
+    *,
+    step: Callable,
+    batches: Callable[[int], Sequence[Batch]],
+    evaluate: Callable[[Tree], dict],
+    options: TrainConfig,
+    save: Callable[[TrainState, Progress, bool], None],
+    log: Callable[[dict], None],
+) -> tuple[TrainState, Progress, str]:
+    """Train until the epochs are over, the patience is exhausted or a signal asks to stop.
+
+    Args:
+      state: from `init` or a checkpoint.
+      progress: where to start; its `best` is the validation loss of the starting model, epoch 0.
+      step: (state, graph) -> (state, metrics).
+      batches: epoch -> batches, a function of the epoch alone so that a resumed run sees the same ones.
+      evaluate: trainable -> metrics, of which "loss" decides.
+      options: epochs, patience and how often to evaluate.
+      save: (state, progress, is_best), called after each evaluation and on a signal.
+      log: called with one dict per evaluation and one per step (key "batch").
+
+    Returns:
+      (state, progress, reason): "finished", "early stopping" or "interrupted".
+
+    Raises:
+      TrainingDiverged: a loss or gradient is not finite.
+    """
+    with stop_signal() as stopped:
+        while progress.epoch < options.epochs:
+            for batch in batches(progress.epoch)[progress.batch :]:
+                state, metrics = step(state, batch.graph)
+                metrics = jax.device_get(metrics)
+                check_finite(metrics, batch, progress)
+                value = progress.loss_sum + float(metrics["loss"])
+                progress = dataclasses.replace(progress, batch=progress.batch + 1, loss_sum=value)
+                log({"epoch": progress.epoch + 1, "batch": progress.batch, **metrics})
+                if stopped():
+                    save(state, progress, False)
+                    return state, progress, "interrupted"
+            mean = progress.loss_sum / max(progress.batch, 1)
+            progress = dataclasses.replace(progress, epoch=progress.epoch + 1, batch=0, loss_sum=0.0)
+            if progress.epoch % options.evaluate_every and progress.epoch < options.epochs:
+                continue
+            found = evaluate(evaluated(state, options))
+            state = observe(state, options, found["loss"])
+            progress, is_best = judge(progress, found["loss"])
+            log({"epoch": progress.epoch, "train_loss": mean, "scale": float(state.plateau.scale), **found})
+            save(state, progress, is_best)
+            if progress.stale >= options.patience:
+                return state, progress, "early stopping"
+    return state, progress, "finished"
+
+
+def judge(progress: Progress, value: float) -> tuple[Progress, bool]:
+    """Book a validation loss: (progress, whether it is the best so far). NaN is never best."""
+    if value < progress.best:
+        return dataclasses.replace(progress, best=value, best_epoch=progress.epoch, stale=0), True
+    return dataclasses.replace(progress, stale=progress.stale + 1), False
+
+
+def check_finite(metrics: dict, batch: Batch, progress: Progress) -> None:
+    """Stop at a loss or gradient that is not finite.
+
+    Raises:
+      TrainingDiverged: names the structures of the batch.
+    """
+    if not metrics["finite"]:
+        raise TrainingDiverged(
+            f"epoch {progress.epoch + 1}, batch {progress.batch + 1}: loss {metrics['loss']}, gradient norm "
+            f"{metrics['grad_norm']}; structures in the batch: {', '.join(batch.names)}. The state before this step is "
+            "kept; check these labels, or lower the learning rate"
+        )
+
+
+@contextmanager
+def stop_signal() -> Iterator[Callable[[], bool]]:
+    """SIGTERM and SIGINT set a flag instead of killing the process; previous handlers come back afterwards."""
+    received: list[int] = []
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = {s: signal.signal(s, lambda number, frame: received.append(number)) for s in signals}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def data_mesh(devices: int) -> Mesh | None:
+    """A mesh over all devices of all hosts, or None for one.
+
+    Raises:
+      ValueError: more devices asked for than there are.
+    """
+    if devices > jax.device_count():
+        raise ValueError(f"{devices} devices asked for, this machine has {jax.device_count()}")
+    return None if devices == 1 else Mesh(np.array(jax.devices()[:devices]), ("data",))
+
+
+def stack(graphs: Sequence[jraph.GraphsTuple], mesh: Mesh) -> jraph.GraphsTuple:
+    """Graphs of one shape, one per device, as arrays with a leading device axis placed on the mesh."""
+    placed = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.tree.map(lambda *x: jax.device_put(np.stack(x), placed), *graphs)
