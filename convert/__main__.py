@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from convert import download
-from convert.unpickle import UnreadableModel
+from convert.unpickle import UnreadableModel, UnsupportedModel
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ def main(argv: list[str] | None = None) -> int:
         if config.to_torch:
             return _to_torch(config.source, config.out)
         return _from_torch(config)
-    except (UnreadableModel, download.DownloadError, PermissionError, FileNotFoundError, FileExistsError) as error:
+    except (UnreadableModel, UnsupportedModel) as error:
+        raise SystemExit(f"python -m convert: cannot convert {config.source}: {error}") from None
+    except (download.DownloadError, PermissionError, FileNotFoundError, FileExistsError) as error:
         raise SystemExit(f"python -m convert: {error}") from None
     except KeyError as error:  # an unknown name: KeyError quotes its message
         raise SystemExit(f"python -m convert: {error.args[0]}") from None
@@ -62,17 +64,13 @@ def _from_torch(config: ConvertConfig) -> int:
     path = _locate(config.source, config.accept_licence)
 
     import equijax  # what needs jax comes after the answers that do not
-    from convert.hyper import UnsupportedModel
     from convert.mapping import source_dtype, to_flax
     from convert.modules import read_model
     from equijax import checkpoint
 
     started = time.perf_counter()
     model = read_model(path)
-    try:
-        model_config, variables = to_flax(model, None if config.dtype == "file" else config.dtype)
-    except UnsupportedModel as error:
-        raise SystemExit(f"python -m convert: {path}: {error}") from None
+    model_config, variables = to_flax(model, None if config.dtype == "file" else config.dtype)
     dtype = source_dtype(model) if config.dtype == "file" else config.dtype
     metadata = {"source": path.name, "sha256": download.sha256_of(path), "source_dtype": source_dtype(model),
                 "dtype": dtype, "torch_class": model.classes[""], "version": equijax.__version__}  # fmt: skip

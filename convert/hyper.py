@@ -5,19 +5,15 @@ does too, unless it is switched off (None, False or empty).
 """
 
 import math
+from typing import Any
 
 import e3nn_jax as e3nn
 import numpy as np
 
 from convert.modules import TorchModel
-from convert.unpickle import UnreadableModel, shorten
+from convert.unpickle import UnreadableModel, UnsupportedModel, shorten
 from equijax.config import INTERACTIONS, ModelConfig
 from equijax.nn import cg
-
-
-class UnsupportedModel(ValueError):
-    """A readable torch model that is not of the family equijax implements; the message names what differs."""
-
 
 MODELS = {"mace.modules.models.ScaleShiftMACE": True, "mace.modules.models.MACE": False}  # class -> scale_shift
 BASES = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
@@ -106,7 +102,7 @@ def read_config(model: TorchModel) -> ModelConfig:
     return config
 
 
-def attribute(model: TorchModel, name: str, kind: type, default: object = ...):
+def attribute(model: TorchModel, name: str, kind: type, default: object = ...) -> Any:
     """The attribute `name`, which must be of type `kind`; `default` where old files lack it."""
     value = model.attributes.get(name, default)
     if value is ...:

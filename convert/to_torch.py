@@ -13,10 +13,11 @@ import torch
 from e3nn import o3
 from mace import modules
 from mace.modules.models import MACE, ScaleShiftMACE
+from mace.modules.symmetric_contraction import SymmetricContraction
 
 from convert import mapping
-from convert.hyper import UnsupportedModel
 from convert.modules import read_model
+from convert.unpickle import UnsupportedModel
 from equijax.config import ModelConfig
 from equijax.nn import cg
 
@@ -97,14 +98,33 @@ def _skeleton(config: ModelConfig, variables: dict) -> MACE:
     }
     if config.scale_shift:
         options |= {f"atomic_inter_{k}": np.asarray(variables["constants"][k]) for k in ("scale", "shift")}
+    model = (ScaleShiftMACE if config.scale_shift else MACE)(**options, use_reduced_cg=False)
     for reduced in (False, True):
-        model = (ScaleShiftMACE if config.scale_shift else MACE)(**options, use_reduced_cg=reduced)
+        if reduced:
+            use_reduced_basis(model)
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         wanted = {name: _leaf(variables, path).shape for name, (path, _, _) in mapping.u_names(config).items()}
         if all(shapes[name][-1] == shape[-1] for name, shape in wanted.items()):
             return model
     raise UnsupportedModel(f"mace-torch has no coupling basis with {config.contraction_paths} paths; the reduced basis "
                            "needs cuequivariance: pip install cuequivariance")  # fmt: skip
+
+
+def use_reduced_basis(model: MACE) -> None:
+    """Give the module the linearly independent coupling paths (8 and 12 instead of 23 and 51 for max_ell = 3).
+
+    mace-torch's own switch, `use_reduced_cg`, does nothing unless cuequivariance_torch is installed too.
+    """
+    for product in model.get_submodule("products").children():
+        old = product.symmetric_contractions
+        product.symmetric_contractions = SymmetricContraction(
+            irreps_in=old.irreps_in,
+            irreps_out=old.irreps_out,
+            correlation=old.contractions[0].correlation,
+            num_elements=old.contractions[0].weights_max.shape[0],
+            use_reduced_cg=True,
+        )
+    model.use_reduced_cg = True
 
 
 def _fill(model: MACE, config: ModelConfig, variables: dict) -> None:

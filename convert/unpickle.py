@@ -31,6 +31,10 @@ class UnreadableModel(ValueError):
     """The file is truncated, corrupt, hostile or not a torch model; the message says what was found and where."""
 
 
+class UnsupportedModel(ValueError):
+    """A readable torch model that is not of the family equijax implements; the message names what differs."""
+
+
 @dataclass(frozen=True)
 class Global:
     """A class or function named by the file, as a label."""

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from convert import archive
-from convert.hyper import UnsupportedModel
 from convert.mapping import table, to_flax, u_names
 from convert.modules import Opaque, TorchModel, flatten, read_model
-from convert.unpickle import UnreadableModel, interpret
+from convert.unpickle import UnreadableModel, UnsupportedModel, interpret
 from equijax import predict
 
 MINI = Path(str(resources.files("equijax"))) / "assets" / "mini.model"

@@ -4,6 +4,7 @@ import os
 
 os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -13,8 +14,8 @@ from mace import modules
 from convert import __main__ as cli
 from convert import mapping, verify
 from convert.modules import read_model
-from convert.to_torch import expand_u, write_torch
-from equijax import checkpoint, predict
+from convert.to_torch import expand_u, use_reduced_basis, write_torch
+from equijax import checkpoint
 from equijax.nn import cg
 
 pytestmark = [
@@ -26,7 +27,7 @@ BLOCKS = {name: f"RealAgnostic{name}InteractionBlock" for name in ("", "Residual
 VARIANTS = {
     "mp-0a": {"first": "Residual", "later": "Residual"},
     "0b3": {"first": "Density", "later": "DensityResidual", "distance_transform": "Agnesi", "pair_repulsion": True},
-    "reduced": {"first": "", "later": "Residual", "use_reduced_cg": True, "correlation": 3},
+    "reduced": {"first": "", "later": "Residual", "max_ell": 3, "correlation": 3, "reduced": True},
     "L2": {"hidden_irreps": "4x0e+4x1o+4x2e", "first": "Residual", "later": "DensityResidual"},
     "L0": {"hidden_irreps": "8x0e", "first": "DensityResidual", "later": "Density", "num_polynomial_cutoff": 6},
     "three": {"num_interactions": 3, "correlation": [3, 2, 1], "gate": torch.tanh},
@@ -38,7 +39,9 @@ VARIANTS = {
 }  # fmt: skip
 
 
-def torch_model(seed=0, dtype=torch.float64, cls="ScaleShiftMACE", first="", later="Residual", **changes):
+def torch_model(
+    seed=0, dtype=torch.float64, cls="ScaleShiftMACE", first="", later="Residual", reduced=False, **changes
+):
     """A random mace-torch model, small in every direction."""
     torch.manual_seed(seed)
     torch.set_default_dtype(dtype)
@@ -55,7 +58,11 @@ def torch_model(seed=0, dtype=torch.float64, cls="ScaleShiftMACE", first="", lat
         options |= {"atomic_inter_scale": [0.8, 0.7][: len(heads)], "atomic_inter_shift": [0.1, 0.2][: len(heads)]}
     options |= changes
     options["hidden_irreps"] = o3.Irreps(options["hidden_irreps"])
-    return getattr(modules, cls)(**options)
+    model = getattr(modules, cls)(**options)
+    if reduced:
+        pytest.importorskip("cuequivariance")
+        use_reduced_basis(model)
+    return model
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +81,7 @@ def test_variant_there_and_back(variant, tmp_path):
     for file in (path, back):
         for head in config.heads:
             found = verify.differences(file, config, variables, head)
-            assert all(found[key] <= limit for key, limit in verify.LIMITS["float64"].items()), (file.name, found)
+            assert all(value <= verify.LIMITS["float64"][key] for key, value in found.items()), (file.name, found)
 
 
 def test_command_line_there_and_back(tmp_path, capsys):
@@ -97,22 +104,20 @@ def test_verify_fails_on_other_weights(tmp_path, capsys):
     assert "TOO LARGE" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("reduced", [False, True])
-def test_published_shape(reduced, tmp_path):
-    """89 elements, 128 channels, the path counts of the published files (23 and 51) or mace's newer ones (8 and 12)."""
+def test_published_shape(tmp_path):
+    """89 elements, 128 channels and the path counts of the published files."""
     path = tmp_path / "big.model"
     model = torch_model(
         dtype=torch.float32, first="Density", later="DensityResidual", r_max=6.0, num_bessel=10, max_ell=3,
         hidden_irreps="128x0e+128x1o", MLP_irreps=o3.Irreps("16x0e"), correlation=3, num_elements=89,
         atomic_numbers=list(range(1, 90)), atomic_energies=np.zeros(89), radial_MLP=[64, 64, 64],
-        distance_transform="Agnesi", pair_repulsion=True, use_reduced_cg=reduced,
+        distance_transform="Agnesi", pair_repulsion=True,
     )  # fmt: skip
     torch.save(model, path)
     config, variables = mapping.to_flax(read_model(path))
-    assert config.contraction_paths[0][0][2] == (8 if reduced else 23)
-    assert config.contraction_paths[0][1][2] == (12 if reduced else 51)
-    count = sum(a.size for a in predict.jax.tree.leaves(variables["params"]))
-    assert count == sum(p.numel() for p in model.parameters())
+    assert config.contraction_paths == (((1, 4, 23), (1, 6, 51)), ((1, 4, 23),))
+    count = sum(a.size for a in jax.tree.leaves(variables["params"]))
+    assert count == sum(p.numel() for p in model.parameters()) == 9_063_204
 
 
 @pytest.mark.parametrize(("L", "degree"), [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3)])

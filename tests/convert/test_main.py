@@ -1,0 +1,101 @@
+"""The command line: what it writes, what it refuses and how it says so. No torch."""
+
+import os
+import pickle
+import sys
+import zipfile
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convert import download
+from convert.__main__ import main
+from equijax import checkpoint
+
+MINI = Path(str(resources.files("equijax"))) / "assets" / "mini.model"
+
+
+def test_convert_writes_a_checkpoint_with_its_provenance(tmp_path, capsys):
+    out = tmp_path / "deep" / "model"
+    assert main([str(MINI), str(out)]) == 0
+    assert "33 elements" in capsys.readouterr().out
+    config, variables, metadata = checkpoint.load(out)
+    assert config.species[0] == 3 and variables["params"]["node_embedding"].dtype == np.float32
+    assert metadata["source"] == "mini.model" and metadata["sha256"] == download.sha256_of(MINI)
+    assert (metadata["source_dtype"], metadata["dtype"]) == ("float32", "float32")
+    assert [p.name for p in out.parent.iterdir()] == ["model"]
+
+
+def test_dtype_and_replacing_a_checkpoint(tmp_path):
+    for dtype in ("float32", "float64"):
+        assert main([str(MINI), str(tmp_path / "model"), "--dtype", dtype]) == 0
+        _, variables, metadata = checkpoint.load(tmp_path / "model")
+        assert variables["params"]["node_embedding"].dtype == dtype == metadata["dtype"]
+
+
+def test_published_name_is_converted_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "cache_directory", lambda: tmp_path)
+    (tmp_path / download.PUBLISHED["mace-mp-0b3-medium"].filename).write_bytes(MINI.read_bytes())
+    assert main(["mace-mp-0b3-medium", str(tmp_path / "model")]) == 0
+    assert checkpoint.load(tmp_path / "model")[2]["source"] == "mace-mp-0b3-medium.model"
+
+
+def test_list(capsys):
+    assert main(["--list"]) == 0
+    assert "mace-mp-0b3-medium" in capsys.readouterr().out
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch MARK",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(pickle.dumps({"a": 1}, 2), "a dict with keys 'a'"), (pickle.dumps(Evil(), 2), "system"), (b"cut", "broken")],
+)
+def test_hostile_and_foreign_files(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("x.model", "w") as file:
+        file.writestr("a/data.pkl", content)
+    with pytest.raises(SystemExit, match=message):
+        main(["x.model", "out"])
+    assert [p.name for p in tmp_path.iterdir()] == ["x.model"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give SOURCE and OUT"),
+        (["missing.model", "out"], "there is no file missing.model"),
+        (["mace-mp-0b3-medum", "out"], "perhaps mace-mp-0b3-medium"),
+        (["mace-omat-0-small", "out"], "--accept-licence"),
+        (["folder", "out"], "is a directory"),
+        ([str(MINI), "folder"], "folder exists and is no equijax checkpoint"),
+    ],
+)
+def test_mistakes_are_explained(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SystemExit, match=message):
+        main(arguments)
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_unknown_options_are_errors(capsys):
+    with pytest.raises(SystemExit):
+        main([str(MINI), "out", "--verifi"])
+    assert "verif" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--to-torch", "ckpt", "out.model"], [str(MINI), "model", "--verify"]])
+def test_what_needs_torch_says_so(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    for name in ("torch", "mace", "mace.calculators"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in ("convert.to_torch", "convert.verify"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(SystemExit, match="parity"):
+        main(arguments)
