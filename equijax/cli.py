@@ -4,6 +4,7 @@ import importlib
 import sys
 
 COMMANDS = {
+    "md": "molecular dynamics: NVE, NVT, NPT with trajectories, logs and restarts",
     "adapters": "fold a fine-tuning adapter into its model, or print what it holds",
     "demo": "convert the bundled model, evaluate it and draw phonons of two crystals",
     "phonons": "force constants, band structure and thermal properties of a crystal",

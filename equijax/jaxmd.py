@@ -188,7 +188,7 @@ def blocks(
     advance = compiled_block(apply_fn, box_of)
     step = start
     while step < steps:
-        length = min(block, steps - step)
+        length = min(block - step % block, steps - step)
         for _attempt in range(1 + MAX_RERUNS):
             new_state, new_neighbors = advance(state, neighbors, length, kwargs)
             if not bool(new_neighbors.did_buffer_overflow.any()):

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A room may import from the lines above its own, and from its own line where no cycle arises. `equijax` is what
 # `equijax/__init__.py` re-exports. `nn.cg` holds numbers alone, so it is a room of its own below the rest of `nn`.
 LAYERS = (
-    {"units", "config", "trees"},
+    {"units", "config", "trees", "trajectory"},
     {"gather", "neighbors", "nn.cg"},
     {"graph", "kernels"},
     {"nn"},

@@ -1,0 +1,171 @@
+"""Files of a simulation: extxyz and HDF5 trajectories, the thermo log, and the checkpoint that continues it exactly.
+
+Every writer has a `mark()`: where it stands, stored in the checkpoint. Opened again at that mark, a file forgets what
+was written after the checkpoint, so a continued run leaves the same files as one that never stopped.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import ase.io
+import h5py
+import numpy as np
+from ase.calculators.singlepoint import SinglePointCalculator
+
+COLUMNS = (
+    "step", "time_ps", "temperature_K", "potential_eV", "kinetic_eV", "total_eV", "conserved_eV", "pressure_GPa",
+    "volume_A3",
+)  # fmt: skip
+
+
+class ThermoLog:
+    """Comma-separated values, one row a block; numbers are written so that they read back exactly."""
+
+    def __init__(self, path: Path, mark: int | None = None):
+        self.file = _open_at(path, mark)
+        if mark is None:
+            self.file.write((",".join(COLUMNS) + "\n").encode())
+
+    def write(self, row: dict) -> None:
+        """Append one row; keys are `COLUMNS`, a missing one is left empty."""
+        self.file.write((",".join(_number(row.get(name)) for name in COLUMNS) + "\n").encode())
+
+    def mark(self) -> int:
+        """Bytes written so far, all of them on disk."""
+        self.file.flush()
+        return self.file.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+class Extxyz:
+    """Extended XYZ frames with energy, forces, momenta, step and time."""
+
+    def __init__(self, path: Path, atoms: ase.Atoms, mark: int | None = None):
+        self.path = path
+        _open_at(path, mark).close()
+
+    def write(self, step: int, time_ps: float, atoms: ase.Atoms, energy: float, forces: np.ndarray) -> None:
+        """Append a frame."""
+        frame = atoms.copy()
+        frame.info |= {"step": step, "time_ps": time_ps}
+        frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
+        ase.io.write(self.path, frame, format="extxyz", append=True)
+
+    def mark(self) -> int:
+        """Bytes written so far."""
+        return self.path.stat().st_size
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
+class HDF5:
+    """H5MD 1.1 layout: /particles/all/{position,velocity,force}/{value,step,time}, box/edges, /observables/potential.
+
+    Units: A, A/fs, eV/A, ps, eV; `edges` holds cell vectors as rows.
+    """
+
+    def __init__(self, path: Path, atoms: ase.Atoms, mark: int | None = None):
+        self.file = h5py.File(path, "w" if mark is None else "r+")
+        if mark is None:
+            self._create(atoms)
+        for dataset in self._datasets().values():
+            dataset.resize(mark or 0, axis=0)
+
+    def _create(self, atoms):
+        n = len(atoms)
+        self.file.create_group("h5md").attrs["version"] = np.array([1, 1])
+        creator = self.file.create_group("h5md/creator")
+        creator.attrs["name"] = "equijax"
+        self.file["particles/all/species"] = atoms.numbers
+        self.file["particles/all/mass"] = atoms.get_masses()
+        box = self.file.create_group("particles/all/box")
+        box.attrs["dimension"] = 3
+        box.attrs["boundary"] = [b"periodic" if p else b"none" for p in atoms.pbc]
+        for name, (shape, unit) in {
+            "particles/all/position": ((n, 3), "A"),
+            "particles/all/velocity": ((n, 3), "A fs-1"),
+            "particles/all/force": ((n, 3), "eV A-1"),
+            "particles/all/box/edges": ((3, 3), "A"),
+            "observables/potential": ((), "eV"),
+        }.items():
+            group = self.file.create_group(name)
+            for key, form, dtype in (("value", shape, "f8"), ("step", (), "i8"), ("time", (), "f8")):
+                # time-dependent data grow along the first axis
+                dataset = group.create_dataset(key, (0, *form), maxshape=(None, *form), dtype=dtype, chunks=(1, *form))
+                dataset.attrs["unit"] = {"value": unit, "step": "", "time": "ps"}[key]
+
+    def _datasets(self):
+        groups = [self.file[f"particles/all/{name}"] for name in ("position", "velocity", "force", "box/edges")]
+        return {d.name: d for g in [*groups, self.file["observables/potential"]] for d in g.values()}
+
+    def write(self, step: int, time_ps: float, atoms: ase.Atoms, energy: float, forces: np.ndarray) -> None:
+        """Append a frame."""
+        values = {
+            "position": atoms.positions,
+            "velocity": atoms.get_velocities() * ase.units.fs,
+            "force": forces,
+            "edges": atoms.cell.array,
+            "potential": energy,
+        }
+        for name, dataset in self._datasets().items():
+            quantity, key = name.split("/")[-2:]
+            dataset.resize(len(dataset) + 1, axis=0)
+            dataset[-1] = {"value": values[quantity], "step": step, "time": time_ps}[key]
+
+    def mark(self) -> int:
+        """Frames written so far, all of them on disk."""
+        self.file.flush()
+        return len(self.file["particles/all/position/step"])
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+WRITERS = {"extxyz": Extxyz, "h5": HDF5}
+
+
+def save_checkpoint(path: Path, leaves: list, document: dict) -> None:
+    """Write arrays, bit for bit, and a JSON document to one .npz; the old file stays until the new one is whole."""
+    arrays = {f"leaf{i}": np.asarray(x) for i, x in enumerate(leaves)}
+    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, document=np.array(json.dumps(document)), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o644)  # mkstemp makes it private
+        os.replace(beside, path)
+    finally:
+        Path(beside).unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> tuple[list[np.ndarray], dict]:
+    """Arrays and document of `save_checkpoint`.
+
+    Raises:
+      FileNotFoundError: no checkpoint there.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: there is no run to continue; leave out --restart to start one")
+    with np.load(path, allow_pickle=False) as data:
+        return [data[f"leaf{i}"] for i in range(len(data.files) - 1)], json.loads(str(data["document"]))
+
+
+def _open_at(path: Path, mark: int | None):
+    """The file, empty, or cut off at `mark` bytes and ready to append."""
+    file = open(path, "wb" if mark is None else "r+b")
+    if mark is not None:
+        file.truncate(mark)
+        file.seek(mark)
+    return file
+
+
+def _number(value) -> str:
+    return "" if value is None else repr(value if isinstance(value, int) else float(value))
