@@ -4,9 +4,10 @@ import importlib
 import sys
 
 COMMANDS = {
-    "md": "molecular dynamics: NVE, NVT, NPT with trajectories, logs and restarts",
     "adapters": "fold a fine-tuning adapter into its model, or print what it holds",
     "demo": "convert the bundled model, evaluate it and draw phonons of two crystals",
+    "finetune": "fit a model to labelled structures: LoRA, delta, freeze, naive, multihead replay",
+    "md": "molecular dynamics: NVE, NVT, NPT with trajectories, logs and restarts",
     "phonons": "force constants, band structure and thermal properties of a crystal",
 }
 

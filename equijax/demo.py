@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         conversion_s, ff = step(progress, "convert", convert, config.model, out / "model")
         errors = [step(progress, f"evaluate {name}", evaluate, ff, name, config.head)[1] for name in LABELLED]
         for name, title in CRYSTALS.items():
-            spectra.append(step(progress, f"phonons of {title}", phonons_of, ff, name, out)[1])
+            spectra.append(step(progress, f"phonons of {title}", phonons_of, ff, name, out, config.head)[1])
         step(progress, "draw", draw_bands, spectra, out / "bands.png")
     report = {
         "model": ff.metadata,
@@ -139,7 +139,7 @@ def evaluate(ff: equijax.ForceField, name: str, head: str | None) -> dict:
     }
 
 
-def phonons_of(ff: equijax.ForceField, name: str, out: Path):
+def phonons_of(ff: equijax.ForceField, name: str, out: Path, head: str | None):
     """Force constants of a bundled crystal on the supercell of its reference phonons.
 
     Returns:
@@ -148,7 +148,8 @@ def phonons_of(ff: equijax.ForceField, name: str, out: Path):
     with resources.as_file(ASSETS / f"{name}_phonopy.yaml") as path:
         reference = phonopy.load(path, log_level=0)
     phonon = phonopy.Phonopy(reference.unitcell, reference.supercell_matrix, reference.primitive_matrix)
-    seconds, _ = timed(phonons.force_constants, ff, phonon)
+    first_s, _ = timed(phonons.force_constants, ff, phonon, progress=True, head=head)
+    second_s, _ = timed(phonons.force_constants, ff, phonon, head=head)
     phonon.save(out / f"{name}_phonopy_params.yaml", settings={"force_constants": True})
     found, wanted = spectrum(phonon), spectrum(reference)
     row = {
@@ -159,7 +160,8 @@ def phonons_of(ff: equijax.ForceField, name: str, out: Path):
         "reference (THz)": wanted["highest"],
         "C_V 300 K (J/K/mol)": found["heat_capacity"],
         "reference (J/K/mol)": wanted["heat_capacity"],
-        "time (s)": seconds,
+        "first call (s)": first_s,
+        "again (s)": second_s,
     }
     return reference, phonon, row
 

@@ -11,11 +11,11 @@ PACKAGE = Path(cli.__file__).parent
 
 
 def entry_points() -> set[str]:
-    """Modules of equijax that define `main`, and so answer to `python -m equijax.NAME`."""
+    """Modules of equijax that define `main`, and so answer to `python -m equijax.NAME`; `x_cli` is what x calls."""
     defines_main = set()
     for path in PACKAGE.glob("*.py"):
         functions = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
-        if "main" in functions:
+        if "main" in functions and not path.stem.endswith("_cli"):
             defines_main.add(path.stem)
     return defines_main
 

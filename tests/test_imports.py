@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # A room may import from the lines above its own, and from its own line where no cycle arises. `equijax` is what
-# `equijax/__init__.py` re-exports. `nn.cg` holds numbers alone, so it is a room of its own below the rest of `nn`.
+# `equijax/__init__.py` re-exports. `nn.cg` holds numbers alone, so it is a room of its own below the rest of `nn`;
+# `x_cli` is the program of the room x.
 LAYERS = (
     {"units", "config", "trees", "trajectory"},
     {"gather", "neighbors", "nn.cg"},
@@ -15,10 +16,11 @@ LAYERS = (
     {"nn"},
     {"predict"},
     {"checkpoint", "specialise", "hessian", "bloch", "loss", "calculator", "lora", "data", "replay"},
-    {"forcefield", "adapters", "train"},
-    {"phonons", "thermo", "modes", "jaxmd", "recipe", "store", "feed", "metrics", "report", "testing"},
+    {"forcefield", "adapters", "train", "trajectory"},
+    {"phonons", "thermo", "nac", "relax", "modes", "jaxmd", "md"},
+    {"feed", "recipe", "store", "metrics", "report", "testing"},
     {"equijax"},
-    {"demo", "cli", "finetune", "evaluate", "rattle", "md"},
+    {"demo", "cli", "finetune", "evaluate", "rattle"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 TORCH = {"torch", "mace", "e3nn"}
@@ -55,7 +57,7 @@ def room_named(dotted: str) -> str:
     parts = dotted.split(".")
     if ".".join(parts[1:3]) in LEVEL:
         return ".".join(parts[1:3])
-    return parts[1] if len(parts) > 1 and is_module(parts[1]) else "equijax"
+    return parts[1].removesuffix("_cli") if len(parts) > 1 and is_module(parts[1]) else "equijax"
 
 
 def rooms_imported(path: Path) -> set[str]:
