@@ -6,9 +6,11 @@ import sys
 COMMANDS = {
     "adapters": "fold a fine-tuning adapter into its model, or print what it holds",
     "demo": "convert the bundled model, evaluate it and draw phonons of two crystals",
+    "evaluate": "errors of a model on labelled structures: table, parity plot, one row a structure",
     "finetune": "fit a model to labelled structures: LoRA, delta, freeze, naive, multihead replay",
     "md": "molecular dynamics: NVE, NVT, NPT with trajectories, logs and restarts",
     "phonons": "force constants, band structure and thermal properties of a crystal",
+    "rattle": "rattled, strained and relaxing supercells worth a DFT calculation",
 }
 
 
