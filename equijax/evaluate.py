@@ -192,6 +192,7 @@ def draw_parity(path: Path, structures: Sequence[Labelled], found: Sequence[dict
         ends = [min(x[known].min(), y[known].min()), max(x[known].max(), y[known].max())]
         axis.plot(ends, ends, color="0.6", lw=0.8)
         axis.plot(x[known], y[known], ".", ms=3, alpha=0.5)
+        axis.locator_params(nbins=5)
         axis.set(title=title, xlabel="label", ylabel="model", aspect="equal")
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       ValueError: a crystal that cannot be made into candidates.
     """
     options = tyro.cli(RattleConfig, args=argv, prog="equijax rattle")
-    crystal = ase.io.read(options.structure)
+    crystal = ase.io.read(options.structure, index=-1)
+    assert isinstance(crystal, ase.Atoms)  # one frame, not a list
     if not crystal.pbc.all() or crystal.cell.rank < 3:
         raise ValueError(f"{options.structure} is not periodic in three directions")
     supercell = make_supercell(crystal, options.supercell, options.min_length)

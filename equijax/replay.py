@@ -6,6 +6,7 @@ from dataclasses import replace
 import ase
 import jax
 import numpy as np
+from ase.geometry import complete_cell
 
 from equijax import data, graph, loss, predict
 from equijax.config import ModelConfig
@@ -38,7 +39,7 @@ def descriptors(structures: Sequence[ase.Atoms], cutoff: float = 5.0) -> np.ndar
 def _histogram(atoms, cutoff, index):
     """[n, RADIAL_CENTRES]"""
     edges = graph.neighbour_list(atoms, cutoff, f"structure {index}")
-    cell = ase.geometry.complete_cell(atoms.cell.array)
+    cell = complete_cell(atoms.cell.array)
     vectors = atoms.positions[edges.senders] + edges.shifts @ cell - atoms.positions[edges.receivers]
     r = np.linalg.norm(vectors, axis=1)
     centres = np.linspace(0.0, cutoff, RADIAL_CENTRES + 1)[1:]

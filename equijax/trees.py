@@ -50,12 +50,12 @@ def labels(params, rules: Mapping[str, str] | Iterable[tuple[str, str]]):
     Raises:
       ValueError: a leaf that no rule or more than one matches, or a rule that matches no leaf.
     """
-    rules = list(rules.items()) if isinstance(rules, Mapping) else list(rules)
-    select(paths_of(params), [pattern for pattern, _ in rules])
+    pairs: list[tuple[str, str]] = list(rules.items() if isinstance(rules, Mapping) else rules)  # type: ignore
+    select(paths_of(params), [pattern for pattern, _ in pairs])
 
     def label(path, _):
         name = path_name(path)
-        hits = [(pattern, result) for pattern, result in rules if matches(pattern, name)]
+        hits = [(pattern, result) for pattern, result in pairs if matches(pattern, name)]
         if len(hits) != 1:
             found = "no rule" if not hits else f"{len(hits)} rules ({', '.join(repr(p) for p, _ in hits)})"
             raise ValueError(f"parameter {name} matches {found}; it must match exactly one")

@@ -110,8 +110,8 @@ def batch(
         if s.stress is not None:
             labels["stress"][b], labels["stress_mask"][b] = s.stress, 1.0
         if s.forces is not None:
-            known = np.isfinite(s.forces).all(1)
-            nodes["forces"][rows], nodes["forces_mask"][rows] = np.where(known[:, None], s.forces, 0.0), known
+            known = np.isfinite(s.forces).all(axis=1)
+            nodes["forces"][rows], nodes["forces_mask"][rows] = np.nan_to_num(s.forces), known
         if s.hvp is not None:
             nodes["tangents"][rows], nodes["hvp"][rows], nodes["hvp_mask"][rows] = s.tangents, s.hvp, 1.0
     return g._replace(nodes={**g.nodes, **nodes}, globals={**g.globals, **labels})

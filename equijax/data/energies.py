@@ -49,13 +49,13 @@ def refit(
     Raises:
       ValueError: no structure has an energy.
     """
-    pairs = [(s, e) for s, e in zip(structures, predicted, strict=True) if s.energy is not None]
+    pairs = [(s, s.energy - e) for s, e in zip(structures, predicted, strict=True) if s.energy is not None]
     if not pairs:
         raise ValueError("no structure has an energy: E0s cannot be refitted; keep the model's")
     numbers = np.array(sorted({int(z) for s, _ in pairs for z in s.atoms.numbers}))
     counts = np.array([[(s.atoms.numbers == z).sum() for z in numbers] for s, _ in pairs], float)  # [s, z]
     scale = np.sqrt([s.weight for s, _ in pairs]) / counts.sum(1)
-    residual = np.array([s.energy - e for s, e in pairs])
+    residual = np.array([difference for _, difference in pairs])
     shift, _, rank, _ = np.linalg.lstsq(counts * scale[:, None], residual * scale, rcond=1e-6)
     values = np.array(variables["constants"]["atomic_energies"], np.float64)
     values[head, [config.species.index(z) for z in numbers.tolist()]] += shift

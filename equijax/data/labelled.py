@@ -17,7 +17,7 @@ from equijax.units import GPA_PER_EV_A3
 
 MAX_STRESS_EV_A3 = 6.0  # 1 TPa: no dataset of solids goes there, a stress in GPa or kbar does
 # A stress label is taken for mistaken where it follows the model's this closely but with another factor than ~1.
-MIN_CORRELATION, MAX_FACTOR = 0.8, 3.0
+MIN_CORRELATION, MAX_FACTOR, MIN_STRESSES = 0.8, 3.0, 4
 
 
 @dataclass(frozen=True)
@@ -120,54 +120,59 @@ def _stress(stress, source):
 def check_stress(structures: Sequence[Labelled], predicted: Sequence[np.ndarray]) -> tuple[float, float]:
     """Compare stress labels with a model's stresses: a wrong unit or sign shows as a slope far from 1.
 
+    Means over the set are taken off first: a model that puts the equilibrium volume elsewhere is not a wrong sign.
+
     Args:
       structures: labelled structures.
       predicted: [3, 3] eV/A^3 of each, by any sensible potential.
 
     Returns:
-      slope of label against prediction and their correlation; (1, 0) where there is too little stress to tell.
+      slope of label against prediction and their correlation; (1, 0) where there are too few or too small to tell.
 
     Raises:
       ValueError: labels that follow the prediction closely, but with another unit or sign; it names the likely one.
     """
-    pairs = [(s, p) for s, p in zip(structures, predicted, strict=True) if s.stress is not None]
-    if not pairs:
+    labelled = [(s, s.stress, p) for s, p in zip(structures, predicted, strict=True) if s.stress is not None]
+    if len(labelled) < MIN_STRESSES:
         return 1.0, 0.0
-    label = np.concatenate([s.stress.ravel() for s, _ in pairs])
-    found = np.concatenate([np.ravel(p) for _, p in pairs])
+    volumes = np.array([s.atoms.get_volume() for s, _, _ in labelled])
+    label = _centred(np.array([stress.ravel() for _, stress, _ in labelled]))  # [s, 9]
+    plain = np.array([np.ravel(p) for _, _, p in labelled])
+    found, virials = _centred(plain), _centred(plain * volumes[:, None])
     norm = np.linalg.norm(label) * np.linalg.norm(found)
-    if norm < 1e-8 * len(label):  # below 1e-4 eV/A^3 (16 MPa) rms each
+    if norm < 1e-8 * label.size:  # below 1e-4 eV/A^3 (16 MPa) rms each
         return 1.0, 0.0
-    slope, correlation = float(label @ found / (found @ found)), float(label @ found / norm)
+    slope, correlation = float((label * found).sum() / (found**2).sum()), float((label * found).sum() / norm)
     mistaken = slope < 1 / MAX_FACTOR or slope > MAX_FACTOR
     if abs(correlation) > MIN_CORRELATION and mistaken:
-        volume = np.mean([s.atoms.get_volume() for s, _ in pairs])
+        volume = volumes.mean()
         known = {
             "the opposite sign": -1.0,
             "GPa": GPA_PER_EV_A3,
             "GPa with the opposite sign": -GPA_PER_EV_A3,
             "kbar": 10 * GPA_PER_EV_A3,
             "kbar with the opposite sign": -10 * GPA_PER_EV_A3,
+            "eV/A^3 divided by 160.2, a conversion the wrong way": 1 / GPA_PER_EV_A3,
             "virials, which are -stress x volume": -volume,
             "stress x volume": volume,
         }
-        if _follows_virials(pairs, correlation):
+        if _correlation(label, virials) > abs(correlation) + 0.5 * (1 - abs(correlation)):
             known = {k: v for k, v in known.items() if abs(v) == volume}
         same = {k: v for k, v in known.items() if v * slope > 0} or known
         likely = min(same, key=lambda k: abs(np.log(abs(slope / same[k]))))
         raise ValueError(
-            f"stress labels from {pairs[0][0].source} on are {slope:.3g} times the model's (correlation "
+            f"stress labels from {labelled[0][0].source} on are {slope:.3g} times the model's (correlation "
             f"{correlation:.2f}): they look like {likely}; expected eV/A^3, positive under tension"
         )
     return slope, correlation
 
 
-def _follows_virials(pairs, correlation) -> bool:
-    """Whether the labels follow prediction x volume distinctly better than the prediction (volumes must differ)."""
-    label = np.concatenate([s.stress.ravel() for s, _ in pairs])
-    found = np.concatenate([np.ravel(p) * s.atoms.get_volume() for s, p in pairs])
-    scaled = label @ found / (np.linalg.norm(label) * np.linalg.norm(found))
-    return abs(scaled) > abs(correlation) + 0.5 * (1 - abs(correlation))
+def _centred(x):
+    return x - x.mean(0)
+
+
+def _correlation(a, b) -> float:
+    return float(abs((a * b).sum()) / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
 def elements(structures: Iterable[Labelled]) -> list[int]:

@@ -1,0 +1,242 @@
+"""Adapters: exact at the start, low rank per path, merged = unmerged, equivariant, small, tied to their backbone."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from equijax import adapters, checkpoint, lora, predict, testing, trees
+from equijax.forcefield import ForceField
+
+SMALL = {"channels": 4, "lmax": 1, "species": (11, 14, 17), "max_ell": 1, "correlation": (2, 2), "radial_mlp": (8,)}
+ROWS = (0, 2)  # Na and Cl
+
+
+@pytest.fixture(scope="module")
+def base() -> ForceField:
+    return testing.random_forcefield(testing.random_config(**SMALL))
+
+
+def trained(base, rank: int | float = 1, seed: int = 0, rows=ROWS, scale: float = 0.1) -> lora.Adapters:
+    """Adapters with random numbers in place of every zero."""
+    start = lora.init_lora(base.variables["params"], rank, 2.0, rows=rows)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: (scale * rng.normal(size=x.shape)).astype(np.float32), start)
+
+
+def with_params(base, params) -> ForceField:
+    return ForceField(base.config, {**base.variables, "params": params}, {}, base.pool)
+
+
+def test_nothing_changes_before_training(base):
+    params = base.variables["params"]
+    for start in (lora.init_lora(params, 2, 2.0), lora.init_lora(params, 0.5, 1.0, rows=ROWS), lora.init_delta(params)):
+        with jax.enable_x64(True):
+            after = jax.jit(lora.apply)(params, start)
+        assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(params), strict=True))
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_rank_of_every_path_and_species_is_bounded(base, rank):
+    params, changed = base.variables["params"], trained(base, rank)
+    merged = trees.paths_of(lora.merge(base.variables, changed)["params"])
+    for path, before in trees.paths_of(params).items():
+        axis = lora.layout(path, before.ndim).axis
+        change = merged[path] - before
+        stack = change[None] if axis is None else np.moveaxis(change, axis, 0)
+        stack = stack[:, None] if stack.ndim == 2 else stack
+        for i, matrix in enumerate(stack):
+            bound = min(rank, *matrix.shape) if "A" in changed.arrays.get(path, {}) else min(matrix.shape)
+            assert np.linalg.matrix_rank(matrix, tol=1e-10) <= bound, f"{path}[{i}]"
+        if axis is not None and lora.layout(path, before.ndim).species:
+            assert not stack[1].any(), f"{path}: the species that is not adapted changed"
+            assert stack[0].any() and stack[2].any()
+
+
+def test_merged_equals_unmerged(base):
+    changed = trained(base)
+    merged = lora.merge(base.variables, changed)
+    with jax.enable_x64(True):
+        params = jax.jit(lora.apply)(base.variables["params"], jax.tree.map(lambda x: x.astype(np.float64), changed))
+    atoms = [testing.rattled()]
+    a = with_params(base, merged["params"]).evaluate(atoms, "float64")[0]
+    b = with_params(base, jax.tree.map(np.asarray, params)).evaluate(atoms, "float64")[0]
+    original = base.evaluate(atoms, "float64")[0]
+    tolerance = testing.TOLERANCE["float64"]
+    assert abs(a["energy"] - b["energy"]) <= tolerance["energy"] * len(atoms[0])
+    np.testing.assert_allclose(a["forces"], b["forces"], rtol=0, atol=tolerance["forces"])
+    assert abs(a["energy"] - original["energy"]) > 1e-3
+    back = trees.paths_of(lora.unmerge(merged, changed))
+    for path, x in trees.paths_of(base.variables).items():
+        np.testing.assert_allclose(back[path], x, rtol=0, atol=1e-12, err_msg=path)
+
+
+def test_equivariant_with_any_adapters(base):
+    adapted = with_params(base, lora.merge(base.variables, trained(base, 2, scale=0.5))["params"])
+    testing.assert_equivariant(
+        lambda atoms: adapted.evaluate([atoms], "float64")[0], testing.rattled(), testing.TOLERANCE["float64"]
+    )
+
+
+def test_gradients_reach_every_adapter_and_nothing_else(base):
+    start = trained(base)
+    values = jax.tree.leaves(
+        jax.jit(jax.grad(lambda a: _sum_of_squares(lora.apply(base.variables["params"], a))))(start)
+    )
+    assert len(values) == len(jax.tree.leaves(start)) and all(np.any(v) for v in values)
+
+
+def _sum_of_squares(tree):
+    return sum((x**2).sum() for x in jax.tree.leaves(tree))
+
+
+def test_parameters_of_the_published_shape():
+    """MACE-MP-0b3-medium by its shapes: below a tenth of what is adapted at rank 4, for all species or for two."""
+    params = published_shapes()
+    total = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+    assert total == 9_063_204
+    for rows in (None, (10, 16)):
+        rank_4 = jax.eval_shape(lambda rows=rows: lora.init_lora(params, 4, 4.0, rows=rows))
+        counts = lora.count(params, rank_4)
+        assert sum(c.trainable for c in counts) < 0.1 * sum(c.adapted for c in counts)
+        assert all(c.trainable <= c.adapted for c in counts)
+    assert sum(c.trainable for c in counts) < 60_000  # a file of a few hundred kilobytes for one material
+    assert "8.06 % of the" in lora.table(params, rank_4)
+
+
+def published_shapes(Z=89, C=128, U=64, B=10, M=16):
+    def array(*shape):
+        return jax.ShapeDtypeStruct(shape, np.float32)
+
+    def per_degree(*shapes):
+        return {f"l{l}": array(*s) for l, s in enumerate(shapes)}
+
+    def radial(paths):
+        return {"layer0": array(B, U), "layer1": array(U, U), "layer2": array(U, U), "layer3": array(U, paths, C)}
+
+    def contraction(L, *paths):
+        return {f"contraction_l{L}": {f"l{L}_nu{d}": array(Z, p, C) for d, p in enumerate(paths, 1)}}
+
+    square, skip = (C, C), (C, Z, C)
+    return {
+        "node_embedding": array(Z, C),
+        "interactions_0": {
+            "linear_up": per_degree(square), "radial_mlp": radial(4), "density": array(B, 1),
+            "linear": per_degree(*[(1, C, C)] * 4), "skip_tp": per_degree(*[skip] * 4),
+        },
+        "products_0": {**contraction(0, 1, 4, 23), **contraction(1, 1, 6, 51), "linear": per_degree(square, square)},
+        "interactions_1": {
+            "linear_up": per_degree(square, square), "radial_mlp": radial(10), "density": array(B, 1),
+            "linear": per_degree(*[(p, C, C) for p in (2, 3, 3, 2)]), "skip_tp": per_degree(skip),
+        },
+        "products_1": {**contraction(0, 1, 4, 23), "linear": per_degree(square)},
+        "readouts_0": {"linear": array(C, 1)},
+        "readouts_1": {"linear_1": array(C, M), "linear_2": array(M, 1)},
+    }  # fmt: skip
+
+
+def test_default_targets_are_everything_but_density(base):
+    paths = set(trees.paths_of(base.variables["params"]))
+    assert paths - set(trees.select(paths, lora.TARGETS)) == {p for p in paths if p.endswith("density")}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda p: lora.init_lora(p, 2, 2.0, targets=("linear_up", "readouts_0")),
+            r"match no parameter: 'linear_up'; there",
+        ),
+        (lambda p: lora.init_lora(p, 0, 2.0), "rank 0: expected"),
+        (lambda p: lora.init_lora(p, 2.5, 2.0), "rank 2.5: expected"),
+        (lambda p: lora.init_lora(p, 2, 2.0, rows=(3,)), r"species rows \(3,\): expected"),
+        (lambda p: trees.labels(p, {".*": "a", "node_embedding": "b"}), "node_embedding matches 2 rules"),
+        (lambda p: trees.labels(p, {"interactions_0": "a"}), "matches no rule"),
+        (lambda p: trees.labels(p, {".*": "a", "embedding": "b"}), "match no parameter: 'embedding'"),
+        (lambda p: trees.freeze_labels(p, (".*",)), "nothing is left to train"),
+        (lambda p: trees.freeze_labels(p, ("product_0",)), "match no parameter: 'product_0'"),
+    ],
+)
+def test_patterns_and_options_that_make_no_sense(base, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(base.variables["params"])
+
+
+def test_labels_partition_the_optimizer(base):
+    params = predict.cast(base.variables["params"], np.float32)
+    labels = trees.freeze_labels(params, ("interactions_0", r".*/skip_tp"))
+    tx = optax.multi_transform({"trainable": optax.adamw(0.1, weight_decay=0.1), "frozen": optax.set_to_zero()}, labels)
+    updates, _ = tx.update(jax.tree.map(np.ones_like, params), tx.init(params), params)
+    for path, label in trees.paths_of(labels).items():
+        assert (label == "frozen") == (path.startswith("interactions_0") or "/skip_tp/" in path)
+        assert np.any(trees.paths_of(updates)[path]) == (label == "trainable"), path
+
+
+def test_directory_round_trip_merge_and_refusal(base, tmp_path, capsys):
+    saved, energies = trained(base, 0.5), base.variables["constants"]["atomic_energies"] + np.array([0.0, 0.0, 1.5])
+    checkpoint.save(tmp_path / "base", base.config, base.variables, {"source": "test"})
+    adapters.save(tmp_path / "a", saved, base.config, base.variables, energies=energies, dataset_sha256="d")
+    found = adapters.load(tmp_path / "a", base.config, base.variables)
+    assert (found.adapters.rows, found.adapters.alpha) == (saved.rows, saved.alpha)
+    assert all(
+        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(found.adapters), jax.tree.leaves(saved), strict=True)
+    )
+    np.testing.assert_allclose(found.energies, energies)
+    assert list(found.document["energies"]["Default"]) == ["Cl"] and found.document["dataset_sha256"] == "d"
+    assert adapters.main(["info", str(tmp_path / "a"), "--model", str(tmp_path / "base")]) == 0
+    assert "trainable numbers" in capsys.readouterr().out
+
+    arguments = ["merge", str(tmp_path / "a"), "--model", str(tmp_path / "base"), "--out", str(tmp_path / "merged")]
+    assert adapters.main(arguments) == 0
+    config, variables, metadata = checkpoint.load(tmp_path / "merged")
+    expected = trees.paths_of(lora.merge(base.variables, saved, energies))
+    assert config == base.config and metadata["base"] == {"source": "test"}
+    assert all(np.array_equal(x, expected[path]) for path, x in trees.paths_of(variables).items())
+    with pytest.raises(ValueError, match="belongs to the backbone with sha256"):
+        adapters.load(tmp_path / "a", config, variables)
+
+
+def test_damaged_directories(base, tmp_path):
+    with pytest.raises(FileNotFoundError, match="not an adapter directory"):
+        adapters.info(tmp_path)
+    adapters.save(tmp_path, trained(base), base.config, base.variables)
+    document = adapters.info(tmp_path)
+    adapters.save(tmp_path, trained(base, seed=1), base.config, base.variables)
+    (tmp_path / "adapter.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="not of one save"):
+        adapters.load(tmp_path, base.config, base.variables)
+    (tmp_path / "adapter.json").write_text(json.dumps({**document, "format": 0}))
+    with pytest.raises(ValueError, match="adapter format 0"):
+        adapters.info(tmp_path)
+    broken = jax.tree.map(lambda x: x * np.nan, trained(base))
+    with pytest.raises(ValueError, match="non-finite values in"):
+        adapters.save(tmp_path, broken, base.config, base.variables)
+
+
+def test_adapters_of_another_architecture(base):
+    other = dataclasses.replace(trained(base), arrays={"interactions_7/linear_up/l0": {"delta": np.zeros((1, 4, 4))}})
+    with pytest.raises(ValueError, match="interactions_7/linear_up/l0"):
+        lora.apply(base.variables["params"], other)
+    with pytest.raises(ValueError, match="stack of 2 matrices; this model needs 3"):
+        lora.apply(base.variables["params"], dataclasses.replace(trained(base), rows=None))
+
+
+def test_switching_adapters_does_not_recompile(base):
+    """Adapters of different materials, ranks and species over one backbone: one compiled program."""
+    atoms = [testing.rattled()]
+    energies = [base.evaluate(atoms)[0]["energy"]]
+    compiled = predict._evaluate._cache_size()
+    for change in (
+        trained(base, 1),
+        trained(base, 2, seed=1),
+        trained(base, 2, seed=2, rows=(1,)),
+        trained(base, 0.5, rows=None),
+    ):
+        variant = with_params(base, lora.merge(base.variables, change)["params"])
+        energies.append(variant.evaluate(atoms)[0]["energy"])
+    assert predict._evaluate._cache_size() == compiled
+    assert len(set(energies)) == 5
