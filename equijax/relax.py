@@ -1,0 +1,116 @@
+"""Symmetry-preserving relaxation of cell and ions in float64, tight enough to differentiate the energy twice."""
+
+import time
+import warnings
+
+import ase
+import numpy as np
+import spglib
+from ase.constraints import FixSymmetry
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS
+from ase.spacegroup.symmetrize import refine_symmetry
+from tqdm import tqdm
+
+from equijax.units import GPA_PER_EV_A3
+
+SYMPREC_A = 1e-4  # symmetry is found and kept to this
+# Above these a second derivative describes a slope, not a minimum: phonons warn.
+MAX_FORCE = 1e-3  # eV/A
+MAX_STRESS = 1e-3  # eV/A^3, 0.16 GPa
+MAX_STEP_A = 0.1
+
+
+def relax(
+    ff,
+    atoms: ase.Atoms,
+    fmax: float = 1e-4,
+    cell: bool = True,
+    symmetry: bool = True,
+    steps: int = 500,
+    symprec: float = SYMPREC_A,
+    head: str | None = None,
+    progress: bool = False,
+) -> tuple[ase.Atoms, dict]:
+    """Relax ions, and the cell if asked, with ASE's BFGS in float64.
+
+    Args:
+      ff: a ForceField.
+      atoms: a structure; it is not changed.
+      fmax: eV/A, largest force on an atom; for the cell, largest row of the virial per atom.
+      cell: relax the cell (three periodic directions needed).
+      symmetry: refine the structure to its space group at `symprec`, then keep that group.
+      steps: at most.
+      symprec: A.
+      head: of a model with several.
+      progress: show step and largest force.
+
+    Returns:
+      (atoms, report): report holds what `residuals` returns, converged, steps, energy change, volume change and the
+      space group before and after at `symprec`.
+
+    Raises:
+      ValueError: a structure the model cannot describe, a cell relaxation without three periodic directions.
+    """
+    relaxed = atoms.copy()
+    relaxed.set_constraint()
+    if cell and not relaxed.pbc.all():
+        raise ValueError(f"cell relaxation of a structure with pbc {relaxed.pbc.tolist()}: expected three periodic "
+                         "directions; use cell=False")  # fmt: skip
+    before, start = space_group(relaxed, symprec), time.perf_counter()
+    if symmetry and relaxed.pbc.all():
+        refine_symmetry(relaxed, symprec=symprec)
+        relaxed.set_constraint(FixSymmetry(relaxed, symprec=symprec, adjust_positions=True, adjust_cell=cell))
+    relaxed.calc = ff.calculator(dtype="float64", head=head)
+    energy, volume = relaxed.get_potential_energy(), relaxed.cell.volume
+    optimiser = BFGS(FrechetCellFilter(relaxed) if cell else relaxed, logfile=None, maxstep=MAX_STEP_A)
+    with tqdm(total=steps, desc="relax", unit="step", disable=not progress) as bar:
+        converged = False
+        for converged in optimiser.irun(fmax=fmax, steps=steps):  # noqa: B007
+            bar.update(optimiser.nsteps - bar.n)
+            bar.set_postfix(fmax=f"{np.linalg.norm(relaxed.get_forces(), axis=1).max():.1e} eV/A")
+    report = residuals(relaxed) | {
+        "converged": bool(converged),
+        "fmax_eV_A": fmax,
+        "steps": int(optimiser.nsteps),
+        "seconds": time.perf_counter() - start,
+        "energy_change_eV_atom": (relaxed.get_potential_energy() - energy) / len(relaxed),
+        "volume_change_percent": 100.0 * (relaxed.cell.volume / volume - 1.0) if volume else 0.0,
+        "space_group_before": before,
+        "space_group_after": space_group(relaxed, symprec),
+    }
+    relaxed.set_constraint()
+    relaxed.calc = None
+    return relaxed, report
+
+
+def residuals(atoms: ase.Atoms) -> dict:
+    """Largest force on an atom (eV/A) and largest stress component (eV/A^3, GPa) of atoms with a calculator."""
+    out = {"max_force_eV_A": float(np.linalg.norm(atoms.get_forces(apply_constraint=False), axis=1).max())}
+    if atoms.pbc.all():
+        stress = float(np.abs(atoms.get_stress(apply_constraint=False)).max())
+        out |= {"max_stress_eV_A3": stress, "max_stress_GPa": stress * GPA_PER_EV_A3}
+    return out
+
+
+def warn_unrelaxed(found: dict, stacklevel: int = 2) -> list[str]:
+    """Warn about residual forces or stress (from `residuals`) too large for a harmonic analysis; return the texts."""
+    texts = []
+    if found["max_force_eV_A"] > MAX_FORCE:
+        texts.append(f"the largest force is {found['max_force_eV_A']:.2e} eV/A, expected below {MAX_FORCE:g}: "
+                     "frequencies are not those of a minimum; relax first (--relax)")  # fmt: skip
+    if found.get("max_stress_eV_A3", 0.0) > MAX_STRESS:
+        texts.append(f"the largest stress is {found['max_stress_GPa']:.3g} GPa, expected below "
+                     f"{MAX_STRESS * GPA_PER_EV_A3:.2g}: these are phonons of a strained "
+                     "cell; relax first (--relax)")  # fmt: skip
+    for text in texts:
+        warnings.warn(text, stacklevel=stacklevel + 1)
+    return texts
+
+
+def space_group(atoms: ase.Atoms, symprec: float = SYMPREC_A) -> str | None:
+    """International symbol and number, such as "Fm-3m (225)"; None where not periodic in three directions."""
+    if not atoms.pbc.all():
+        return None
+    found = spglib.get_symmetry_dataset((atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), symprec)
+    return None if found is None else f"{found.international} ({found.number})"
