@@ -80,7 +80,7 @@ def read_config(model: TorchModel) -> ModelConfig:
             interaction_first=blocks[0],
             interaction=blocks[-1],
             radial_basis=_one(model, "radial_embedding.bessel_fn", BASES),
-            num_radial=attribute(model, "radial_embedding.out_dim", int),
+            num_radial=_num_radial(model),
             distance_transform=_one(model, "radial_embedding.distance_transform", TRANSFORMS),
             cutoff_power=power,
             apply_cutoff=attribute(model, "radial_embedding.apply_cutoff", bool, True),
@@ -88,7 +88,7 @@ def read_config(model: TorchModel) -> ModelConfig:
             readout_mlp=_readout_mlp(model, num, len(heads)),
             gate=_gate(model, num),
             avg_num_neighbors=_avg_num_neighbors(model, num),
-            pair_repulsion="pair_repulsion_fn" in model.classes,
+            pair_repulsion=_pair_repulsion(model),
             zbl_power=int(scalar(model, "pair_repulsion_fn.p")) if "pair_repulsion_fn" in model.classes else power,
             scale_shift=MODELS[model.classes[""]],
             contraction_paths=tuple(_contraction_paths(model, t) for t in range(num)),
@@ -115,8 +115,8 @@ def attribute(model: TorchModel, name: str, kind: type, default: object = ...) -
 
 
 def _all_of(kind: type, name: str, values: tuple) -> tuple:
-    if not all(type(value) is kind for value in values):
-        raise UnreadableModel(f"attribute {name} = {str(values)[:200]} is not a list of {kind.__name__}")
+    if not values or not all(type(value) is kind for value in values):
+        raise UnreadableModel(f"attribute {name} = {str(values)[:200]} is not a non-empty list of {kind.__name__}")
     return values
 
 
@@ -135,17 +135,22 @@ def scalar(model: TorchModel, name: str) -> float:
     return float(value.reshape(()))
 
 
+def any_irreps(model: TorchModel, name: str, default: object = ...) -> e3nn.Irreps:
+    """Irreps stored as the attribute `name`."""
+    text = attribute(model, name, str, default)
+    try:
+        return e3nn.Irreps(text)
+    except (ValueError, AssertionError):
+        raise UnreadableModel(f"attribute {name} = {shorten(text)} is not an irreps string") from None
+
+
 def irreps(model: TorchModel, name: str) -> e3nn.Irreps:
     """Irreps stored as the attribute `name`, ordered l = 0, 1, ... with natural parity and one multiplicity."""
-    text = attribute(model, name, str)
-    try:
-        found = e3nn.Irreps(text)
-    except ValueError:
-        raise UnreadableModel(f"attribute {name} = {shorten(text)} is not an irreps string") from None
+    found = any_irreps(model, name)
     natural = [ir.l for _, ir in found] == list(range(len(found))) and all(ir.p == (-1) ** ir.l for _, ir in found)
     if not natural or len({mul for mul, _ in found}) != 1 or len(found) > MAX_L + 1:
         raise UnsupportedModel(
-            f"{name} = {shorten(text)}: expected 0e+1o+2e+... up to l = {MAX_L} with one multiplicity"
+            f"{name} = {str(found)[:200]}: expected 0e+1o+2e+... up to l = {MAX_L} with one multiplicity"
         )
     return found
 
@@ -204,6 +209,21 @@ def _cutoff(model: TorchModel) -> tuple[float, int]:
     return r_max, int(power)
 
 
+def _num_radial(model: TorchModel) -> int:
+    number = attribute(model, "radial_embedding.out_dim", int)
+    if not 1 <= number <= 1000:
+        raise UnsupportedModel(f"radial_embedding.out_dim = {number} radial functions; expected 1 to 1000")
+    return number
+
+
+def _pair_repulsion(model: TorchModel) -> bool:
+    """mace-torch adds ZBL where the attribute `pair_repulsion` exists, whatever its value."""
+    switch, function = "pair_repulsion" in model.attributes, "pair_repulsion_fn" in model.classes
+    if switch != function:
+        raise UnreadableModel(f"pair_repulsion is {switch} but module pair_repulsion_fn is {function}")
+    return function
+
+
 def _correlation(model: TorchModel, t: int) -> int:
     prefix = f"products.{t}.symmetric_contractions.contractions"
     degrees = set()
@@ -219,7 +239,7 @@ def _contraction_paths(model: TorchModel, t: int) -> tuple[tuple[int, ...], ...]
     prefix = f"products.{t}.symmetric_contractions"
     degrees = range(1, _correlation(model, t) + 1)
     outputs = range(len(irreps(model, f"{prefix}.irreps_out")))
-    return tuple(tuple(int(tensor(model, f"{prefix}.contractions.{L}.U_matrix_{nu}").shape[-1]) for nu in degrees)
+    return tuple(tuple((0, *tensor(model, f"{prefix}.contractions.{L}.U_matrix_{nu}").shape)[-1] for nu in degrees)
                  for L in outputs)  # fmt: skip
 
 
@@ -275,8 +295,8 @@ def _check_blocks(model: TorchModel, config: ModelConfig) -> None:
         node = hidden[: lmax_in + 1]
         inter, prod = f"interactions.{t}", f"products.{t}"
         expect(f"{inter}.node_feats_irreps", irreps(model, f"{inter}.node_feats_irreps"), node)
-        edge = attribute(model, f"{inter}.edge_irreps", str, str(node))  # of mace's newer, narrower convolutions
-        expect(f"{inter}.edge_irreps", e3nn.Irreps(edge), node)
+        # edge_irreps: the narrower convolutions of newer mace-torch
+        expect(f"{inter}.edge_irreps", any_irreps(model, f"{inter}.edge_irreps", str(node)), node)
         expect(f"{inter}.edge_attrs_irreps", irreps(model, f"{inter}.edge_attrs_irreps").dim, (config.max_ell + 1) ** 2)
         expect(f"{inter}.target_irreps", len(irreps(model, f"{inter}.target_irreps")), config.max_ell + 1)
         expect(f"{prod}.linear.irreps_out", irreps(model, f"{prod}.linear.irreps_out"), hidden[: lmax_out + 1])
@@ -304,15 +324,16 @@ def _check_blocks(model: TorchModel, config: ModelConfig) -> None:
 
 def _check_linear(model: TorchModel, name: str, parts: tuple[tuple[int, int, int], ...]) -> None:
     """e3nn Linear: (fan-in, fan-out, l) of each path in order, each weighted by 1/sqrt(total fan-in of its l)."""
-    degrees = [ir.l for _, ir in e3nn.Irreps(attribute(model, f"{name}.irreps_in", str))]
+    degrees = [ir.l for _, ir in any_irreps(model, f"{name}.irreps_in")]
     found = attribute(model, f"{name}.instructions", tuple)
     try:
-        rows = [(shape[0], shape[1], degrees[i], weight) for i, _, shape, weight in found]
+        rows = [(int(fan_in), int(fan_out), degrees[i], weight) for i, _, (fan_in, fan_out), weight in found]
     except (TypeError, ValueError, IndexError):
         raise UnreadableModel(f"{name}.instructions are not (in, out, shape, weight) of a linear layer") from None
     merged = {l: sum(fan for fan, _, degree, _ in rows if degree == l) for l in degrees}
     count, order = sum(a * b for a, b, _ in parts), [l for _, _, l, _ in rows]
-    if sum(a * b for a, b, _, _ in rows) != count or order != sorted(order) or set(order) != {l for _, _, l in parts}:
+    same = sum(a * b for a, b, _, _ in rows) == count and set(order) == {l for _, _, l in parts}
+    if not same or order != sorted(order) or min(a for a, _, _, _ in rows) < 1:
         raise UnsupportedModel(f"{name}: paths {str(rows)[:200]}, expected (fan-in, fan-out, l) {str(parts)[:200]}")
     for l, fan in merged.items():
         for _, _, degree, weight in rows:
@@ -322,7 +343,7 @@ def _check_linear(model: TorchModel, name: str, parts: tuple[tuple[int, int, int
 
 def _check_couplings(model: TorchModel, name: str, paths: tuple[cg.Path, ...], C: int) -> None:
     """e3nn TensorProduct: the order (l3, l1, l2) of paths and their weights sqrt(2 l3 + 1)."""
-    left, right, out = ([ir.l for _, ir in e3nn.Irreps(attribute(model, f"{name}.irreps_{side}", str))]
+    left, right, out = ([ir.l for _, ir in any_irreps(model, f"{name}.irreps_{side}")]
                         for side in ("in1", "in2", "out"))  # fmt: skip
     try:
         found = [((left[i], right[j], out[k]), mode, weight, shape)
@@ -354,5 +375,6 @@ def _check_radial_mlp(model: TorchModel, name: str, sizes: list[int]) -> None:
         layer = f"{name}.layer{i}"
         for key, value in (("h_in", sizes[i]), ("var_in", 1), ("var_out", 1)):
             expect(f"{layer}.{key}", model.attributes.get(f"{layer}.{key}"), value)
+        expect(f"{layer}.act", model.attributes.get(f"{layer}.act"), None)  # a module, not a bare function
         function = model.attributes.get(f"{layer}.act.f")
         expect(f"{layer}.act", function, None if i == last else "torch.nn.functional.silu")

@@ -4,6 +4,7 @@ import os
 import tempfile
 from itertools import permutations
 from pathlib import Path
+from typing import Any, cast
 
 os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # e3nn 0.4.4 loads its own constants by torch.load
 
@@ -115,7 +116,7 @@ def use_reduced_basis(model: MACE) -> None:
 
     mace-torch's own switch, `use_reduced_cg`, does nothing unless cuequivariance_torch is installed too.
     """
-    for product in model.get_submodule("products").children():
+    for product in cast(Any, model.products):
         old = product.symmetric_contractions
         product.symmetric_contractions = SymmetricContraction(
             irreps_in=old.irreps_in,

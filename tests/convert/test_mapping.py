@@ -84,7 +84,7 @@ def test_old_files_lack_attributes_and_buffers(mini):
     """MACE-MP-0a was written before heads, switches, zeroed flags and biases existed; E0, scale and shift were flat."""
     new_names = {"heads", "apply_cutoff", "use_reduced_cg", "use_agnostic_product", "use_so3", "edge_irreps",
                  "use_last_readout_only", "use_edge_irreps_first", "lammps_mliap", "radial_embedding.apply_cutoff",
-                 "readouts.1.num_heads", "pair_repulsion"}  # fmt: skip
+                 "readouts.1.num_heads"}  # fmt: skip
     new_names |= {n for n in mini.attributes if n.endswith(("cueq_config", "oeq_config", "radial_MLP", ".edge_irreps"))}
     new_names |= {n for n in mini.tensors if n.endswith(("_zeroed", ".bias"))}
     flat = {n: mini.tensors[n].reshape(-1) for n in ("atomic_energies_fn.atomic_energies",)}
@@ -129,7 +129,8 @@ LINEAR = ((0, 0, (24, 24), 0.3),)
         ("interactions.0.edge_attrs_irreps", "1x0e+1x1e+1x2e+1x3e"), ("products.0.linear.irreps_out", "24x0e+24x1e"),
         ("spherical_harmonics.normalization", "norm"), ("spherical_harmonics.normalize", False),
         ("readouts.1.non_linearity.acts.0.f", "torch.relu"), ("readouts.1.linear_1.irreps_out", "16x0e+4x1o"),
-        ("products.1.use_sc", False), ("interactions.0.skip_tp.instructions", ()),
+        ("products.1.use_sc", False), ("radial_embedding.out_dim", 10**12), ("heads", ()),
+        ("interactions.0.skip_tp.instructions", ()),
     ],
 )  # fmt: skip
 def test_unsupported_options_are_named(mini, name, value):
@@ -155,13 +156,18 @@ def test_unsupported_classes_are_named(mini, name, cls):
         to_flax(changed(mini, classes={name: cls}))
 
 
+def test_repulsion_switch_and_module_must_agree(mini):
+    with pytest.raises(UnreadableModel, match="pair_repulsion"):
+        to_flax(changed(mini, drop={"pair_repulsion"}))
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("radial_embedding.cutoff_fn.r_max", np.float32(4.0)), ("radial_embedding.bessel_fn.prefactor", np.float32(1)),
         ("radial_embedding.cutoff_fn.p", np.float32(5.5)), ("scale_shift.scale", np.ones(2, np.float32)),
         ("node_embedding.linear.weight", np.full(792, np.nan, np.float32)), ("num_interactions", np.int64(3)),
-        (f"{SYMMETRIC}.U_matrix_2", np.zeros((9, 9, 4), np.float32)),
+        (f"{SYMMETRIC}.U_matrix_2", np.float32(1)), (f"{SYMMETRIC}.U_matrix_2", np.zeros((9, 9, 4), np.float32)),
         (f"{SYMMETRIC}.U_matrix_2", np.ones((16, 16, 4), np.float32)),
     ],
 )  # fmt: skip
