@@ -1,6 +1,6 @@
 """What the trainer eats: shuffled labelled batches in few shapes, each a function of the seed and the epoch alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import jraph
@@ -11,6 +11,9 @@ from equijax import data, graph, predict, train
 from equijax.config import ModelConfig
 
 EVALUATION_SLOTS = 16384  # edge slots N*K in a batch without gradients
+WASTE = (
+    4.0  # a known shape is reused up to this factor in edge slots: compiling a training step takes longer than a run
+)
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,10 @@ def epoch(feed: Feed, number: int) -> list[train.Batch]:
     groups = [[feed.items[i] for i in g] for g in data.plan(feed.items, feed.batch_size, feed.slots, rng)]
     if feed.replay_size:
         groups = _with_replay(feed, groups, rng)
-    groups += _products(feed, number)
-    groups = [groups[i] for i in rng.permutation(len(groups))] if feed.constants else groups
     devices = 1 if feed.mesh is None else feed.mesh.size
-    return [_batch(feed, groups[i : i + devices]) for i in range(0, len(groups), devices)]
+    chunks = [kind[i : i + devices] for kind in (groups, _products(feed, number)) for i in range(0, len(kind), devices)]
+    chunks = [chunks[i] for i in rng.permutation(len(chunks))] if feed.constants else chunks
+    return [_batch(feed, chunk) for chunk in chunks]
 
 
 def _with_replay(feed, groups, rng):
@@ -69,7 +72,7 @@ def _batch(feed, groups):
     """One batch; groups of several devices are padded to one shape, missing ones are empty copies of the first."""
     names = tuple(item.labelled.source for group in groups for item in group)
     needed = [data.size_of(group, feed.config) for group in groups]
-    size = feed.pool.fit(graph.Size(*(max(column) for column in zip(*needed, strict=True))))
+    size = shape(feed, graph.Size(*(max(column) for column in zip(*needed, strict=True))))
     graphs = [labelled_graph(feed, group, size) for group in groups]
     if feed.mesh is None:
         return train.Batch(graphs[0], names)
@@ -87,32 +90,38 @@ def silent(g: jraph.GraphsTuple) -> jraph.GraphsTuple:
 
 
 def labelled_graph(feed: Feed, group: Sequence[data.Item], size: graph.Size | None = None) -> jraph.GraphsTuple:
-    """One padded, labelled graph in the dtype of the run."""
-    return predict.cast(data.batch(group, feed.config, feed.energies, size, feed.head), feed.dtype)
+    """One padded, labelled graph in the dtype of the run; force-constant products come without the other labels."""
+    g = data.batch(group, feed.config, feed.energies, size, feed.head)
+    if all(item.labelled.hvp is not None for item in group):
+        g = g._replace(
+            globals={k: v for k, v in g.globals.items() if not k.startswith(("energy", "stress"))},
+            nodes={k: v for k, v in g.nodes.items() if not k.startswith("forces")},
+        )
+    return predict.cast(g, feed.dtype)
 
 
-def evaluation_graphs(feed: Feed, items: Sequence[data.Item]) -> list[jraph.GraphsTuple]:
-    """A whole set in few batches, like-coordinated structures together, in the shapes of training where they fit."""
+def shape(feed: Feed, needed: graph.Size) -> graph.Size:
+    """The padded shape of a batch: the cheapest known one that is not too wasteful, or a new one."""
+    known = [s for s in feed.pool.sizes if s.holds(needed) and s.cost <= WASTE * needed.cost]
+    return min(known, key=lambda s: s.cost) if known else feed.pool.fit(needed)
+
+
+def evaluation_graphs(feed: Feed, items: Sequence[data.Item], graphs: int | None = None) -> list[jraph.GraphsTuple]:
+    """A whole set in batches of up to `graphs` structures, like-coordinated ones together, in few shapes."""
     width = [data.size_of([item], feed.config) for item in items]
     order = sorted(range(len(items)), key=lambda i: (width[i].slots, width[i].nodes))
-    groups = data.plan(items, len(items), EVALUATION_SLOTS, order=order)
+    groups = data.plan(items, graphs or len(items), EVALUATION_SLOTS, order=order)
     chosen = [[items[i] for i in group] for group in groups]
-    return [labelled_graph(feed, g, feed.pool.fit(data.size_of(g, feed.config))) for g in chosen]
+    return [labelled_graph(feed, g, shape(feed, data.size_of(g, feed.config))) for g in chosen]
 
 
-def warm(feed: Feed, epochs: int) -> Callable[[int], list[train.Batch]]:
-    """`epoch` as a function of the epoch, after settling the shapes of all epochs, largest first, so that they are few.
-
-    The settled shapes depend on the options alone: a resumed run pads as the uninterrupted one did.
-    """
-    devices = 1 if feed.mesh is None else feed.mesh.size
-    if devices == 1 and not feed.constants:
-        sizes = set()
-        for number in range(epochs):
-            rng = np.random.default_rng([feed.seed, number])
-            groups = [[feed.items[i] for i in g] for g in data.plan(feed.items, feed.batch_size, feed.slots, rng)]
-            groups = _with_replay(feed, groups, rng) if feed.replay_size else groups
-            sizes |= {graph.round_up(data.size_of(g, feed.config)) for g in groups}
-        for size in sorted(sizes, key=lambda s: -s.cost):
-            feed.pool.fit(size)
-    return lambda number: epoch(feed, number)
+def settle(feed: Feed, epochs: int) -> None:
+    """Fix the shapes of all epochs beforehand, largest first, so that they are few and a resumed run pads alike."""
+    sizes = set()
+    for number in range(epochs):
+        rng = np.random.default_rng([feed.seed, number])
+        groups = [[feed.items[i] for i in g] for g in data.plan(feed.items, feed.batch_size, feed.slots, rng)]
+        groups = _with_replay(feed, groups, rng) if feed.replay_size else groups
+        sizes |= {graph.round_up(data.size_of(g, feed.config)) for g in groups}
+    for size in sorted(sizes, key=lambda s: -s.cost):
+        shape(feed, size)

@@ -86,9 +86,8 @@ def sums(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, options
 
 
 def active(graph: jraph.GraphsTuple, options: LossConfig) -> list[str]:
-    """Terms with a weight; force constants also need tangents in the batch."""
-    present = {"hvp": "tangents" in graph.nodes}
-    return [t for t in TERMS if getattr(options, t) > 0 and present.get(t, True)]
+    """Terms that have a weight, and labels of that kind in the batch."""
+    return [t for t in TERMS if getattr(options, t) > 0 and (t in graph.nodes or t in graph.globals)]
 
 
 def total(parts: dict, counts: dict, options: LossConfig) -> jax.Array:

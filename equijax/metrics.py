@@ -13,7 +13,7 @@ import numpy as np
 import phonopy
 from ase.data import chemical_symbols, covalent_radii
 
-from equijax import loss, predict
+from equijax import loss, phonons, predict
 from equijax.config import ModelConfig
 from equijax.forcefield import ForceField
 
@@ -88,11 +88,9 @@ def phonon_errors(ff: ForceField, path: str | Path, mesh: Sequence[int] = MESH, 
       frequency_mae (THz), omega_max and its reference (THz), entropy (J/K/mol), free_energy (kJ/mol), heat_capacity
       (J/K/mol) at 300 K as (found, reference), imaginary fractions below -0.1 THz of both.
     """
-    from equijax import phonons
-
     reference = phonopy.load(path, log_level=0)
     phonon = phonopy.Phonopy(reference.unitcell, reference.supercell_matrix, reference.primitive_matrix)
-    phonons.force_constants(ff, phonon, **({} if head is None else {"head": head}))
+    phonons.force_constants(ff, phonon, head=head)
     found, wanted = _spectrum(phonon, mesh), _spectrum(reference, mesh)
     out = {"crystal": Path(path).name.removesuffix(".yaml").removesuffix("_phonopy")}
     out["frequency_mae"] = float(np.abs(found.pop("frequencies") - wanted.pop("frequencies")).mean())

@@ -175,7 +175,7 @@ def make_step(
         if pull:
             value = value + 0.5 * pull * optax.tree.norm(state.trainable, squared=True)
             grads = jax.tree.map(lambda g, x: g + pull * x, grads, state.trainable)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, opt_state = rule.update(grads, state.opt_state, state.trainable)
         updates = jax.tree.map(lambda u: u * state.plateau.scale.astype(u.dtype), updates)
         trainable = optax.apply_updates(state.trainable, updates)

@@ -18,7 +18,7 @@ LAYERS = (
     {"checkpoint", "specialise", "hessian", "bloch", "loss", "calculator", "lora", "data", "replay"},
     {"forcefield", "adapters", "train", "trajectory"},
     {"phonons", "thermo", "nac", "relax", "modes", "jaxmd", "md"},
-    {"feed", "recipe", "store", "metrics", "report", "testing"},
+    {"feed", "recipe", "store", "metrics", "report", "task", "testing"},
     {"equijax"},
     {"demo", "cli", "finetune", "evaluate", "rattle"},
 )

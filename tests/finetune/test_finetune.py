@@ -1,0 +1,157 @@
+"""The command: frozen backbone, honest selection, resume bit for bit, strategies, options that cannot be misspelt."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import equijax
+from equijax import adapters, finetune, recipe, report, trees
+
+
+@pytest.fixture(scope="module")
+def lora_run(folder, arguments, tmp_path_factory):
+    """A LoRA run with weight decay, tested on the rest and on a compound of another element."""
+    out = tmp_path_factory.mktemp("lora") / "run"
+    finetune.main(arguments(out, "--test", folder / "test.extxyz", "--retain", folder / "other.extxyz",
+                            "--weight-decay", 0.1, "--epochs", 3))  # fmt: skip
+    return out, json.loads((out / "report.json").read_text())
+
+
+def variables_of(path):
+    return trees.paths_of(equijax.load(path).variables)
+
+
+def test_backbone_is_bit_identical_with_weight_decay_on(lora_run, folder):
+    out, _ = lora_run
+    before, after = variables_of(folder / "model"), variables_of(out / "best")
+    adapted = {f"params/{p}" for p in json.loads((out / "adapter" / "adapter.json").read_text())["ranks"]}
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed and changed <= adapted
+    silicon = 1  # row of an element that is not in the training data
+    for name in changed:
+        axis = 1 if "skip_tp" in name else 0
+        old, new = (np.take(x[name], silicon, axis) for x in (before, after))
+        np.testing.assert_array_equal(new, old, err_msg=name)
+
+
+def test_adapter_and_backbone_make_the_best_model(lora_run, folder):
+    out, report = lora_run
+    start = equijax.load(folder / "model")
+    saved = adapters.load(out / "adapter", start.config, start.variables)
+    merged = trees.paths_of(adapters.merge(start.variables, saved.adapters, saved.energies))
+    for name, x in variables_of(out / "best").items():
+        np.testing.assert_array_equal(merged[name], x)
+    assert saved.document["dataset_sha256"] == report["dataset_sha256"]
+
+
+def test_report_tells_what_happened(lora_run):
+    out, report = lora_run
+    before, after = report["before"]["errors"], report["after"]["errors"]
+    assert after["valid"]["loss"] < before["valid"]["loss"] and report["best_epoch"] > 0
+    assert after["retain"] == before["retain"]  # silicon shares no adapted weight with the salt
+    history = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [h["epoch"] for h in history] == [1, 2, 3]
+    assert min(h["loss"] for h in history) == pytest.approx(after["valid"]["loss"], rel=1e-5)
+    assert {"parity.png", "learning_curve.png", "config.json"} <= {p.name for p in out.iterdir()}
+    assert any("better: valid force MAE" in line for line in report["verdict"])
+
+
+def test_a_run_that_only_harms_returns_the_starting_model(folder, arguments, tmp_path):
+    finetune.main(arguments(tmp_path / "run", "--lr", 1.0, "--ema", 0.0, "--epochs", 1))
+    found = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert found["best_epoch"] == 0 and "never improved" in found["verdict"][0]
+    before, after = variables_of(folder / "model"), variables_of(tmp_path / "run" / "best")
+    for name in before:
+        np.testing.assert_array_equal(after[name], before[name])
+    assert found["after"]["errors"] == found["before"]["errors"]
+
+
+def test_interrupted_and_resumed_is_uninterrupted(arguments, tmp_path, monkeypatch):
+    """Weights, averages, schedule, data order, patience and log, after a signal in the middle of an epoch."""
+    options = ("--epochs", 4, "--schedule", "plateau", "--ema", 0.9, "--optimizer", "adamw")
+    finetune.main(arguments(tmp_path / "whole", *options))
+    original = report.Log.__call__
+
+    def cut(self, record):
+        original(self, record)
+        if record["epoch"] == 3 and record.get("batch") == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(report.Log, "__call__", cut)
+    finetune.main(arguments(tmp_path / "cut", *options))
+    assert not (tmp_path / "cut" / "report.json").exists()
+    monkeypatch.undo()
+    finetune.main([*arguments(tmp_path / "cut", *options), "--resume"])
+    assert (tmp_path / "cut" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+    for a, b in zip(*(sorted((tmp_path / run / "checkpoints").rglob("*progress/metadata")) for run in ("cut", "whole")),
+                    strict=True):  # fmt: skip
+        assert a.read_text() == b.read_text()
+    whole, resumed = (variables_of(tmp_path / run / "best") for run in ("whole", "cut"))
+    for name in whole:
+        np.testing.assert_array_equal(resumed[name], whole[name])
+    with pytest.raises(ValueError, match="--resume with other options.*: lr"):
+        finetune.main([*arguments(tmp_path / "cut", *options, "--lr", 0.5), "--resume"])
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        finetune.main(arguments(tmp_path / "cut", *options))
+
+
+@pytest.mark.parametrize(
+    "strategy, more",
+    [("freeze", ("--freeze", "interactions_0")), ("multihead", ("--replay-self", "other"))],
+)
+def test_other_strategies_run(strategy, more, folder, arguments, tmp_path):
+    more = [folder / "other.extxyz" if x == "other" else x for x in more]
+    finetune.main(arguments(tmp_path / "run", "--strategy", strategy, "--epochs", 1, "--retain",
+                            folder / "other.extxyz", *more))  # fmt: skip
+    found = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert found["after"]["errors"]["valid"]["loss"] <= found["before"]["errors"]["valid"]["loss"]
+    before, after = variables_of(folder / "model"), variables_of(tmp_path / "run" / "best")
+    if strategy == "freeze":
+        for name in (n for n in before if "interactions_0" in n):
+            np.testing.assert_array_equal(after[name], before[name])
+    if strategy == "multihead":
+        assert equijax.load(tmp_path / "run" / "best").config.heads == ("Default", "finetuned")
+
+
+def test_naive_and_scratch_start_where_they_should(student):
+    options = recipe.FinetuneConfig(model="m", train=("t",), out="o", strategy="naive")
+    for strategy, same in (("naive", True), ("scratch", False)):
+        resolved = recipe.resolve(recipe.dataclasses.replace(options, strategy=strategy))
+        trained = recipe.trainable(resolved, student.config, student.variables, [11, 17])
+        pairs = zip(jax.tree.leaves(trained.start), jax.tree.leaves(student.variables["params"]), strict=True)
+        assert all(np.array_equal(a, b.astype("float32")) for a, b in pairs) == same
+
+
+def test_options_come_from_a_file_and_flags_win(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("model: m\ntrain: [a.extxyz, b.extxyz]\nout: o\nlr: 0.5\nepochs: 7\nall_species: true\n")
+    options = recipe.read(["--config", str(file), "--lr", "0.25"])
+    assert (options.lr, options.epochs, options.all_species, len(options.train)) == (0.25, 7, True, 2)
+    stored = tmp_path / "config.json"
+    stored.write_text(json.dumps(recipe.document(recipe.resolve(options))))
+    again = recipe.read(["--config", str(stored)])
+    assert recipe.document(recipe.resolve(again)) == {**json.loads(stored.read_text()), "config": str(stored)}
+
+
+def test_misspelt_options_are_errors(tmp_path, capsys):
+    file = tmp_path / "run.json"
+    file.write_text('{"model": "m", "train": ["a"], "out": "o", "learning_rate": 1}')
+    with pytest.raises(ValueError, match=r"unknown options \['learning_rate'\]"):
+        recipe.read(["--config", str(file)])
+    with pytest.raises(SystemExit):
+        recipe.read(["--model", "m", "--train", "a", "--out", "o", "--learning-rate", "1"])
+    assert "learning-rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [({"train": ()}, "--train"), ({"strategy": "multihead"}, "--replay"), ({"valid_fraction": 1.0}, "valid_fraction")],
+)
+def test_contradictions_are_refused(change, message):
+    options = recipe.FinetuneConfig(**{"model": "m", "train": ("t",), "out": "o"} | change)
+    with pytest.raises(ValueError, match=message):
+        recipe.resolve(options)

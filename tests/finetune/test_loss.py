@@ -1,0 +1,111 @@
+"""Losses: missing labels take no part, shards add up, penalties and force-constant products are what they say."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from equijax import data, hessian, loss, predict
+
+ALL = loss.LossConfig(kind="mse", hvp=1.0)
+
+
+@pytest.fixture(scope="module")
+def items(folder, student):
+    return data.prepare(data.load(folder / "train.extxyz"), student.config)
+
+
+def labelled(items, student, size=None):
+    energies = student.variables["constants"]["atomic_energies"]
+    return predict.cast(data.batch(items, student.config, energies, size), "float64")
+
+
+def terms(student, g, options):
+    variables = predict.cast(student.variables, "float64")
+    function = jax.jit(lambda v, g: loss.sums(student.config, v, g, options))
+    return jax.device_get(function(variables, g))
+
+
+def test_missing_labels_take_no_part_whatever_they_hold(items, student):
+    with jax.enable_x64(True):
+        size = data.size_of(items[:2], student.config)
+        s = items[1].labelled
+        bare = items[1]._replace(labelled=dataclasses.replace(s, energy=None, forces=None, stress=None))
+        g = labelled([items[0], bare], student, size)
+        broken = g._replace(
+            globals={**g.globals, **{k: np.where(_mask(g, k), g.globals[k], np.nan) for k in ("energy", "stress")}},
+            nodes={**g.nodes, "forces": np.where(g.nodes["forces_mask"][:, None] > 0, g.nodes["forces"], np.nan)},
+        )
+        options = loss.LossConfig(kind="mse")
+        alone = terms(student, labelled(items[:1], student, size), options)
+        assert_same(terms(student, broken, options), alone)
+
+        variables = predict.cast(student.variables, "float64")
+
+        def objective(params, g, variables):
+            found = loss.sums(student.config, {**variables, "params": params}, g, options)
+            return loss.total({t: p for t, (p, _) in found.items()}, {t: c for t, (_, c) in found.items()}, options)
+
+        gradient = jax.jit(jax.grad(objective))(variables["params"], broken, variables)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+
+
+def _mask(g, name):
+    mask = g.globals[f"{name}_mask"] > 0
+    return mask.reshape(-1, *[1] * (g.globals[name].ndim - 1))
+
+
+def assert_same(a, b):
+    for term, (numerators, count) in b.items():
+        np.testing.assert_allclose(a[term][0].sum(), numerators.sum(), rtol=1e-10)
+        assert a[term][1] == count
+
+
+def test_shards_add_up_and_weights_scale(items, student):
+    with jax.enable_x64(True):
+        size = data.size_of(items[:2], student.config)
+        heavy = items[1]._replace(labelled=dataclasses.replace(items[1].labelled, weight=3.0))
+        options = loss.LossConfig(kind="huber")
+        one, other = (terms(student, labelled([i], student, size), options) for i in (items[0], items[1]))
+        both = terms(student, labelled([items[0], heavy], student, size), options)
+        for term, (numerators, count) in both.items():
+            np.testing.assert_allclose(numerators.sum(), one[term][0].sum() + 3 * other[term][0].sum(), rtol=1e-10)
+            assert count == one[term][1] + other[term][1]
+
+
+def test_force_constant_term_compares_hessian_products(items, student):
+    atoms = items[0].labelled.atoms
+    tangents = np.random.default_rng(0).normal(size=(2, len(atoms), 3))
+    expected = np.moveaxis(hessian.hvp(student, atoms, tangents), 0, 1)
+    with jax.enable_x64(True):
+        for shift in (0.0, 0.5):
+            s = data.Labelled(atoms, tangents=np.moveaxis(tangents, 0, 1), hvp=expected + shift)
+            found = terms(student, labelled([data.Item(s, items[0].edges)], student), ALL)["hvp"]
+            np.testing.assert_allclose(found[0].sum() / found[1], shift**2, atol=1e-12)
+            assert found[1] == 2 * 3 * len(atoms)
+
+
+@pytest.mark.parametrize("kind", loss.PENALTIES)
+def test_penalties(kind):
+    d = jnp.array([-3.0, -0.005, 0.0, 0.02])
+    expected = {"mse": d**2, "mae": jnp.abs(d)}.get(kind, optax.huber_loss(d, delta=0.01))
+    np.testing.assert_allclose(loss.PENALTIES[kind](d, 0.01), expected, rtol=1e-5)
+
+
+def test_universal_loss_softens_on_large_forces(items, student):
+    with jax.enable_x64(True):
+        huge = dataclasses.replace(items[0].labelled, forces=np.full((8, 3), 200.0))  # norm 346: factor 0.1
+        g = labelled([items[0]._replace(labelled=huge)], student)
+        huber, universal = (
+            terms(student, g, loss.LossConfig(kind=k))["forces"][0].sum() for k in ("huber", "universal")
+        )
+        np.testing.assert_allclose(universal / huber, 0.1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("change", [{"kind": "mes"}, {"forces": -1.0}])
+def test_impossible_options_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(map(str, change.values())))):
+        loss.LossConfig(**change)

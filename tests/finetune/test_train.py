@@ -1,0 +1,174 @@
+"""The trainer: every optimizer descends, nothing is frozen at trace time, runs stop when they should."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from equijax import data, feed, lora, loss, predict, train
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGET = jnp.array([1.0, -2.0, 3.0])
+PLAN = train.TrainConfig(lr=0.05, warmup=2, epochs=3)
+
+
+def toy_step(plan, steps):
+    """The update rules of `make_step` on |x - target|^2."""
+    rule = train.optimizer(plan, steps)
+
+    @jax.jit
+    def step(state, graph):
+        value, grads = jax.value_and_grad(lambda x: ((x - TARGET) ** 2).sum() + graph)(state.trainable)
+        updates, opt_state = rule.update(grads, state.opt_state, state.trainable)
+        moved = optax.apply_updates(state.trainable, jax.tree.map(lambda u: u * state.plateau.scale, updates))
+        after = train.TrainState(state.step + 1, moved, opt_state, moved, state.plateau)
+        return after, {"loss": value, "grad_norm": optax.tree.norm(grads), "finite": jnp.isfinite(value)}
+
+    return step
+
+
+def run(plan, values=None, graphs=(0.0, 0.0), log=lambda record: None, save=lambda *a: None):
+    """Fit the toy; validation losses are `values` where given."""
+    state = train.init(jnp.zeros(3), plan, plan.epochs * len(graphs))
+    losses = iter(values) if values is not None else None
+
+    def evaluate(x):
+        return {"loss": next(losses) if losses else float(((x - TARGET) ** 2).sum())}
+
+    batches = [train.Batch(g, (f"file:{i}",)) for i, g in enumerate(graphs)]
+    return train.fit(
+        state, train.Progress(), step=toy_step(plan, plan.epochs * len(graphs)), batches=lambda epoch: batches,
+        evaluate=evaluate, options=plan, save=save, log=log,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "amsgrad", "sgd", "schedule_free"])
+def test_every_optimizer_descends(optimizer):
+    schedule = "constant" if optimizer == "schedule_free" else "cosine"
+    plan = train.TrainConfig(optimizer=optimizer, lr=0.1, schedule=schedule, warmup=2, clip=1.0, epochs=60)
+    state, progress, reason = run(plan)
+    weights = train.evaluated(state._replace(ema=state.trainable), plan)
+    np.testing.assert_allclose(weights, TARGET, atol=0.3)
+    assert reason == "finished" and progress.epoch == 60 and progress.best < 0.3
+
+
+def test_early_stopping_stops_and_remembers_the_best():
+    saved = []
+    plan = dataclasses.replace(PLAN, epochs=50, patience=3)
+    _, progress, reason = run(plan, [5, 4, 3, 6, 7, 8, 1], save=lambda s, p, best: saved.append((p.epoch, best)))
+    assert reason == "early stopping"
+    assert progress.epoch == 6 and progress.best_epoch == 3 and progress.best == 3
+    assert saved == [(1, True), (2, True), (3, True), (4, False), (5, False), (6, False)]
+
+
+def test_nan_is_never_the_best():
+    progress, is_best = train.judge(train.Progress(best=np.inf), np.nan)
+    assert not is_best and progress.stale == 1
+
+
+def test_plateau_lowers_the_rate_inside_the_state():
+    plan = dataclasses.replace(PLAN, schedule="plateau", epochs=8, plateau_patience=1, plateau_factor=0.5, patience=99)
+    scales = []
+    run(plan, [1.0] * 8, log=lambda r: scales.append(r["scale"]) if "scale" in r else None)
+    assert scales[0] == 1.0 and scales[-1] < 0.3 and sorted(scales, reverse=True) == scales
+
+
+def test_nan_stops_the_run_and_names_the_structure():
+    with pytest.raises(train.TrainingDiverged, match=r"epoch 1, batch 2.*loss nan.*file:1"):
+        run(PLAN, graphs=(0.0, float("nan")))
+
+
+def test_sigterm_saves_and_stops():
+    saved = []
+
+    def log(record):
+        if record.get("batch") == 1 and record["epoch"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    _, progress, reason = run(PLAN, log=log, save=lambda s, p, best: saved.append(int(s.step)))
+    assert reason == "interrupted" and saved == [2, 3] and (progress.epoch, progress.batch) == (1, 1)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_average_forgets_the_start_quickly_then_holds():
+    ema, new = jnp.zeros(()), jnp.ones(())
+    np.testing.assert_allclose(train._average(ema, new, jnp.int32(0), 0.99), 0.9)
+    np.testing.assert_allclose(train._average(ema, new, jnp.int32(10**6), 0.99), 0.01, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name, value", [("lr", 0.0), ("ema", 1.0), ("epochs", 0), ("optimizer", "schedule_free")])
+def test_impossible_options_are_refused(name, value):
+    with pytest.raises(ValueError, match=rf"{name} = {value}|needs schedule='constant'"):
+        train.TrainConfig(**{name: value})
+
+
+def real_step(folder, student, mesh=None, devices=1):
+    """One compiled step on the small model, its state, and the batches of an epoch."""
+    plan = train.TrainConfig(optimizer="adamw", lr=0.01, warmup=1, weight_decay=0.1)
+    items = data.prepare(data.load(folder / "train.extxyz"), student.config)[:4]
+    eats = feed.Feed(student.config, student.variables["constants"]["atomic_energies"], items, batch_size=4 // devices,
+                     mesh=mesh)  # fmt: skip
+    start = lora.init_lora(student.variables["params"], 2, 2.0)
+    step = train.make_step(student.config, lora.apply, loss.LossConfig(kind="mse"), plan, 10, mesh=mesh)
+    return step, train.init(start, plan, 10), feed.epoch(eats, 0)
+
+
+def test_a_bad_step_leaves_the_state_alone_and_none_recompiles(folder, student):
+    step, state, (batch,) = real_step(folder, student)
+    variables = predict.cast(student.variables, "float32")
+    state, metrics = step(state, variables, batch.graph)
+    assert metrics["finite"] and {"energy", "forces", "stress"} <= set(metrics)
+    kept = jax.tree.map(np.array, state)
+    bad = batch.graph._replace(nodes={**batch.graph.nodes, "forces": batch.graph.nodes["forces"] * np.float32("inf")})
+    state, metrics = step(state, variables, bad)
+    assert not metrics["finite"]
+    jax.tree.map(np.testing.assert_array_equal, state, kept)
+    step(state, variables, batch.graph)
+    assert step._cache_size() == 1
+
+
+def test_optimizer_state_belongs_to_adapters_only(folder, student):
+    _, state, _ = real_step(folder, student)
+    trained = sorted(x.shape for x in jax.tree.leaves(state.trainable))
+    moments = sorted(x.shape for x in jax.tree.leaves(state.opt_state) if x.ndim)
+    assert moments == sorted(trained * 2)
+
+
+def test_two_devices_give_what_one_gives(folder, student, tmp_path):
+    """The second device exists in a process of its own, where it is forced."""
+    step, state, (batch,) = real_step(folder, student)
+    state, _ = step(state, predict.cast(student.variables, "float32"), batch.graph)
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_train; test_train.two_devices()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder), str(tmp_path / "x.npz")],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "x.npz")
+    for i, leaf in enumerate(jax.tree.leaves(state.trainable)):
+        np.testing.assert_allclose(found[str(i)], leaf, atol=2e-5)
+
+
+def two_devices():
+    """In the subprocess: the same step on a mesh of two devices, each with half of the batch."""
+    import equijax
+
+    folder, out = Path(sys.argv[1]), sys.argv[2]
+    student = equijax.load(folder / "model")
+    step, state, (batch,) = real_step(folder, student, train.data_mesh(2), 2)
+    state, _ = step(state, predict.cast(student.variables, "float32"), batch.graph)
+    np.savez(out, **{str(i): x for i, x in enumerate(jax.tree.leaves(state.trainable))})
