@@ -66,9 +66,9 @@ def _register(primitive, impl, transpose, node_axes):
     ad.primitive_transposes[primitive] = transpose_rule
 
     def batch(args, dims):
-        if any(d is not batching.not_mapped for d in dims[1:]):
+        if any(d is not None for d in dims[1:]):
             # a batch of graphs (vmap over edges): map the plain gather, JAX batches that itself
-            out = jax.vmap(impl, in_axes=tuple(None if d is batching.not_mapped else d for d in dims))(*args)
+            out = jax.vmap(impl, in_axes=tuple(dims))(*args)
             return out, 0
         # a batch of features on one graph: put the batch axis behind the node axes, one gather serves all
         x = jnp.moveaxis(args[0], dims[0], node_axes)

@@ -40,7 +40,7 @@ def edge_vectors(
     mask = graph.edges["mask"].reshape(n, -1, 1)
     shifts = graph.edges["shifts"].astype(positions.dtype).reshape(n, -1, 3)
     index = node_graph_index(graph)
-    cell = graph.globals["cell"].astype(positions.dtype)[index]
+    cell = jnp.asarray(graph.globals["cell"], positions.dtype)[index]
     sender = gather(positions, graph.senders, graph.edges["reverse"])
     vectors = positions[:, None, :] - sender - jnp.einsum("nks,nsx->nkx", shifts, cell)
     if strain is not None:
@@ -72,7 +72,7 @@ def energy(
     inputs = {
         "slot": graph.nodes["slot"],
         "table": graph.globals["table"],
-        "head": graph.globals["head"][index],
+        "head": jnp.asarray(graph.globals["head"])[index],
         "senders": graph.senders,
         "reverse": graph.edges["reverse"],
         "gather": gather,

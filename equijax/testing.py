@@ -19,7 +19,7 @@ TOLERANCE = {
 }
 
 
-def random_config(channels: int = 8, lmax: int = 1, species: tuple[int, ...] = (8, 11, 13, 14, 17, 29), **changes):
+def random_config(channels: int = 8, lmax: int = 1, species: tuple[int, ...] = (8, 11, 12, 14, 17, 20, 22), **changes):
     """A ModelConfig of the MACE-MP-0b3 architecture; keyword arguments replace any of its options.
 
     The defaults (8 channels, 4 A cutoff) compile in seconds; channels=128, r_max=6, species=range(1, 90),
@@ -102,3 +102,30 @@ def assert_equivariant(evaluate: Callable[[Atoms], dict], atoms: Atoms, toleranc
     before, after = evaluate(atoms), evaluate(moved)
     np.testing.assert_allclose(after["energy"], before["energy"], rtol=0, atol=tolerance["energy"] * len(atoms))
     np.testing.assert_allclose(after["forces"], (before["forces"] @ R.T)[order], rtol=0, atol=tolerance["forces"])
+
+
+def structures() -> dict[str, Atoms]:
+    """One of each kind of structure a potential must get right; elements O, Na, Mg, Si, Cl, Ca, Ti only."""
+    rng = np.random.default_rng(7)
+    perovskite = Atoms("CaTiO3", scaled_positions=[[0, 0, 0], [0.5] * 3, [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]],
+                       cell=[3.85] * 3, pbc=True) * (2, 1, 1)  # fmt: skip
+    perovskite.rattle(0.05, rng=rng)
+    triclinic = rattled()
+    strain = np.eye(3) + 0.06 * rng.normal(size=(3, 3))
+    triclinic.set_cell(triclinic.cell.array @ strain, scale_atoms=True)
+    slab = rattled()[:6]
+    slab.set_cell([5.6, 5.6, 25.0])
+    slab.pbc = [True, True, False]
+    molecule = Atoms("OSiNaCl", positions=[[0, 0, 0], [1.6, 0.1, 0], [0.3, 2.2, 0.4], [2.1, 1.9, 1.8]])
+    return {
+        "Si": rattled("Si", "diamond", 5.43),
+        "NaCl": rattled(),
+        "hcp Mg": bulk("Mg", "hcp", a=3.2, c=5.2) * (2, 1, 1),
+        "perovskite": perovskite,
+        "triclinic": triclinic,
+        "one-atom cell": bulk("Na", "bcc", a=3.0),
+        "molecule": molecule,
+        "slab": slab,
+        "isolated atom": Atoms("Na"),
+        "high pressure": rattled("Si", "diamond", 3.6),
+    }

@@ -51,7 +51,7 @@ def polynomial(A: jax.Array, coefficients: jax.Array, tables: list[cg.Monomials]
     Returns:
       [N, 2L+1, C]
     """
-    degree = len(tables)
+    degree = max(t.factors.shape[1] for t in tables)
     one = A.shape[1]  # index of the constant 1 that pads low-degree monomials
     factors = np.concatenate(
         [np.pad(t.factors, ((0, 0), (0, degree - t.factors.shape[1])), constant_values=one) for t in tables]

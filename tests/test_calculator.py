@@ -1,0 +1,107 @@
+"""The ASE calculator: ASE's own consistency checks, relaxation, dynamics, caching, units."""
+
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.build import bulk
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from ase.filters import FrechetCellFilter
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import thermalize_momenta
+from ase.optimize import BFGS
+
+from equijax import checkpoint, load, predict, testing
+
+
+@pytest.fixture(scope="module")
+def ff():
+    return testing.random_forcefield(testing.random_config(channels=4))
+
+
+def attached(ff, atoms, **options):
+    atoms = atoms.copy()
+    atoms.calc = ff.calculator(**options)
+    return atoms
+
+
+def test_forces_and_stress_are_the_derivatives_of_the_energy(ff):
+    atoms = attached(ff, testing.rattled()[:3] * (2, 1, 1))
+    forces = calculate_numerical_forces(atoms, eps=1e-4)
+    np.testing.assert_allclose(atoms.get_forces(), forces, atol=1e-6)
+    np.testing.assert_allclose(atoms.get_stress(), calculate_numerical_stress(atoms, eps=1e-4), atol=1e-7)
+
+
+def test_energies_sum_to_the_energy(ff):
+    atoms = attached(ff, testing.rattled())
+    assert atoms.get_potential_energy() == pytest.approx(atoms.get_potential_energies().sum(), rel=1e-13)
+    assert atoms.get_potential_energy(force_consistent=True) == atoms.get_potential_energy()
+
+
+def test_changes_recompute_and_questions_do_not(ff, monkeypatch):
+    calls = []
+    evaluate = predict.evaluate
+    monkeypatch.setattr(predict, "evaluate", lambda *a: calls.append(1) or evaluate(*a))
+    atoms = attached(ff, testing.rattled())
+    values = [atoms.get_potential_energy()]
+    atoms.get_forces(), atoms.get_stress(), atoms.get_potential_energy()
+    assert len(calls) == 1
+    changes = (
+        lambda: atoms.positions.__iadd__(0.1 * np.eye(3)[0] * (np.arange(len(atoms)) == 0)[:, None]),
+        lambda: atoms.set_cell(atoms.cell * 1.01, scale_atoms=True),
+        lambda: atoms.numbers.__setitem__(0, 17),
+    )
+    for n, change in enumerate(changes, start=2):
+        change()
+        values.append(atoms.get_potential_energy())
+        assert len(calls) == n
+    assert len(set(values)) == 4
+
+
+def test_relaxes_and_runs_dynamics(ff):
+    atoms = attached(ff, bulk("NaCl", "rocksalt", a=5.2))
+    atoms.rattle(0.02, seed=1)
+    first = atoms.get_potential_energy()
+    BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=0.05, steps=10)
+    assert atoms.get_potential_energy() < first
+    thermalize_momenta(atoms, 300, rng=np.random.default_rng(0))
+    Langevin(
+        atoms, 1 * units.fs, temperature_K=300, friction=0.01 / units.fs, fixcm=False, rng=np.random.default_rng(0)
+    ).run(5)
+    assert np.isfinite(atoms.positions).all()
+
+
+def test_precision_is_chosen_and_agrees(ff):
+    atoms = testing.rattled()
+    double, single = attached(ff, atoms, dtype="float64"), attached(ff, atoms, dtype="float32")
+    difference = abs(double.get_potential_energy() - single.get_potential_energy()) / len(atoms)
+    assert 0 < difference < testing.TOLERANCE["float32"]["energy"]
+    with pytest.raises(ValueError, match="dtype 'half'"):
+        ff.calculator(dtype="half")
+
+
+def test_stress_of_a_molecule_is_refused(ff):
+    with pytest.raises(PropertyNotImplementedError, match="three cell vectors"):
+        attached(ff, Atoms("NaCl", positions=[[0, 0, 0], [0, 0, 2.4]])).get_stress()
+
+
+def test_heads_are_chosen_by_name():
+    ff = testing.random_forcefield(testing.random_config(channels=2, heads=("pbe", "r2scan")))
+    energies = {head: attached(ff, testing.rattled(), head=head).get_potential_energy() for head in ff.config.heads}
+    assert energies["pbe"] != energies["r2scan"]
+    for head in (None, "hf"):
+        with pytest.raises(ValueError, match="expected one of pbe, r2scan"):
+            ff.calculator(head=head)
+
+
+def test_checkpoint_round_trip(ff, tmp_path):
+    checkpoint.save(tmp_path / "a", ff.config, ff.variables, {"source": "test"})
+    again = load(tmp_path / "a")
+    assert again.config == ff.config and again.metadata == {"source": "test"}
+    atoms = testing.rattled()
+    assert again.evaluate([atoms])[0]["energy"] == ff.evaluate([atoms])[0]["energy"]
+    checkpoint.save(tmp_path / "a", ff.config, ff.variables, {"source": "second"})
+    assert load(tmp_path / "a").metadata == {"source": "second"}
+    assert [p.name for p in tmp_path.iterdir()] == ["a"], "nothing is left beside"
+    with pytest.raises(FileNotFoundError, match="config.json"):
+        load(tmp_path)

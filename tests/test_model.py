@@ -1,0 +1,129 @@
+"""The potential itself: symmetry, smoothness, finite derivatives, the monomial contraction against the dense U."""
+
+import jax
+import numpy as np
+import pytest
+from ase import Atoms
+
+from equijax import graph, predict, testing
+from equijax.nn import cg
+from equijax.nn.contraction import polynomial
+
+VARIANTS = {
+    "0b3": {},
+    "MP-0 large": {
+        "lmax": 2,
+        "interaction_first": "RealAgnosticInteractionBlock",
+        "interaction": "RealAgnosticResidualInteractionBlock",
+        "distance_transform": "none",
+        "pair_repulsion": False,
+    },
+    "one interaction, gaussian": {"num_interactions": 1, "radial_basis": "gaussian", "distance_transform": "soft"},
+    "three interactions, degree 2, scalars": {"num_interactions": 3, "correlation": (2, 2, 2), "lmax": 0},
+    "two heads, bare radials": {"heads": ("a", "b"), "apply_cutoff": False, "scale_shift": False},
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_energy_is_invariant_and_forces_rotate(variant, dtype):
+    ff = testing.random_forcefield(testing.random_config(channels=4, **VARIANTS[variant]))
+    evaluate = lambda atoms: ff.evaluate([atoms], dtype, head=ff.config.heads[-1])[0]  # noqa: E731
+    testing.assert_equivariant(evaluate, testing.rattled(), testing.TOLERANCE[dtype])
+
+
+@pytest.fixture(scope="module")
+def ff():
+    return testing.random_forcefield(testing.random_config(channels=4))
+
+
+def test_every_derivative_up_to_third_order_is_finite_and_matches_differences(ff):
+    """All kinds of structure in one padded batch; each derivative against differences of the last."""
+    images = list(testing.structures().values())
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        variables = ff.device_variables("float64")
+        structures = [(a, graph.neighbour_list(a, ff.config.r_max)) for a in images]
+        size = graph.round_up(graph.size_of(structures, ff.config))
+        batch = graph.build(structures, ff.config, size)
+        x = batch.nodes["positions"]
+        u = rng.normal(size=x.shape)
+
+        @jax.jit
+        def derivatives(s):
+            e = lambda x: predict.total_energy(ff.config, variables, batch, x)  # noqa: E731
+            hvp = lambda x: jax.jvp(jax.grad(e), (x,), (u,))[1]  # noqa: E731
+            y = x + s * u
+            return jax.grad(e)(y), hvp(y), jax.grad(lambda x: (u * hvp(x)).sum())(y)
+
+        h = 1e-4
+        at, plus, minus = (derivatives(s) for s in (0.0, h, -h))
+        for order in range(2):
+            difference = (plus[order] - minus[order]) / (2 * h)
+            np.testing.assert_allclose(at[order + 1], difference, atol=2e-5 * np.abs(difference).max())
+    third = np.asarray(at[2])
+    assert np.isfinite(third).all()
+    padding = np.repeat(np.arange(size.graphs), batch.n_node) == size.graphs - 1
+    assert padding.any() and not third[padding].any(), "padding must not feel any force"
+
+
+def test_energy_force_and_curvature_are_continuous_at_the_cutoff(ff):
+    """An atom crosses the cutoff: the graph gains an edge, the energy and two derivatives must not notice."""
+    r_max = ff.config.r_max
+    eps = 1e-5
+
+    def derivatives(r):
+        atoms = Atoms("NaClNa", positions=[[0, 0, 0], [2.4, 0, 0], [0, r, 0.0]])
+        with jax.enable_x64(True):
+            batch = graph.from_atoms(atoms, ff.config)
+            x = batch.nodes["positions"]
+            u = np.zeros_like(x)
+            u[2, 1] = 1.0
+            e = lambda s: predict.total_energy(ff.config, ff.device_variables("float64"), batch, x + s * u)  # noqa: E731
+            d1 = jax.grad(e)
+            return int(batch.edges["mask"].sum()), jax.jit(lambda s: jax.numpy.stack([e(s), d1(s), jax.grad(d1)(s)]))(
+                0.0
+            )
+
+    (n_in, inside), (n_out, outside) = derivatives(r_max - eps), derivatives(r_max + eps)
+    assert n_in == n_out + 2, "the test must cross the cutoff"
+    # the slopes bound how far value and force move over 2 eps; the curvature goes to zero linearly
+    np.testing.assert_allclose(inside[:2], outside[:2], atol=1e-7)
+    np.testing.assert_allclose(inside[2], outside[2], atol=2e-3)
+
+
+def test_isolated_atom_has_its_reference_energy(ff):
+    out = ff.evaluate([Atoms("Na")], "float64")[0]
+    far = ff.evaluate([Atoms("Na2", positions=[[0, 0, 0], [0, 0, 50.0]])], "float64")[0]
+    assert not out["forces"].any()
+    np.testing.assert_allclose(far["energy"], 2 * out["energy"], rtol=1e-14)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3])
+@pytest.mark.parametrize("L", [0, 1, 2])
+def test_monomials_equal_the_dense_contraction(L, degree):
+    lmax, channels = 3, 3
+    rng = np.random.default_rng(L + 10 * degree)
+    u = cg.u_tensor(lmax, L, degree)
+    A = rng.normal(size=(5, (lmax + 1) ** 2, channels))
+    w = rng.normal(size=(2, u.shape[-1], channels))
+    slot = np.array([0, 1, 1, 0, 1])
+    letters = "ijk"[:degree]
+    expected = np.einsum(f"M{letters}p,npc,{','.join(f'n{x}c' for x in letters)}->nMc", u, w[slot], *[A] * degree)
+    coefficients = np.einsum("qp,zpc->zqc", cg.compress_u(u, lmax, L), w)
+    with jax.enable_x64(True):
+        got = polynomial(jax.numpy.asarray(A), jax.numpy.asarray(coefficients), [cg.monomials(lmax, L, degree)], slot)
+    np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
+def test_a_u_tensor_in_another_basis_is_refused():
+    u = cg.u_tensor(3, 1, 2)
+    rotated = np.roll(u, 1, axis=1)
+    with pytest.raises(ValueError, match="equivariance demands"):
+        cg.compress_u(rotated, 3, 1)
+
+
+def test_published_shape_has_the_published_number_of_parameters():
+    config = testing.random_config(channels=128, species=tuple(range(1, 90)), num_radial=10, r_max=6.0)
+    params = predict.init_variables(config)["params"]
+    assert sum(p.size for p in jax.tree.leaves(params)) == 9_063_204
