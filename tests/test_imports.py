@@ -8,19 +8,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # A room may import from the lines above its own, and from its own line where no cycle arises. `equijax` is what
 # `equijax/__init__.py` re-exports. `nn.cg` holds numbers alone, so it is a room of its own below the rest of `nn`;
-# `x_cli` is the program of the room x.
+# `x_cli` is what `python -m equijax.x` runs, and the room x may import it to do so.
 LAYERS = (
     {"units", "config", "trees", "trajectory"},
     {"gather", "neighbors", "nn.cg"},
     {"graph", "kernels"},
     {"nn"},
     {"predict"},
-    {"checkpoint", "specialise", "hessian", "bloch", "loss", "calculator", "lora", "data", "replay"},
-    {"forcefield", "adapters", "train", "trajectory"},
-    {"phonons", "thermo", "nac", "relax", "modes", "jaxmd", "md"},
-    {"feed", "recipe", "store", "metrics", "report", "task", "testing"},
+    {"checkpoint", "specialise", "hessian", "bloch", "loss", "calculator", "lora", "data"},
+    {"replay", "forcefield", "adapters", "train", "trajectory"},
+    {"phonons", "bands", "certificate", "thermo", "nac", "relax", "modes", "jaxmd", "md"},
+    {"feed", "task", "recipe", "store", "metrics", "report", "testing"},
     {"equijax"},
-    {"demo", "cli", "finetune", "evaluate", "rattle"},
+    {"demo", "cli", "phonons_cli", "finetune", "evaluate", "rattle"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 TORCH = {"torch", "mace", "e3nn"}
@@ -57,12 +57,13 @@ def room_named(dotted: str) -> str:
     parts = dotted.split(".")
     if ".".join(parts[1:3]) in LEVEL:
         return ".".join(parts[1:3])
-    return parts[1].removesuffix("_cli") if len(parts) > 1 and is_module(parts[1]) else "equijax"
+    return parts[1] if len(parts) > 1 and is_module(parts[1]) else "equijax"
 
 
 def rooms_imported(path: Path) -> set[str]:
     """Rooms of equijax that a file imports; `from equijax import x` is the room x if there is one."""
-    return {room_named(name) for name in imported(path) if name.split(".")[0] == "equijax"}
+    rooms = {room_named(name) for name in imported(path) if name.split(".")[0] == "equijax"}
+    return rooms - {f"{path.stem}_cli"}
 
 
 def is_module(name: str) -> bool:
