@@ -239,8 +239,14 @@ def _contraction_paths(model: TorchModel, t: int) -> tuple[tuple[int, ...], ...]
     prefix = f"products.{t}.symmetric_contractions"
     degrees = range(1, _correlation(model, t) + 1)
     outputs = range(len(irreps(model, f"{prefix}.irreps_out")))
-    return tuple(tuple((0, *tensor(model, f"{prefix}.contractions.{L}.U_matrix_{nu}").shape)[-1] for nu in degrees)
-                 for L in outputs)  # fmt: skip
+    return tuple(tuple(_paths(model, f"{prefix}.contractions.{L}.U_matrix_{nu}") for nu in degrees) for L in outputs)
+
+
+def _paths(model: TorchModel, name: str) -> int:
+    shape = tensor(model, name).shape
+    if not shape or not shape[-1]:
+        raise UnreadableModel(f"{name} has shape {shape}, expected coupling paths along its last axis")
+    return shape[-1]
 
 
 def _readout_mlp(model: TorchModel, num: int, num_heads: int) -> int:
