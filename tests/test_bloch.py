@@ -1,0 +1,134 @@
+"""Dynamical matrices on the primitive cell against derivatives of the supercell, symmetry and phonopy."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from phonopy import Phonopy
+from phonopy.harmonic.dynmat_to_fc import get_commensurate_points
+from phonopy.structure.atoms import PhonopyAtoms
+
+from equijax import bloch, hessian, testing
+
+# small enough to compile in seconds, with every kind of block the published shape has
+CONFIG = testing.random_config(
+    channels=2, r_max=3.5, correlation=(2, 2), max_ell=1, num_radial=4, radial_mlp=(8,), readout_mlp=4
+)
+TOLERANCE = testing.TOLERANCE["float64"]["hessian"]
+SUPERCELL = np.array([[2, 0, 0], [0, 1, 1], [0, 0, 3]])
+
+
+@pytest.fixture(scope="module")
+def ff():
+    return testing.random_forcefield(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def atoms():
+    """Two atoms without any symmetry, one outside the cell, masses by hand."""
+    cell = bulk("NaCl", "rocksalt", a=5.0)
+    cell.set_cell(cell.cell.array + np.random.default_rng(1).normal(size=(3, 3), scale=0.1), scale_atoms=True)
+    cell.rattle(0.1, seed=1)
+    cell.positions[1] += cell.cell[2] - cell.cell[0]
+    cell.set_masses([20.0, 30.0])
+    return cell
+
+
+def phonopy_of(atoms, supercell):
+    cell = PhonopyAtoms(symbols=atoms.get_chemical_symbols(), cell=atoms.cell.array, masses=atoms.get_masses(),
+                        scaled_positions=atoms.cell.scaled_positions(atoms.positions))  # fmt: skip
+    return Phonopy(cell, supercell, primitive_matrix="P")
+
+
+@pytest.fixture(scope="module")
+def phonon(ff, atoms):
+    """Force constants from the Hessian of the whole supercell."""
+    phonon = phonopy_of(atoms, SUPERCELL)
+    cell = phonon.supercell
+    whole = Atoms(cell.symbols, cell=cell.cell, scaled_positions=cell.scaled_positions, pbc=True)
+    phonon.force_constants = hessian.hessian(ff, whole).transpose(0, 2, 1, 3)
+    return phonon
+
+
+@pytest.fixture(scope="module")
+def commensurate():
+    return get_commensurate_points(SUPERCELL)
+
+
+def matrices_of(phonon, qpoints):
+    out = []
+    for q in qpoints:
+        phonon.dynamical_matrix.run(q)
+        out.append(phonon.dynamical_matrix.dynamical_matrix)
+    return np.array(out)
+
+
+def test_equal_to_the_supercell_at_commensurate_q(ff, atoms, phonon, commensurate):
+    D = bloch.dynamical_matrices(ff, atoms, commensurate)
+    np.testing.assert_allclose(D, matrices_of(phonon, commensurate), rtol=0, atol=1e-9)
+    real = bloch.dynamical_matrices(ff, atoms, commensurate[:1])  # Gamma alone takes the program without sines
+    np.testing.assert_allclose(real, D[:1], rtol=0, atol=1e-12)
+
+
+def test_hermitian_and_time_reversal(ff, atoms):
+    q = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 3))
+    D = bloch.dynamical_matrices(ff, atoms, np.concatenate([q, -q, q + [1, 0, -2]]))
+    np.testing.assert_allclose(D, D.conj().swapaxes(1, 2), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(D[2:4], D[:2].conj(), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(D[4:], D[:2] * bloch.phase(atoms, [[1, 0, -2]]), rtol=0, atol=1e-12)
+
+
+def test_force_constants_of_any_supercell(ff, atoms, phonon):
+    again = phonopy_of(atoms, SUPERCELL)
+    bloch.force_constants(ff, again, full=True)
+    np.testing.assert_allclose(again.force_constants, phonon.force_constants, rtol=0, atol=1e-9)
+
+
+def test_stars_and_bands(ff):
+    """A symmetric crystal: one q of each star gives the same as all of them, and exact bands run through the mesh."""
+    atoms = bulk("Si", "diamond", a=5.0)
+    phonon = phonopy_of(atoms, np.diag([3, 3, 3]))
+    compact = bloch.force_constants(ff, phonon).copy()
+    bloch.force_constants(ff, phonon, symmetry=False)
+    np.testing.assert_allclose(compact, phonon.force_constants, rtol=0, atol=1e-9)
+    path = [np.array([[0, 0, 0], [1 / 3, 0, 1 / 3], [2 / 3, 0, 2 / 3]])]
+    exact = bloch.band_structure(ff, phonon, path)
+    interpolated = phonon.run_band_structure(path)
+    np.testing.assert_allclose(exact.frequencies[0], interpolated.frequencies[0], rtol=0, atol=1e-4)
+
+
+def test_group_velocities(ff, atoms):
+    """dD/dq by differentiation against differences of fourth order, and velocities by hand."""
+    q, h = np.array([0.13, 0.27, 0.41]), 1e-4
+    D, dD = bloch.derivatives(ff, atoms, [q])
+    steps = (atoms.cell.array @ np.eye(3)).T * h
+    far = bloch.dynamical_matrices(ff, atoms, [q + sign * n * s for s in steps for n in (1, 2) for sign in (1, -1)])
+    near, wide = far[0::4] - far[1::4], far[2::4] - far[3::4]
+    np.testing.assert_allclose(dD[0], (8 * near - wide) / (12 * h), rtol=0, atol=1e-9)
+    values, vectors = np.linalg.eigh(D[0])  # no degenerate modes
+    slope = np.einsum("im,xij,jm->mx", vectors.conj(), dD[0], vectors).real
+    omega = bloch.to_thz(values)
+    scale = bloch.to_thz(np.ones(1)) ** 2 / (2 * omega[:, None])
+    expected = np.where(omega[:, None] > 1e-4, slope * scale, 0.0)
+    np.testing.assert_allclose(bloch.group_velocities(ff, atoms, [q])[0], expected, rtol=0, atol=1e-9)
+
+
+def test_interaction_range(ff, atoms, phonon):
+    cubic = Atoms("Na", cell=[4.0, 5.0, 30.0], pbc=True)
+    found = bloch.interaction_range(ff, cubic)
+    assert found == {"reach_A": 14.0, "supercell": (7, 6, 1), "atoms": 42}
+    distance, size = bloch.decay(phonon)
+    assert distance[0] == 0 and size[distance == 0].max() == size.max() and np.all(np.diff(distance) >= 0)
+    measured = bloch.interaction_range(ff, atoms, phonon, tolerance=size.max())
+    assert measured["measured_reach_A"] == 0.0 and measured["measured_atoms"] == 2
+
+
+def test_refuses(ff, atoms):
+    slab = atoms.copy()
+    slab.pbc = [True, True, False]
+    with pytest.raises(ValueError, match="all three"):
+        bloch.dynamical_matrices(ff, slab, [[0, 0, 0]])
+    with pytest.raises(ValueError, match="qpoints"):
+        bloch.dynamical_matrices(ff, atoms, [0, 0, 0])
+    with pytest.raises(MemoryError, match="budget"):
+        bloch.dynamical_matrices(ff, atoms, [[0, 0, 0]], memory=1000)
