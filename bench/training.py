@@ -1,0 +1,187 @@
+"""How long does a training step take? The published model shape, a batch of ten 64-atom cells; mace-torch beside it.
+
+    python bench/training.py [--structures 10] [--repeats 3] [--no-torch]
+
+Times: compilation of the step, then the median step with energies, forces and stresses in the loss (gradients of
+forces with respect to what is trained), for LoRA and for all parameters; a step on force constants. Memory: peak of the
+process after each.
+"""
+
+import time
+from dataclasses import dataclass
+
+import _common as common
+import jax
+import numpy as np
+import tyro
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from equijax import data, lora, loss, predict, recipe, testing, train
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Time training steps."""
+
+    structures: int = 10
+    """64-atom silicon cells in a batch."""
+    tangents: int = 4
+    """Displacement directions in the force-constant step; 0 leaves it out."""
+    rank: int = 16
+    """Of LoRA."""
+    repeats: int = 3
+    """Timed steps."""
+    torch: bool = True
+    """Time mace-torch too, where it is installed."""
+    small: bool = False
+    """A 24-channel model instead of the published shape."""
+
+
+def main() -> None:
+    """Time everything, print the table, write JSON."""
+    options = tyro.cli(TrainingConfig)
+    config = testing.random_config(channels=24) if options.small else common.published_config()
+    variables = testing.random_forcefield(config).variables
+    images = [common.crystal("Si", 2, seed=i) for i in range(options.structures)]
+    rows = []
+    graph = labelled(images, config, variables)
+    for name, start, combine in strategies(config, variables, options.rank):
+        rows.append(step_times(name, config, variables, graph, start, combine, loss.LossConfig(), options.repeats))
+        print(rows[-1])
+    if options.tangents:
+        name, start, combine = strategies(config, variables, options.rank)[0]
+        graph = products(images[:1], config, variables, options.tangents)
+        only = loss.LossConfig(hvp=1.0)
+        rows.append(step_times(f"{name}, force constants", config, variables, graph, start, combine, only,
+                               options.repeats))  # fmt: skip
+        print(rows[-1])
+    if options.torch and (row := torch_step(images, options)):
+        rows.append(row)
+        print(row)
+    print(table(rows))
+    common.write("training" + ("-small" if options.small else ""), rows, structures=options.structures,
+                 atoms=sum(map(len, images)))  # fmt: skip
+
+
+def labelled(images, config, variables):
+    """A batch with random labels; their values do not change the time."""
+    rng = np.random.default_rng(0)
+    structures = []
+    for i, atoms in enumerate(images):
+        forces, stress = rng.normal(size=(len(atoms), 3)), rng.normal(size=(3, 3)) * 0.01
+        structures.append(data.Labelled(atoms, 0.0, forces, stress + stress.T, source=f"structure {i}"))
+    items = data.prepare(structures, config)
+    return predict.cast(data.batch(items, config, variables["constants"]["atomic_energies"]), "float32")
+
+
+def products(images, config, variables, tangents):
+    """Supercells with force-constant products along random tangents, and no other label."""
+    rng = np.random.default_rng(0)
+    draws = [rng.normal(size=(2, len(a), tangents, 3)) for a in images]
+    some = [data.Labelled(a, tangents=u, hvp=product) for a, (u, product) in zip(images, draws, strict=True)]
+    g = data.batch(data.prepare(some, config), config, variables["constants"]["atomic_energies"])
+    g = g._replace(globals={k: v for k, v in g.globals.items() if not k.startswith(("energy", "stress"))},
+                   nodes={k: v for k, v in g.nodes.items() if not k.startswith("forces")})  # fmt: skip
+    return predict.cast(g, "float32")
+
+
+def strategies(config, variables, rank):
+    """(name, what is trained, how it acts)"""
+    params = predict.cast(variables["params"], "float32")
+    rows = [config.species.index(14)]
+    return [
+        ("lora", lora.init_lora(params, rank, rank, recipe.LORA_TARGETS, rows=rows), lora.apply),
+        ("lora, all layers", lora.init_lora(params, rank, rank), lora.apply),
+        ("naive", params, recipe.fill),
+    ]
+
+
+def step_times(name, config, variables, graph, start, combine, losses, repeats) -> dict:
+    """Compile one step, then time it."""
+    plan = train.TrainConfig()
+    step = train.make_step(config, combine, losses, plan, 100)
+    state = train.init(start, plan, 100)
+    variables = jax.device_put(predict.cast(variables, "float32"))
+    started = time.perf_counter()
+    compiled = step.lower(state, variables, graph).compile()
+    compile_s = time.perf_counter() - started
+    holder = [state]
+
+    def once():
+        holder[0], metrics = compiled(holder[0], variables, graph)
+        jax.block_until_ready(metrics)
+
+    times = common.timed({name: once}, repeats)[name]
+    return {"step": name, "trainable": recipe.count(start), "compile_s": compile_s, **times,
+            "peak_memory_gb": common.peak_memory_gb()}  # fmt: skip
+
+
+def torch_step(images, options) -> dict | None:
+    """mace-torch's training step on the same structures: all parameters, energy, forces and stress; None without it."""
+    try:
+        import torch
+        from mace import data as mace_data
+        from mace.tools import torch_geometric, utils
+    except ImportError:
+        print("mace-torch is not installed: left out")
+        return None
+    model = torch_model(options)
+    table_z = utils.AtomicNumberTable([int(z) for z in model.atomic_numbers])
+    batch = torch_geometric.Batch.from_data_list(
+        [mace_data.AtomicData.from_config(mace_data.config_from_atoms(with_labels(a)), z_table=table_z,
+                                          cutoff=float(model.r_max)) for a in images])  # fmt: skip
+    rule = torch.optim.Adam(model.parameters(), lr=1e-3, amsgrad=True)
+    target = torch.randn(batch["positions"].shape)
+
+    def once():
+        rule.zero_grad(set_to_none=True)
+        out = model(batch.to_dict(), training=True, compute_stress=True)
+        value = (out["energy"] ** 2).mean() + ((out["forces"] - target) ** 2).mean() + (out["stress"] ** 2).mean()
+        value.backward()
+        rule.step()
+
+    times = common.timed({"torch": once}, options.repeats)["torch"]
+    number = sum(p.numel() for p in model.parameters())
+    return {"step": "mace-torch, all parameters", "trainable": number, "compile_s": 0.0, **times,
+            "peak_memory_gb": common.peak_memory_gb()}  # fmt: skip
+
+
+def torch_model(options):
+    """A ScaleShiftMACE of the same shape with random weights."""
+    import torch
+    from e3nn import o3
+    from mace import modules
+
+    torch.set_default_dtype(torch.float32)
+    config = testing.random_config(channels=24) if options.small else common.published_config()
+    blocks = modules.interaction_classes
+    return modules.ScaleShiftMACE(
+        r_max=config.r_max, num_bessel=config.num_radial, num_polynomial_cutoff=config.cutoff_power,
+        max_ell=config.max_ell, interaction_cls=blocks[config.interaction],
+        interaction_cls_first=blocks[config.interaction_first], num_interactions=config.num_interactions,
+        num_elements=len(config.species), hidden_irreps=o3.Irreps(config.hidden_irreps), MLP_irreps=o3.Irreps("16x0e"),
+        atomic_energies=np.zeros(len(config.species)), avg_num_neighbors=config.avg_num_neighbors,
+        atomic_numbers=list(config.species), correlation=3, gate=torch.nn.functional.silu, pair_repulsion=True,
+        distance_transform="Agnesi", radial_MLP=list(config.radial_mlp), atomic_inter_scale=1.0,
+        atomic_inter_shift=0.0, use_reduced_cg=False,
+    )  # fmt: skip
+
+
+def with_labels(atoms):
+    """A copy with the results mace-torch's reader expects."""
+    atoms = atoms.copy()
+    atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=np.zeros((len(atoms), 3)), stress=np.zeros(6))
+    return atoms
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown."""
+    lines = ["| step | trainable | compile, s | step, ms | peak memory, GB |", "| --- " * 5 + "|"]
+    for r in rows:
+        lines.append(f"| {r['step']} | {r['trainable']:,} | {r['compile_s']:.1f} | {r['median_ms']:.0f} | "
+                     f"{r['peak_memory_gb']:.2f} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
