@@ -12,13 +12,12 @@ import pytest
 from equijax import adapters, checkpoint, lora, predict, testing, trees
 from equijax.forcefield import ForceField
 
-SMALL = {"channels": 4, "lmax": 1, "species": (11, 14, 17), "max_ell": 1, "correlation": (2, 2), "radial_mlp": (8,)}
 ROWS = (0, 2)  # Na and Cl
 
 
-@pytest.fixture(scope="module")
-def base() -> ForceField:
-    return testing.random_forcefield(testing.random_config(**SMALL))
+@pytest.fixture
+def base(student) -> ForceField:
+    return student
 
 
 def trained(base, rank: int | float = 1, seed: int = 0, rows=ROWS, scale: float = 0.1) -> lora.Adapters:

@@ -1,0 +1,131 @@
+"""The evaluate and rattle commands on small models and structures."""
+
+import csv
+import json
+
+import ase.io
+import numpy as np
+import pytest
+from ase.build import bulk
+
+from equijax import adapters, checkpoint, data, evaluate, lora, rattle, testing
+
+
+@pytest.fixture(scope="module")
+def model(student):
+    return student
+
+
+@pytest.fixture(scope="module")
+def labelled(model, tmp_path_factory):
+    """model/, and salt.extxyz: 4 structures labelled by the model, energies wrong by +0.1 eV/atom, forces by +0.2."""
+    path = tmp_path_factory.mktemp("evaluate")
+    checkpoint.save(path / "model", model.config, model.variables, {"source": "random"})
+    images = [testing.rattled(seed=i) for i in range(4)]
+    wrong = []
+    for atoms, found in zip(images, model.evaluate(images), strict=True):
+        values = {"energy": found["energy"] - 0.8, "forces": found["forces"] - 0.2, "stress": found["stress"]}
+        wrong.append(data.to_atoms(data.Labelled(atoms, **values)))
+    wrong[3].calc.results.pop("stress")
+    ase.io.write(path / "salt.extxyz", wrong)
+    return path
+
+
+def test_errors_are_the_known_ones(labelled, tmp_path, capsys):
+    argv = ["--model", str(labelled / "model"), "--data", str(labelled / "salt.extxyz"), "--out", str(tmp_path)]
+    assert evaluate.main(argv) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    (row,) = report["errors"]
+    assert row["structures"] == 4
+    assert row["energy MAE (meV/atom)"] == pytest.approx(100, abs=0.01)
+    assert row["forces RMSE (meV/A)"] == pytest.approx(200, abs=0.01)
+    assert row["stress MAE (meV/A^3)"] == pytest.approx(0, abs=0.01)
+    with (tmp_path / "structures.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 and rows[2]["source"].endswith("salt.extxyz:2") and rows[3]["stress_mae_meV_per_A3"] == ""
+    assert float(rows[0]["forces_max_meV_per_A"]) == pytest.approx(200, abs=0.01)
+    assert (tmp_path / "parity.png").stat().st_size > 1000
+    assert "salt.extxyz" in capsys.readouterr().out
+
+
+def test_an_adapter_and_a_missing_label(labelled, model, tmp_path, capsys):
+    start = lora.init_delta(model.variables["params"], ("readouts_0",))
+    start.arrays["readouts_0/linear"]["delta"] = start.arrays["readouts_0/linear"]["delta"] + 1.0
+    adapters.save(tmp_path / "adapter", start, model.config, model.variables)
+    argv = ["--model", str(labelled / "model"), "--data", str(labelled / "salt.extxyz"), "--out", str(tmp_path / "out"),
+            "--adapter", str(tmp_path / "adapter"), "--keys.energy", "none"]  # fmt: skip
+    assert evaluate.main(argv) == 0
+    (row,) = json.loads((tmp_path / "out" / "report.json").read_text())["errors"]
+    assert row["energy MAE (meV/atom)"] is None and row["stress MAE (meV/A^3)"] > 0.1
+    assert " - " in capsys.readouterr().out
+
+
+def test_unknown_option_is_an_error(capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(["--modell", "x"])
+    assert "modell" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def salt(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rattle") / "POSCAR"
+    ase.io.write(path, bulk("NaCl", "rocksalt", 5.64, cubic=True), format="vasp")
+    return path
+
+
+def test_rattled_supercells(salt, tmp_path):
+    argv = [
+        "--structure",
+        str(salt),
+        "--out",
+        str(tmp_path),
+        "--number",
+        "4",
+        "--candidates",
+        "12",
+        "--supercell",
+        "2",
+        "1",
+        "1",
+    ]
+    assert rattle.main(argv) == 0
+    images = ase.io.read(tmp_path / "structures.extxyz", ":")
+    posted = [ase.io.read(tmp_path / "poscars" / f"POSCAR-{i:03d}") for i in range(1, 5)]
+    perfect = rattle.make_supercell(ase.io.read(salt), (2, 1, 1), 0.0)
+    assert len(images) == 4
+    for atoms, poscar in zip(images, posted, strict=True):
+        assert len(atoms) == 16 and atoms.pbc.all() and "rattled" in atoms.info["kind"]
+        np.testing.assert_allclose(poscar.get_all_distances(mic=True), atoms.get_all_distances(mic=True), atol=1e-6)
+        assert poscar.get_chemical_formula() == "Cl8Na8"
+        strain = np.linalg.solve(perfect.cell.array, atoms.cell.array) - np.eye(3)
+        assert 0 < np.abs(strain).max() <= 0.03 + 1e-7
+        np.testing.assert_allclose(strain, strain.T, atol=1e-7)
+        assert rattle.shortest_distance(atoms) >= 0.7 * 2.82 - 1e-6
+    assert len({round(atoms.get_volume(), 6) for atoms in images}) == 4
+    with pytest.raises(ValueError, match="POSCAR-001 and more already"):
+        rattle.main(argv)
+
+
+def test_supercell_is_long_enough_and_frames_of_relaxations_join(salt, labelled, tmp_path):
+    assert len(rattle.make_supercell(ase.io.read(salt), None, 8.0)) == 64
+    primitive = rattle.make_supercell(bulk("Si", a=5.43), None, 9.0)  # heights of 3.135 A
+    assert len(primitive) == 2 * 27
+    argv = ["--structure", str(salt), "--out", str(tmp_path), "--number", "3", "--candidates", "3", "--min-length", "5",
+            "--model", str(labelled / "model"), "--relaxations", "1", "--relaxation-steps", "2"]  # fmt: skip
+    assert rattle.main(argv) == 0
+    assert len(ase.io.read(tmp_path / "structures.extxyz", ":")) == 3
+    options = rattle.RattleConfig(salt, tmp_path, model=labelled / "model", relaxations=1, relaxation_steps=2)
+    frames = rattle.relaxations(ase.io.read(salt), options)
+    assert [kind for _, kind in frames] == [f"relaxation 1, step {i}" for i in range(3)]
+    assert np.abs(frames[0][0].positions - frames[2][0].positions).max() > 1e-4
+
+
+def test_rattles_that_cannot_be(salt, tmp_path):
+    crystal = rattle.make_supercell(ase.io.read(salt), (1, 1, 1), 0.0)
+    with pytest.raises(ValueError, match="rattling by 3.0 A brings atoms closer"):
+        rattle.rattled(crystal, rattle.RattleConfig(salt, tmp_path, rattle=(3.0,)))
+    with pytest.raises(ValueError, match="number 10 must be between 1 and the 5 candidates"):
+        rattle.RattleConfig(salt, tmp_path, candidates=5)
+    ase.io.write(tmp_path / "m.xyz", bulk("Si"), format="xyz")
+    with pytest.raises(ValueError, match="not periodic in three directions"):
+        rattle.main(["--structure", str(tmp_path / "m.xyz"), "--out", str(tmp_path / "out")])
