@@ -28,8 +28,11 @@ def save(path: str | Path, config: ModelConfig, variables: dict, metadata: dict)
 
     Raises:
       ValueError: a non-finite array, named by its tree path.
+      FileExistsError: `path` holds something other than a model directory, which is left alone.
     """
     path = Path(path).absolute()
+    if path.exists() and not (path / "config.json").is_file() and (path.is_file() or any(path.iterdir())):
+        raise FileExistsError(f"refusing to replace {path}: it is not an equijax model directory")
     for key, leaf in jax.tree_util.tree_leaves_with_path(variables):
         if not np.isfinite(np.asarray(leaf)).all():
             raise ValueError(f"refusing to save {path}: {jax.tree_util.keystr(key)} has non-finite values")

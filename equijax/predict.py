@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import flax
 import jax
 import jax.numpy as jnp
 import jraph
@@ -158,17 +157,20 @@ def cast(tree, dtype):
 
 
 def init_variables(config: ModelConfig, seed: int = 0) -> dict:
-    """Random weights (float64 numpy) of the right shapes for `config`, as mace-torch draws them; E0 = 0."""
-    graph = {
-        "slot": np.zeros(1, np.int32),
-        "table": np.zeros(1, np.int32),
-        "head": np.zeros(1, np.int32),
-        "senders": np.zeros(1, np.int32),
-        "reverse": np.zeros(1, np.int32),
-    }
+    """Random weights (float64 numpy) of the right shapes for `config`, distributed as mace-torch draws them; E0 = 0."""
+    zeros = np.zeros(1, np.int32)
+    graph = {"slot": zeros, "table": zeros, "head": zeros, "senders": zeros, "reverse": zeros}
     with jax.enable_x64(True):
-        vectors = np.array([[[1.0, 0.5, 0.25]]])
-        variables = flax.core.unfreeze(MACE(config).init(jax.random.PRNGKey(seed), vectors, graph))
-        variables = jax.tree.map(np.asarray, dict(variables))
-    variables.setdefault("constants", {})["atomic_energies"] = np.zeros((len(config.heads), len(config.species)))
-    return variables
+        init = lambda key: MACE(config).init(key, np.array([[[1.0, 0.5, 0.25]]]), graph)  # noqa: E731
+        key = jax.random.PRNGKey(seed)
+        shapes = jax.eval_shape(init, key)["params"]
+        # compiled for its constants alone, the forward pass drops out; drawing in numpy saves compiling each draw
+        constants = jax.tree.map(np.asarray, jax.jit(lambda key: init(key).get("constants", {}))(key))
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        paths = leaf.shape[1] if "_nu" in path[-1].key else 1  # contraction weights are divided by their path count
+        return rng.normal(size=leaf.shape) / paths
+
+    constants["atomic_energies"] = np.zeros((len(config.heads), len(config.species)))
+    return {"params": jax.tree_util.tree_map_with_path(draw, shapes), "constants": constants}

@@ -44,7 +44,8 @@ def conv_paths(node_lmax: int, edge_lmax: int, out_lmax: int) -> tuple[Path, ...
 def u_tensor(lmax: int, L: int, degree: int) -> np.ndarray:
     """All nested couplings of `degree` copies of 0e+1o+...+lmax to the natural-parity irrep L.
 
-    The non-reduced basis of the MACE paper (Batatia et al. 2022, Eq. 10), in the path order of mace-torch.
+    The non-reduced basis of the MACE paper (Batatia et al. 2022, Eq. 10). A converted model brings its own U tensors,
+    whose paths may come in another order or basis.
 
     Returns:
       [2L+1, m, ..., m, paths] with m = (lmax + 1)^2 repeated `degree` times.

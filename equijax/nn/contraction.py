@@ -30,7 +30,7 @@ class SymmetricContraction(nn.Module):
         for nu, paths in enumerate(self.paths, start=1):
             name = f"l{self.L}_nu{nu}"
             shape = (self.num_species, paths, channels)
-            w = self.param(name, nn.initializers.normal(1.0 / max(paths, 1)), shape)
+            w = self.param(name, nn.initializers.normal(1.0 / paths), shape)
             u = self.variable("constants", name, self._default_u, nu).value
             coefficients.append(jnp.einsum("qp,zpc->zqc", u.astype(A.dtype), w.astype(A.dtype)[table]))
         return polynomial(A, jnp.concatenate(coefficients, axis=1), tables, slot)

@@ -85,7 +85,7 @@ class RadialBasis(nn.Module):
         return jnp.concatenate(out, axis=-1)
 
     def _constant(self, name, value, dtype):
-        return self.variable("constants", name, lambda: np.asarray(value, np.float64)).value.astype(dtype)
+        return jnp.asarray(self.variable("constants", name, lambda: np.asarray(value, np.float64)).value, dtype)
 
 
 class ZBL(nn.Module):
@@ -106,7 +106,7 @@ class ZBL(nn.Module):
             "covalent_radii": covalent_radii,
         }
         const = {
-            k: self.variable("constants", k, lambda v=v: np.asarray(v, np.float64)).value.astype(r.dtype)
+            k: jnp.asarray(self.variable("constants", k, lambda v=v: np.asarray(v, np.float64)).value, r.dtype)
             for k, v in defaults.items()
         }
         zs, zr = z_sender.astype(r.dtype), z_receiver.astype(r.dtype)

@@ -1,0 +1,58 @@
+"""Energies, forces and stress against mace-torch on every kind of structure, for every block type and both dtypes."""
+
+import os
+
+os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
+
+import numpy as np
+import pytest
+import torch
+from e3nn import o3
+from mace.calculators import MACECalculator
+
+from convert import mapping
+from convert.modules import read_model
+from equijax import graph, predict, testing
+from tests.parity.test_convert_parity import VARIANTS, torch_model
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # e3nn 0.4.4 and mace call torch.load the old way
+    pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning"),
+]
+
+SPECIES = [8, 11, 12, 14, 17, 20, 22]  # those of testing.structures()
+PUBLISHED = {  # MACE-MP-0b3-medium but for its 82 other elements
+    "first": "Density", "later": "DensityResidual", "r_max": 6.0, "num_bessel": 10, "max_ell": 3, "correlation": 3,
+    "hidden_irreps": "128x0e+128x1o", "MLP_irreps": o3.Irreps("16x0e"), "radial_MLP": [64, 64, 64],
+    "distance_transform": "Agnesi", "pair_repulsion": True,
+}  # fmt: skip
+CASES = VARIANTS | {"published": PUBLISHED, "published, reduced": PUBLISHED | {"reduced": True}}
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c != "chebyshev"])  # torch lacks that basis's derivative
+def test_same_numbers_as_mace_torch(case, tmp_path):
+    options = dict(CASES[case])
+    heads = options.get("heads", ["Default"])
+    energies = np.linspace(-3.0, -1.0, len(heads) * len(SPECIES)).reshape(len(heads), -1)
+    options |= {"num_elements": len(SPECIES), "atomic_numbers": SPECIES, "atomic_energies": energies}
+    path = tmp_path / "a.model"
+    torch.save(torch_model(**options), path)
+    config, variables = mapping.to_flax(read_model(path))
+    images = testing.structures()
+    batch = graph.from_atoms(list(images.values()), config, heads=[len(heads) - 1] * len(images))
+    for dtype, tolerance in testing.TOLERANCE.items():
+        # the oracle always runs in float64: in float32 its own rounding is as large as ours
+        torch.set_default_dtype(torch.float64)
+        oracle = MACECalculator(model_paths=str(path), device="cpu", default_dtype="float64", head=heads[-1])
+        ours = predict.evaluate(config, variables, batch, dtype)
+        first = 0
+        for i, (name, atoms) in enumerate(images.items()):
+            atoms.calc = oracle
+            rows = slice(first, first := first + len(atoms))
+            error = {"energy": (atoms.get_potential_energy() - ours["energy"][i]) / len(atoms),
+                     "forces": atoms.get_forces() - ours["forces"][rows]}  # fmt: skip
+            if atoms.pbc.all():
+                error["stress"] = atoms.get_stress(voigt=False) - ours["stress"][i]
+            for key, value in error.items():
+                worst = np.abs(value).max()
+                assert worst <= tolerance[key], f"{name}, {dtype}: {key} differs by {worst:.2e}"
