@@ -1,6 +1,7 @@
 """Labelled data: what is read, what is refused and how it is said, E0s, batches with masks."""
 
 import dataclasses
+from pathlib import Path
 
 import ase
 import ase.io
@@ -282,3 +283,21 @@ def test_phonopy_files_without_what_they_need(phonon, tmp_path):
     write_FORCE_SETS(phonon.dataset, filename=tmp_path / "FORCE_SETS")
     with pytest.raises(ValueError, match="made with qe, whose lengths and forces"):
         data.load(tmp_path / "qe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("stored", "name", "kbar"),
+    [("vasprun_pstress.xml", "vasprun.xml", "stress"), ("OUTCAR_example_1", "OUTCAR", "in kB")],
+)
+def test_vasp_runs(stored, name, kbar, tmp_path):
+    """Files that come with ASE; the stress against the numbers VASP prints (kbar, positive under compression)."""
+    text = (Path(ase.__file__).parent / "test" / "testdata" / "vasp" / stored).read_text()
+    (tmp_path / name).write_text(text)
+    found = data.load(tmp_path / name)[-1]
+    lines = text.splitlines()
+    last = max(i for i, line in enumerate(lines) if kbar in line)
+    printed = lines[last].split()[2:5] if name == "OUTCAR" else [lines[last + 1 + i].split()[1 + i] for i in range(3)]
+    pressure = -np.trace(found.stress) / 3 * 10 * GPA_PER_EV_A3
+    assert pressure == pytest.approx(np.mean([float(x) for x in printed]), abs=0.01)
+    assert found.energy < 0 and found.forces.shape == (len(found.atoms), 3)
+    assert found.source == f"{tmp_path / name}:{len(data.load(tmp_path / name)) - 1}"
