@@ -9,6 +9,7 @@ COMMANDS = {
     "evaluate": "errors of a model on labelled structures: table, parity plot, one row a structure",
     "finetune": "fit a model to labelled structures: LoRA, delta, freeze, naive, multihead replay",
     "md": "molecular dynamics: NVE, NVT, NPT with trajectories, logs and restarts",
+    "modes": "follow the soft modes of a crystal to the phases they lead to",
     "phonons": "force constants, band structure and thermal properties of a crystal",
     "rattle": "rattled, strained and relaxing supercells worth a DFT calculation",
 }

@@ -17,7 +17,7 @@ LAYERS = (
     {"predict"},
     {"checkpoint", "specialise", "hessian", "bloch", "loss", "calculator", "lora", "data"},
     {"replay", "forcefield", "adapters", "train", "trajectory"},
-    {"phonons", "bands", "certificate", "thermo", "nac", "relax", "modes", "jaxmd", "md"},
+    {"phonons", "bands", "certificate", "thermo", "nac", "relax", "distortions", "modes", "jaxmd", "md"},
     {"feed", "task", "recipe", "store", "metrics", "report", "testing"},
     {"equijax"},
     {"demo", "cli", "phonons_cli", "finetune", "evaluate", "rattle"},
