@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from ase.data import chemical_symbols
 
 from equijax import checkpoint
 from equijax.config import ModelConfig
+from equijax.forcefield import ForceField
 from equijax.lora import TARGETS as TARGETS
 from equijax.lora import Adapters as Adapters
 from equijax.lora import Count as Count
@@ -124,7 +124,7 @@ def load(path: str | Path, config: ModelConfig, variables: dict) -> Saved:
     with np.load(io.BytesIO(content), allow_pickle=False) as stored:
         for name in stored.files:
             parent, _, kind = name.rpartition("/")
-            arrays.setdefault(parent, {})[kind] = jnp.asarray(stored[name])
+            arrays.setdefault(parent, {})[kind] = stored[name]
     row = {chemical_symbols[z]: i for i, z in enumerate(config.species)}
     rows = None if document["elements"] is None else tuple(row[s] for s in document["elements"])
     energies = None
@@ -134,6 +134,21 @@ def load(path: str | Path, config: ModelConfig, variables: dict) -> Saved:
             for symbol, value in values.items():
                 energies[config.heads.index(head), row[symbol]] = value
     return Saved(Adapters(arrays, document["alpha"], rows), energies, document)
+
+
+def attach(forcefield: ForceField, path: str | Path) -> ForceField:
+    """The backbone with an adapter directory folded in, as a force field of its own.
+
+    It shares the backbone's padded shapes, and compiled programs take weights as arguments: any number of adapters, of
+    whatever ranks and elements, can be held over one backbone and used in turn without compiling again.
+
+    Raises:
+      FileNotFoundError, ValueError: see `load`.
+    """
+    saved = load(path, forcefield.config, forcefield.variables)
+    variables = merge(forcefield.variables, saved.adapters, saved.energies)
+    metadata = {"base": forcefield.metadata, "adapter": saved.document}
+    return ForceField(forcefield.config, variables, metadata, forcefield.pool)
 
 
 def info(path: str | Path) -> dict:
@@ -191,10 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _merge(options: Merge) -> int:
-    config, variables, metadata = checkpoint.load(options.model)
-    saved = load(options.adapter, config, variables)
-    merged = merge(variables, saved.adapters, saved.energies)
-    checkpoint.save(options.out, config, merged, {"base": metadata, "adapter": saved.document})
+    merged = attach(ForceField(*checkpoint.load(options.model)), options.adapter)
+    checkpoint.save(options.out, merged.config, merged.variables, merged.metadata)
     print(f"wrote {options.out}: {options.model} with {options.adapter} folded in")
     return 0
 

@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = tyro.cli(EvaluateConfig, args=argv, prog="equijax evaluate")
     started = time.perf_counter()
-    ff = load_model(options.model, options.adapter)
+    ff = equijax.load(options.model)
+    ff = ff if options.adapter is None else adapters.attach(ff, options.adapter)
     files = {str(path): data.load(path, options.keys) for path in options.data}
     structures = [s for chosen in files.values() for s in chosen]
     found = predict(ff, structures, options.dtype, options.head)
@@ -87,16 +88,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"WARNING: {warning}")
     print(f"structures.csv, parity.png and report.json are in {options.out}")
     return 0
-
-
-def load_model(path: Path, adapter: Path | None = None) -> ForceField:
-    """A checkpoint, with an adapter folded in where one is given."""
-    ff = equijax.load(path)
-    if adapter is None:
-        return ff
-    saved = adapters.load(adapter, ff.config, ff.variables)
-    merged = adapters.merge(ff.variables, saved.adapters, saved.energies)
-    return ForceField(ff.config, merged, {"base": ff.metadata, "adapter": saved.document})
 
 
 def predict(ff: ForceField, structures: Sequence[Labelled], dtype: str, head: str | None) -> list[dict]:
