@@ -68,7 +68,7 @@ def summary(report: dict) -> str:
     raw, rest = report["raw_residuals"], report["residual"]
     stress = f", stress {rest['max_stress_GPa']:.1e} GPa" if "max_stress_GPa" in rest else ""
     lines = [
-        f"{report['formula']}, {report['space_group']}, supercell of {report['supercell_atoms']} atoms, {report['dtype']}",
+        f"{report['formula']}, {report['space_group']}, {report['supercell_atoms']} atoms, {report['dtype']}",
         f"  residual: force {rest['max_force_eV_A']:.1e} eV/A{stress}",
         f"  force constants, before any cleaning: sum rule {raw['sum_rule_eV_A2']:.1e}, permutation "
         f"{raw['permutation_eV_A2']:.1e}, space group {raw['space_group_eV_A2']:.1e} eV/A^2 "
