@@ -11,6 +11,7 @@ isotropic Martyna-Tobias-Klein NPT.
 import dataclasses
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +136,9 @@ def simulate(config: MDConfig) -> None:
     path = config.out / "checkpoint.npz"
     if path.exists() and not config.restart:
         raise FileExistsError(f"{path} exists: continue that run with --restart, or choose another --out")
-    with jax.enable_x64(config.dtype == "float64"):
+    with jax.enable_x64(config.dtype == "float64"), warnings.catch_warnings():
+        # jax_md asks for float64 sums, which JAX turns into float32 with a warning each unless x64 is on
+        warnings.filterwarnings("ignore", "Explicitly requested dtype float64", UserWarning)
         system = prepare(config, load(config.model))
         saved = continued(config, system, path) if config.restart else None
         config.out.mkdir(parents=True, exist_ok=True)

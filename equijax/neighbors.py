@@ -94,8 +94,7 @@ def neighbor_list(box, space: Space) -> NeighborFns:
         position = jnp.asarray(position)
         T = cell(position, box)
         grid = lay_out(np.asarray(position), np.asarray(T), space)
-        outer = grow(_largest_row(position, T, grid, space, space.cutoff + space.skin))
-        slots = grow(_largest_row(position, T, grid, space, space.cutoff))
+        outer, slots = (grow(n) for n in _largest_rows(position, T, grid, space))
         if at_least is not None:
             outer, slots = max(outer, grow(at_least.senders.shape[-1])), max(slots, grow(at_least.slots))
             grid = grid._replace(capacity=max(grid.capacity, grow(at_least.grid.capacity)))
@@ -283,13 +282,16 @@ def _mask(c, T, space: Space, cutoff: float):
     return (c["senders"] < n) & ~itself & (r2 < cutoff**2)
 
 
-def _largest_row(position, T, grid: Grid, space: Space, cutoff: float) -> int:
-    """Largest number of neighbours of any atom within `cutoff`."""
+def _largest_rows(position, T, grid: Grid, space: Space) -> list[int]:
+    """Largest number of neighbours of any atom within cutoff + skin, and within the cutoff."""
 
     def count(position, T):
-        return _mask(_candidates(position, T, grid, space), T, space, cutoff).sum((1, 2)).max()
+        c = _candidates(position, T, grid, space)
+        cutoffs = (space.cutoff + space.skin, space.cutoff)
+        return jnp.stack([_mask(c, T, space, cutoff).sum((1, 2)).max() for cutoff in cutoffs])
 
-    return int(jax.jit(_each(count, position))(position, T).max())
+    largest = jax.jit(_each(count, position))(position, T)
+    return [int(n) for n in largest.reshape(-1, 2).max(0)]
 
 
 def _build(position, T, grid: Grid, space: Space, size: int) -> dict:
