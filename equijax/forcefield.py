@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import ase
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from equijax import checkpoint, graph, predict
 from equijax.config import ModelConfig
@@ -56,35 +58,77 @@ class ForceField:
 
         return EquijaxCalculator(self, dtype=dtype, head=head)
 
-    def evaluate(self, images: list[ase.Atoms], dtype: str = "float32", head: str | None = None) -> list[dict]:
-        """Energy, forces and stress of many structures in a few padded batches, in input order.
+    def evaluate(
+        self,
+        images: list[ase.Atoms],
+        dtype: str = "float32",
+        head: str | None = None,
+        *,
+        progress: bool = False,
+        errors: Literal["raise", "report"] = "raise",
+    ) -> list[dict]:
+        """Energy, forces and stress of many structures in full padded batches of few shapes, in input order.
 
         Args:
           images: structures, of any mixture of sizes and elements.
           dtype: "float32" or "float64".
           head: required for a model with several.
+          progress: show a bar of structures done.
+          errors: what to do with a structure the model cannot describe: "raise" before anything is computed, or
+            "report" it in its own result, {"error": message}, and go on with the rest.
 
         Returns:
           per structure: energy (eV), energies [n] (eV), forces [n, 3] (eV/A), stress [3, 3] (eV/A^3, ASE sign; NaN
           where the structure is not periodic in all directions).
 
         Raises:
-          ValueError: a structure the model cannot describe, named by its index.
+          ValueError: a structure the model cannot describe, named by its index; an unknown `errors`.
         """
+        if errors not in ("raise", "report"):
+            raise ValueError(f"errors = {errors!r}: expected 'raise' or 'report'")
         index = self.head_index(head)
-        structures = []
+        results: list[dict] = [{} for _ in images]
+        structures = {}
         for i, atoms in enumerate(images):
             name = f"structure {i} ({atoms.get_chemical_formula()})"
-            graph.check_atoms(atoms, self.config, name)
-            structures.append((atoms, graph.neighbour_list(atoms, self.config.r_max, name)))
-        results: list[dict] = [{} for _ in images]
-        for members in pack(structures, BATCH_SLOTS):
-            chosen = [structures[i] for i in members]
-            size = self.pool.fit(graph.size_of(chosen, self.config))
-            batch = graph.build(chosen, self.config, size, [index] * len(chosen))
-            for i, result in zip(members, self._split(batch, chosen, dtype), strict=True):
-                results[i] = result
+            try:
+                graph.check_atoms(atoms, self.config, name)
+                structures[i] = (atoms, graph.neighbour_list(atoms, self.config.r_max, name))
+            except ValueError as error:
+                if errors == "raise":
+                    raise
+                results[i] = {"error": str(error)}
+        with tqdm(total=len(images), desc="evaluate", unit="structure", disable=not progress) as bar:
+            bar.update(len(images) - len(structures))
+            order = list(structures)
+            batches = pack([structures[i] for i in order], BATCH_SLOTS)
+            groups = [[structures[order[j]] for j in members] for members in batches]
+            for members, chosen, size in zip(batches, groups, self._sizes(groups), strict=True):
+                batch = graph.build(chosen, self.config, size, [index] * len(chosen))
+                for j, result in zip(members, self._split(batch, chosen, dtype), strict=True):
+                    results[order[j]] = result
+                bar.update(len(members))
         return results
+
+    def relax(self, images: list[ase.Atoms], **options) -> list:
+        """Relax many structures in batches; see `equijax.screen.relax`."""
+        from equijax import screen
+
+        return screen.relax(self, images, **options)
+
+    def _sizes(self, groups) -> list[graph.Size]:
+        """Padded shape of each batch: one for each rounded K where batches are full, the pool's where they are not."""
+        needed = [graph.size_of(chosen, self.config) for chosen in groups]
+        rounded = [graph.round_up(size) for size in needed]
+        sizes = []
+        for size, up in zip(needed, rounded, strict=True):
+            full = up._replace(
+                nodes=BATCH_SLOTS // up.slots,
+                species=max(r.species for r in rounded),
+                graphs=max(r.graphs for r in rounded),
+            )
+            sizes.append(full if full.holds(size) and full.nodes <= 1.25 * size.nodes else self.pool.fit(size))
+        return sizes
 
     def _split(self, batch, structures, dtype) -> Iterator[dict]:
         out = predict.evaluate(self.config, self.device_variables(dtype), batch, dtype)
@@ -103,12 +147,13 @@ class ForceField:
 
 def pack(structures: list[tuple[ase.Atoms, graph.Edges]], budget: int) -> list[list[int]]:
     """Group structures of like coordination into batches of at most `budget` edge slots (one structure at least)."""
-    slots = [int(np.bincount(e.receivers, minlength=1).max()) for _, e in structures]
+    slots = [graph.size_of([s], None).slots for s in structures]
+    padded = [graph.round_up(graph.Size(1, k, 1, 2)).slots for k in slots]
     batches: list[list[int]] = []
     nodes = 0
-    for i in sorted(range(len(structures)), key=lambda i: (slots[i], len(structures[i][0]))):
+    for i in sorted(range(len(structures)), key=lambda i: (slots[i], -len(structures[i][0]))):
         size = len(structures[i][0])
-        if batches and (nodes + size) * max(slots[i], 1) <= budget:
+        if batches and (nodes + size) * padded[i] <= budget:
             batches[-1].append(i)
             nodes += size
         else:
