@@ -134,7 +134,7 @@ class FinetuneConfig:
 
 
 # Weights that belong to one element: changing only these leaves compounds of other elements exactly as they were, which
-# in bench/strategies.py cost little accuracy on the target and kept nearly all of the rest.
+# gives up some accuracy on the target and keeps nearly all of the rest (bench/strategies.py).
 LORA_TARGETS = ("node_embedding", r"interactions_\d+/skip_tp", r"products_\d+/contraction_l\d+")
 
 

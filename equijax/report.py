@@ -103,7 +103,8 @@ def summary(result: dict) -> str:
 def write(out: Path, result: dict) -> None:
     """report.json, and the learning curve."""
     (out / "report.json").write_text(json.dumps(result, indent=1, default=_plain))
-    history = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    log = out / "metrics.jsonl"
+    history = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []  # zero-shot: none
     if history:
         learning_curve(history, result["before"]["errors"]["valid"], out / "learning_curve.png")
 

@@ -6,10 +6,12 @@ import signal
 
 import jax
 import numpy as np
+import phonopy
 import pytest
+from phonopy.structure.atoms import PhonopyAtoms
 
 import equijax
-from equijax import adapters, finetune, recipe, report, trees
+from equijax import adapters, feed, finetune, phonons, recipe, report, task, testing, trees
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,37 @@ def test_other_strategies_run(strategy, more, folder, arguments, tmp_path):
             np.testing.assert_array_equal(after[name], before[name])
     if strategy == "multihead":
         assert equijax.load(tmp_path / "run" / "best").config.heads == ("Default", "finetuned")
+
+
+def test_zero_shot_reports_and_changes_nothing(folder, arguments, tmp_path):
+    finetune.main(arguments(tmp_path / "run", "--strategy", "zero-shot", "--test", folder / "test.extxyz"))
+    found = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert found["before"] == found["after"] and found["trainable"] == 0
+    before, after = variables_of(folder / "model"), variables_of(tmp_path / "run" / "best")
+    for name in before:
+        np.testing.assert_array_equal(after[name], before[name])
+
+
+def test_force_constants_and_replay_train_beside_forces(student, folder, arguments, tmp_path):
+    atoms = testing.rattled()
+    cell = PhonopyAtoms(numbers=atoms.numbers, cell=atoms.cell.array, positions=atoms.positions)
+    phonon = phonopy.Phonopy(cell, np.eye(3, dtype=int), np.eye(3))
+    phonons.force_constants(student, phonon, full=True)
+    phonon.force_constants = 1.1 * phonon.force_constants
+    phonon.save(tmp_path / "phonopy_params.yaml", settings={"force_constants": True})
+    argv = arguments(tmp_path / "run", "--hessian-weight", 1.0, "--loss", "mse", "--replay", folder / "other.extxyz",
+                     "--tangents", 2, "--phonons", tmp_path / "phonopy_params.yaml")  # fmt: skip
+    argv.insert(argv.index("--train") + 2, str(tmp_path / "phonopy_params.yaml"))
+    options = recipe.resolve(recipe.read(argv))
+    made = task.prepare(options)
+    batches = feed.epoch(made.feed, 0)
+    kinds = [sorted({"hvp", "forces"} & set(b.graph.nodes)) for b in batches]
+    assert sorted(kinds) == [["forces"]] * 3 + [["hvp"]]
+    assert {n.split(":")[0] for n in batches[kinds.index(["forces"])].names} > {str(folder / "other.extxyz")}
+    same = feed.epoch(made.feed, 0)
+    jax.tree.map(np.testing.assert_array_equal, [b.graph for b in batches], [b.graph for b in same])
+    result = finetune.run(options)
+    assert result["best_epoch"] > 0 and np.isfinite(result["after"]["phonons"][0]["frequency_mae"])
 
 
 def test_naive_and_scratch_start_where_they_should(student):
