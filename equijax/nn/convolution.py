@@ -9,7 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from equijax.gather import gather_senders
+from equijax.kernels.convolution import available, neighbour_sum
 from equijax.nn import cg
+
+# Models of fewer channels run in a few milliseconds either way: not worth seconds of a C++ compiler.
+KERNEL_CHANNELS = 64
 
 
 def convolve(h, g, last, Y, paths, graph) -> list[jax.Array]:
@@ -27,9 +31,16 @@ def convolve(h, g, last, Y, paths, graph) -> list[jax.Array]:
       one array [N, P_l, 2l+1, C] per output degree l.
     """
     gather = graph.get("gather", gather_senders)
-    sender = [gather(x, graph["senders"], graph["reverse"]) for x in h]  # [N, K, 2l+1, C]
     R = jnp.einsum("nku,upc->nkpc", g, last)
+    if gather is gather_senders and has_kernel(R.shape[-1], R.dtype):
+        return neighbour_sum(h, R, Y, paths, graph["senders"], graph["reverse"])
+    sender = [gather(x, graph["senders"], graph["reverse"]) for x in h]  # [N, K, 2l+1, C]
     return coupled_on_edge(sender, R, Y, paths)
+
+
+def has_kernel(channels: int, dtype) -> bool:
+    """Whether this process computes on a CPU, the model repays compiling a kernel, and one can be built."""
+    return jax.default_backend() == "cpu" and channels >= KERNEL_CHANNELS and available(channels, dtype)
 
 
 def coupled_on_edge(sender, R, Y, paths) -> list[jax.Array]:

@@ -1,0 +1,126 @@
+"""Compile C++ kernels on first use, keep them in the user's cache, hand them to XLA as FFI targets.
+
+EQUIJAX_KERNELS chooses: "auto" (default; without a compiler XLA does the work, which is said once), "off" (always XLA)
+or "require" (an error where a kernel cannot be built).
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import jax
+import platformdirs
+
+FLAGS = ("-std=c++17", "-O2", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-w")
+MODES = ("auto", "off", "require")
+# Widest SIMD registers by CPU feature: (flag of /proc/cpuinfo, bytes); 16 bytes exist on every x86-64 and arm64.
+REGISTERS = (("avx512f", 64), ("avx", 32))
+log = logging.getLogger(__name__)
+
+
+def mode() -> str:
+    """EQUIJAX_KERNELS.
+
+    Raises:
+      ValueError: not one of `MODES`.
+    """
+    value = os.environ.get("EQUIJAX_KERNELS", "auto")
+    if value not in MODES:
+        raise ValueError(f"EQUIJAX_KERNELS={value!r}: expected one of {', '.join(MODES)}")
+    return value
+
+
+@cache
+def cpu_flags() -> str:
+    """Features of this processor as one string: part of the cache key, because code is compiled for it alone."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
+def vector_bytes(channels: int, itemsize: int) -> int | None:
+    """The widest SIMD register that `channels` numbers fill evenly, bytes; None where not even 16 bytes do."""
+    widest = next((size for flag, size in REGISTERS if flag in cpu_flags().split()), 16)
+    sizes = [size for size in (64, 32, 16) if size <= widest and channels % (size // itemsize) == 0]
+    return sizes[0] if sizes else None
+
+
+@cache
+def compiler() -> str | None:
+    """$CXX, or the first C++ compiler on the path."""
+    names = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+def wanted() -> bool:
+    """Whether to try kernels: not switched off, and a compiler to make them (its absence is said once)."""
+    return mode() != "off" and (compiler() is not None or _without_compiler())
+
+
+@cache
+def target(name: str, source: str) -> str | None:
+    """Compile `source`, which defines the FFI symbol `handler`, and register it with XLA.
+
+    Args:
+      name: for messages and the target's name.
+      source: complete C++ text; headers of this directory and of XLA's FFI can be included.
+
+    Returns:
+      the name for `jax.ffi.ffi_call`, or None where the kernel cannot be had and XLA shall do the work.
+
+    Raises:
+      RuntimeError: the kernel cannot be had and EQUIJAX_KERNELS=require.
+    """
+    cxx = compiler()
+    if not wanted() or cxx is None:
+        return None
+    version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout
+    headers = "".join(p.read_text() for p in sorted(Path(__file__).parent.glob("*.h")))
+    text = "\0".join((source, headers, cpu_flags(), version, jax.__version__, *FLAGS))
+    key = f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+    library = platformdirs.user_cache_path("equijax") / "kernels" / f"{key}.so"
+    if not library.exists():
+        error = _compile(cxx, source, library, name)
+        if error:
+            return _without(f"the {name} kernel is not available, {cxx} failed: {error}")
+    symbol = ctypes.CDLL(str(library)).handler
+    # the key is part of the name: a program in JAX's compilation cache never meets another version of its kernel
+    jax.ffi.register_ffi_target(f"equijax_{key}", jax.ffi.pycapsule(symbol), platform="cpu")
+    return f"equijax_{key}"
+
+
+def _compile(cxx: str, source: str, library: Path, name: str) -> str | None:
+    """Build `library` atomically; the compiler's first error where there is one."""
+    print(f"equijax: compiling the {name} kernel for this processor (once) into {library.parent}", file=sys.stderr)
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        file, built = Path(scratch) / f"{name}.cc", Path(scratch) / "built.so"
+        file.write_text(source)
+        include = (f"-I{Path(__file__).parent}", f"-I{jax.ffi.include_dir()}")
+        command = [cxx, *FLAGS, *include, str(file), "-o", str(built)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            errors = [line for line in result.stderr.splitlines() if "error" in line] or [result.stderr[-200:]]
+            return errors[0].strip()
+        os.replace(built, library)
+    return None
+
+
+@cache
+def _without_compiler() -> bool:
+    _without("no C++ compiler found (install g++ or clang, or set CXX), so no CPU kernels")
+    return False
+
+
+def _without(message: str) -> None:
+    if mode() == "require":
+        raise RuntimeError(f"EQUIJAX_KERNELS=require: {message}")
+    log.warning("%s; XLA computes the same numbers, slower", message)

@@ -1,0 +1,153 @@
+"""The CPU kernel of the neighbour sum against einsum: derivatives to third order, batches, both dtypes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from equijax.kernels import build
+from equijax.kernels import convolution as kernel
+from equijax.nn import cg
+from equijax.nn import convolution as nn_convolution
+
+N, K, C = 6, 5, 16
+PATHS = tuple(tuple(p) for p in cg.conv_paths(1, 2, 2))
+SHAPES = ((N, K, len(PATHS), C), (N, K, 9), (N, 4, C), (N, sum(2 * p[2] + 1 for p in PATHS), C))
+RTOL = {"float32": 5e-6, "float64": 1e-13}  # relative to the largest entry
+
+needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler on this machine")
+
+
+def random_graph(seed=0):
+    """Senders and reverse slots of a random symmetric list with a few unused slots (their own reverse)."""
+    order = np.random.default_rng(seed).permutation(N * K)
+    reverse = np.arange(N * K)
+    reverse[order[:26:2]], reverse[order[1:26:2]] = order[1:26:2], order[:26:2]
+    return jnp.asarray(reverse // K, jnp.int32), jnp.asarray(reverse, jnp.int32)
+
+
+def form(use_kernel, index):
+    """R, Y, h -> A by the kernel or by einsum over the coupling tensors."""
+    evaluate = kernel._neighbour_sum if use_kernel else lambda x, *rest: kernel._xla(3, x, *rest)
+    return lambda *x: evaluate([a[None] for a in x], index, SHAPES, PATHS)[0]
+
+
+def gradient(f, weight):
+    """Of a scalar that is not linear in anything."""
+    return jax.grad(
+        lambda *x: jnp.sum(jnp.tanh(0.05 * f(*x) * weight) + 1e-3 * f(jnp.sin(x[0]), *x[1:]) ** 2), (0, 1, 2)
+    )
+
+
+def hvp(f, weight):
+    return lambda x, t: jax.jvp(gradient(f, weight), x, t)[1]
+
+
+def third(f, weight):
+    contract = lambda x, t: sum(jnp.vdot(a, b) for a, b in zip(hvp(f, weight)(x, t), t, strict=True))  # noqa: E731
+    return lambda x, t: jax.grad(contract)(x, t)
+
+
+def over_tangents(derivative):
+    return lambda f, weight: (
+        lambda x, t: jax.vmap(lambda *s: derivative(f, weight)(x, s))(*[jnp.stack([a, -a]) for a in t])
+    )
+
+
+def linearized(f, weight):
+    return lambda x, t: jax.vmap(jax.linearize(gradient(f, weight), *x)[1])(*[jnp.stack([a, 2 * a]) for a in t])
+
+
+DERIVATIVES = {
+    "value": lambda f, weight: lambda x, t: f(*x),
+    "gradient": lambda f, weight: lambda x, t: gradient(f, weight)(*x),
+    "batched hvp": over_tangents(hvp),
+    "linearized": linearized,
+    "third": third,
+    "batched third": over_tangents(third),
+    "batch of some operands": lambda f, w: (
+        lambda x, t: jax.vmap(gradient(f, w), (0, None, 0))(t[0][None], x[1], t[2][None])
+    ),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", RTOL)
+def test_kernel_equals_einsum(dtype, monkeypatch):
+    monkeypatch.setenv("EQUIJAX_KERNELS", "require")
+    rng = np.random.default_rng(1)
+    with jax.enable_x64(dtype == "float64"):
+        x, t = (tuple(jnp.asarray(rng.normal(size=s), dtype) for s in SHAPES[:3]) for _ in range(2))
+        weight = jnp.asarray(rng.normal(size=SHAPES[3]), dtype)
+        index = random_graph()
+        forms = [form(use, index) for use in (True, False)]
+        programs = [jax.jit(lambda x, t, f=f: {k: d(f, weight)(x, t) for k, d in DERIVATIVES.items()}) for f in forms]
+        assert "equijax_convolution" in programs[0].lower(x, t).as_text()
+        ours, reference = (program(x, t) for program in programs)
+        for name in DERIVATIVES:
+            for a, b in zip(jax.tree.leaves(ours[name]), jax.tree.leaves(reference[name]), strict=True):
+                np.testing.assert_allclose(a, b, rtol=0, atol=RTOL[dtype] * np.abs(b).max(), err_msg=name)
+
+
+@needs_compiler
+def test_batch_of_graphs():
+    rng = np.random.default_rng(1)
+    x = tuple(jnp.asarray(rng.normal(size=s), "float32") for s in SHAPES[:3])
+    weight = jnp.asarray(rng.normal(size=SHAPES[3]), "float32")
+    graphs = jax.tree.map(lambda *leaves: jnp.stack(leaves), random_graph(0), random_graph(1))
+    ours = jax.vmap(lambda *index: gradient(form(True, index), weight)(*x))(*graphs)
+    for i in range(2):
+        expected = gradient(form(False, random_graph(i)), weight)(*x)
+        for a, b in zip(ours, expected, strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=0, atol=RTOL["float32"] * np.abs(b).max())
+
+
+@needs_compiler
+def test_same_as_the_plain_xla_form(monkeypatch):
+    """`convolve` by kernel and without, padding slots included."""
+    monkeypatch.setattr(nn_convolution, "KERNEL_CHANNELS", 1)
+    rng = np.random.default_rng(2)
+    senders, reverse = random_graph()
+    h = [jnp.asarray(rng.normal(size=(N, d, C)), "float32") for d in (1, 3)]
+    g = jnp.asarray(rng.normal(size=(N, K, 7)) * (reverse != np.arange(N * K)).reshape(N, K, 1), "float32")
+    last, Y = (jnp.asarray(rng.normal(size=s), "float32") for s in ((7, len(PATHS), C), SHAPES[1]))
+    graph = {"senders": senders, "reverse": reverse}
+    out = {}
+    for mode in ("require", "off"):
+        monkeypatch.setenv("EQUIJAX_KERNELS", mode)
+        out[mode] = nn_convolution.convolve(h, g, last, Y, cg.conv_paths(1, 2, 2), graph)
+    for a, b in zip(*out.values(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+
+
+def test_modes(monkeypatch, caplog):
+    monkeypatch.setenv("EQUIJAX_KERNELS", "fast")
+    with pytest.raises(ValueError, match="auto, off, require"):
+        build.mode()
+    monkeypatch.setenv("EQUIJAX_KERNELS", "off")
+    assert not kernel.available(C, "float32")
+    monkeypatch.setattr(build, "compiler", lambda: None)
+    monkeypatch.setenv("EQUIJAX_KERNELS", "require")
+    build._without_compiler.cache_clear()
+    with pytest.raises(RuntimeError, match=r"install g\+\+"):
+        build.wanted()
+    monkeypatch.setenv("EQUIJAX_KERNELS", "auto")
+    assert not kernel.available(C, "float32")
+    assert "slower" in caplog.text
+    build._without_compiler.cache_clear()
+
+
+@needs_compiler
+def test_broken_source_is_said_not_hidden(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(build.platformdirs, "user_cache_path", lambda name: tmp_path)
+    monkeypatch.setenv("EQUIJAX_KERNELS", "auto")
+    assert build.target("broken", "this is not C++") is None
+    assert "error" in caplog.text
+    assert not list((tmp_path / "kernels").glob("*.so"))
+
+
+def test_vector_bytes(monkeypatch):
+    monkeypatch.setattr(build, "cpu_flags", lambda: "flags : sse2 avx avx512f")
+    assert [build.vector_bytes(c, 4) for c in (128, 24, 20, 6)] == [64, 32, 16, None]
+    monkeypatch.setattr(build, "cpu_flags", lambda: "flags : sse2 avx")
+    assert build.vector_bytes(128, 8) == 32
