@@ -160,8 +160,9 @@ def _follow(ff, phases, scans, parent, orders, config):
     for order in orders:
         found = distortions.distinct(atoms, order, config.max_atoms, config.random_directions, config.seed)
         if not found:
-            tqdm.write(f"phase {parent}: the mode at {order.frequency:.2f} THz, q {order.qpoints[0].round(4).tolist()}, "
-                       f"needs more than {config.max_atoms} atoms and is not followed (--max-atoms)")  # fmt: skip
+            q = order.qpoints[0].round(4).tolist()
+            tqdm.write(f"phase {parent}: the mode of {order.frequency:.2f} THz at q {q} needs more than "
+                       f"{config.max_atoms} atoms and is not followed (--max-atoms)")  # fmt: skip
         for direction, cell, u, group in tqdm(found[: config.max_directions], desc="distortions", leave=False):
             scan = energy_scan(ff, cell, u, len(cell) // len(atoms), config.head)
             q = sorted(
