@@ -138,10 +138,10 @@ def optimise(task: Task, trained: recipe.Trainable, start: float, out: Path) -> 
     options = task.options
     plan, losses = recipe.training(options), recipe.losses(options)
     batches = partial(feed.epoch, task.feed)
-    per_epoch = len(batches(0))
-    state = train.init(trained.start, plan, options.epochs * per_epoch)
+    steps = plan.epochs * len(batches(0))
+    state = train.init(trained.start, plan, steps)
     compiled = train.make_step(
-        task.config, trained.combine, losses, plan, options.epochs * per_epoch, pull=trained.pull, mesh=task.feed.mesh
+        task.config, trained.combine, losses, plan, steps, pull=trained.pull, mesh=task.feed.mesh
     )
     variables = jax.device_put(predict.cast(task.variables, options.dtype))
     combine = jax.jit(trained.combine)
@@ -161,7 +161,7 @@ def optimise(task: Task, trained: recipe.Trainable, start: float, out: Path) -> 
                 checkpoints.save_best(train.evaluated(state, plan), progress)
             checkpoints.save_last(state, progress)
 
-        with report.Log(out / "metrics.jsonl", progress, options.epochs * per_epoch, int(state.step)) as log:
+        with report.Log(out / "metrics.jsonl", progress, steps, int(state.step)) as log:
             state, progress, reason = train.fit(
                 state, progress, step=lambda s, g: compiled(s, variables, g), batches=batches, evaluate=evaluate,
                 options=plan, save=save, log=log,

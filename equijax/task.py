@@ -10,6 +10,7 @@ import numpy as np
 from equijax import checkpoint, data, feed, recipe, replay, train
 from equijax.config import ModelConfig
 from equijax.data import Labelled
+from equijax.data.phonopy_files import is_phonopy
 from equijax.forcefield import ForceField
 from equijax.recipe import FinetuneConfig
 
@@ -116,7 +117,7 @@ def _read(options, paths) -> list[Labelled]:
 
 
 def _is_reference(options, path: Path) -> bool:
-    return options.hessian_weight > 0 and data.phonopy_files.is_phonopy(Path(path))
+    return options.hessian_weight > 0 and is_phonopy(Path(path))
 
 
 def _constants(options) -> list[data.ForceConstants]:
