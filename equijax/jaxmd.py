@@ -196,7 +196,9 @@ def blocks(
             box = {} if box_of is None else {"box": _over_replicas(box_of, state)(state)}
             neighbors = neighbor_fn.allocate(state.position, at_least=neighbors, **box)
         else:
-            raise Lost(step, f"the neighbour list overflowed {1 + MAX_RERUNS} times, each time with more room")
+            raise Lost(step, f"the neighbour list overflowed {1 + MAX_RERUNS} times, each time with more "
+                             "room: the structure or its cell collapses; use a smaller time step, a longer barostat "
+                             "time or a relaxed start")  # fmt: skip
         if not _finite((new_state.position, new_state.momentum)):
             raise Lost(step, "a position or momentum is not finite: use a smaller time step or a relaxed start")
         if bool(new_neighbors.outran.any()):

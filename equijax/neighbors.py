@@ -24,6 +24,7 @@ REBUILD = 0.7  # part of the skin that may be used up before the list is built a
 HEADROOM = 1.1  # slots and bin capacity allocated per slot needed
 MAX_IMAGES = 10_000  # lattice translations looked at; a cell that needs more is refused
 SHRINK = 0.97  # bins are sized for a cell shrunk by this factor before they must be laid out again
+SHRINK_AGAIN = 0.85  # the same after an overflow, which a fast shrinking cell may have caused
 
 
 class Grid(NamedTuple):
@@ -93,7 +94,8 @@ def neighbor_list(box, space: Space) -> NeighborFns:
         """A fresh list; with `at_least`, larger in every capacity than that (overflowed) one."""
         position = jnp.asarray(position)
         T = cell(position, box)
-        grid = lay_out(np.asarray(position), np.asarray(T), space)
+        shrink = SHRINK if at_least is None else SHRINK_AGAIN
+        grid = lay_out(np.asarray(position), np.asarray(T), space, shrink)
         outer, slots = (grow(n) for n in _largest_rows(position, T, grid, space))
         if at_least is not None:
             outer, slots = max(outer, grow(at_least.senders.shape[-1])), max(slots, grow(at_least.slots))
@@ -125,13 +127,13 @@ def _each(function, position):
     return jax.vmap(function) if position.ndim == 3 else function
 
 
-def lay_out(position: np.ndarray, T: np.ndarray, space: Space) -> Grid:
+def lay_out(position: np.ndarray, T: np.ndarray, space: Space, shrink: float = SHRINK) -> Grid:
     """Bins at least cutoff + skin wide where the cell is large enough, one bin and several images where it is not.
 
     Raises:
       ValueError: a cell without volume, or one so thin that more than 10^5 images would be needed.
     """
-    size = (space.cutoff + space.skin) / SHRINK
+    size = (space.cutoff + space.skin) / shrink
     height = heights(T).reshape(-1, 3).min(0)  # smallest of the replicas
     if not np.isfinite(height).all() or height.min() <= 0:
         raise ValueError(f"box {T.tolist()}: its columns must be three cell vectors that span a volume")
