@@ -98,8 +98,9 @@ def neighbor_list(box, space: Space) -> NeighborFns:
         grid = lay_out(np.asarray(position), np.asarray(T), space, shrink)
         outer, slots = (grow(n) for n in _largest_rows(position, T, grid, space))
         if at_least is not None:
-            outer, slots = max(outer, grow(at_least.senders.shape[-1])), max(slots, grow(at_least.slots))
-            grid = grid._replace(capacity=max(grid.capacity, grow(at_least.grid.capacity)))
+            outer = max(outer, grow(1.4 * at_least.senders.shape[-1]))  # a shrinking cell gains a shell at once
+            slots = max(slots, grow(1.4 * at_least.slots))
+            grid = grid._replace(capacity=max(grid.capacity, grow(1.4 * at_least.grid.capacity)))
         outran = jnp.zeros(position.shape[:-2], bool)
         fields = jax.jit(_build, static_argnums=(2, 3, 4))(position, T, grid, space, outer)
         return NeighborList(**fields, outran=outran, slots=min(slots, outer), grid=grid, update_fn=update)

@@ -1,0 +1,271 @@
+"""Molecular dynamics: the neighbour list against the host's, forces against the calculator, ensembles, restarts."""
+
+import csv
+from pathlib import Path
+
+import ase.io
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase.build import bulk
+
+from equijax import graph, jaxmd, md
+from equijax import neighbors as nl
+from equijax.forcefield import ForceField
+from equijax.testing import TOLERANCE, random_config, random_forcefield, rattled
+
+jax_md = pytest.importorskip("jax_md", reason="needs the md extra")
+space, simulate = jax_md.space, jax_md.simulate
+
+# the cheapest model with every kind of layer: programs of it compile in seconds
+TINY = {"channels": 2, "lmax": 1, "species": (11, 14, 17), "max_ell": 1, "correlation": (2, 2), "num_radial": 3,
+        "radial_mlp": (8, 8), "readout_mlp": 4}  # fmt: skip
+
+
+class Morse(ForceField):
+    """A pair potential of aluminium with the interface of a force field: statistics need steps, not networks."""
+
+    def node_energies(self, variables, vectors, inputs):
+        """Half of D ((1 - exp(-a (r - r0)))^2 - 1) per pair, taken smoothly to zero at the cutoff."""
+        r = jnp.sqrt((vectors**2).sum(-1))
+        smooth = jnp.clip(1 - (r / self.config.r_max) ** 2, 0.0) ** 3
+        return 0.5 * (0.6 * ((1 - jnp.exp(-1.2 * (r - 3.1))) ** 2 - 1) * smooth).sum(1)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    ff = random_forcefield(random_config(**TINY))
+    ff.variables["constants"]["scale"] = np.array([100.0])  # forces of about 1 eV/A
+    return ff
+
+
+@pytest.fixture(scope="module")
+def morse():
+    config = random_config(species=(13,), r_max=5.0)
+    return Morse(config, {"constants": {"atomic_energies": np.full((1, 1), -2.0)}}, {})
+
+
+@pytest.fixture
+def loaded(monkeypatch, morse):
+    """The command line loads the pair potential, whatever model it is given."""
+    monkeypatch.setattr(md, "load", lambda path: morse)
+
+
+@pytest.fixture(scope="module")
+def metal(tmp_path_factory):
+    path = tmp_path_factory.mktemp("structure") / "metal.extxyz"
+    ase.io.write(path, bulk("Al", a=4.3, cubic=True) * (2, 2, 2))
+    return path
+
+
+def triclinic(repeat=(1, 1, 1)):
+    atoms = rattled(repeat=repeat)
+    atoms.set_cell(
+        atoms.cell.array @ np.array([[1.0, 0.2, -0.1], [0.15, 0.9, 0.3], [0.0, -0.1, 1.1]]), scale_atoms=True
+    )
+    return atoms
+
+
+def open_slab():
+    atoms = rattled()
+    atoms.pbc = (True, True, False)
+    return atoms
+
+
+CELLS = {"small": rattled(), "triclinic": triclinic(), "bins": triclinic((4, 4, 5)), "slab": open_slab()}
+
+
+def pairs_on_device(atoms, cutoff):
+    """Sorted (receiver, sender, distance) and whether reverse is the opposite of every slot."""
+    where = nl.Space(True, tuple(bool(p) for p in atoms.pbc), cutoff, 0.4)
+    with jax.enable_x64(True):
+        fns = nl.neighbor_list(atoms.cell.array.T, where)
+        s, T = jnp.asarray(atoms.get_scaled_positions(wrap=False) + 2.0 * atoms.pbc), jnp.asarray(atoms.cell.array.T)
+        neighbors = fns.allocate(s)
+        edges = jax.jit(lambda s, T, neighbors: nl.within(s, T, neighbors, where))(s, T, neighbors)
+        assert bool(edges["complete"]) and not bool(neighbors.did_buffer_overflow)
+        senders, reverse, mask = (np.asarray(edges[k]).reshape(len(atoms), -1) for k in ("senders", "reverse", "mask"))
+        v = np.asarray(s)[:, None] - np.asarray(s)[senders] - np.asarray(edges["shifts"])
+    v = v @ atoms.cell.array
+    slots = v.shape[1]
+    np.testing.assert_allclose(v.reshape(-1, 3)[reverse][mask], -v[mask], atol=1e-12)
+    np.testing.assert_array_equal(reverse.reshape(-1)[reverse], np.arange(len(atoms) * slots).reshape(reverse.shape))
+    n, k = np.nonzero(mask)
+    rows = np.stack([n, senders[n, k], np.linalg.norm(v[n, k], axis=1).round(9)], 1)
+    return rows[np.lexsort(rows.T[::-1])]
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_list_equals_the_host_list(name):
+    atoms = CELLS[name]
+    edges = graph.neighbour_list(atoms, 5.0)
+    v = atoms.positions[edges.receivers] - atoms.positions[edges.senders] - edges.shifts @ atoms.cell.array
+    rows = np.stack([edges.receivers, edges.senders, np.linalg.norm(v, axis=1).round(9)], 1)
+    np.testing.assert_allclose(pairs_on_device(atoms, 5.0), rows[np.lexsort(rows.T[::-1])], atol=1e-8)
+
+
+@pytest.mark.parametrize("fractional", [True, False])
+def test_forces_and_stress_equal_the_calculator(tiny, fractional):
+    atoms = triclinic()
+    atoms.calc = tiny.calculator("float64")
+    with jax.enable_x64(True):
+        T = jnp.asarray(atoms.cell.array.T)
+        displacement, shift = space.periodic_general(T, fractional_coordinates=fractional)
+        neighbor_fn, energy_fn = md.energy_neighbor(displacement, T, tiny, atoms.numbers)
+        R = jnp.asarray(atoms.get_scaled_positions() if fractional else atoms.positions)
+        neighbors = neighbor_fn.allocate(R)
+        moved = shift(R, jnp.full(R.shape, -0.1))  # some atoms are wrapped: the old list must still serve
+
+        def energy(R, strain):
+            return energy_fn(R, neighbor=neighbors, perturbation=jnp.eye(3) + strain)
+
+        derivatives = jax.jit(jax.value_and_grad(energy, argnums=(0, 1)))
+        for positions in (R, moved):
+            e, (gradient, virial) = derivatives(positions, jnp.zeros((3, 3)))
+            np.testing.assert_allclose(-gradient, atoms.get_forces(), rtol=0, atol=TOLERANCE["float64"]["forces"])
+        virial = np.asarray(virial + virial.T) / 2
+    np.testing.assert_allclose(virial / atoms.get_volume(), atoms.get_stress(voigt=False), rtol=0, atol=1e-10)
+    rows = [tiny.config.species.index(z) for z in atoms.numbers]
+    e0 = tiny.variables["constants"]["atomic_energies"][0, rows].sum()
+    assert float(e) + e0 == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
+
+
+def test_probe_reads_the_space():
+    T = triclinic().cell.array.T
+    assert jaxmd.probe(space.periodic_general(T)[0], T) == (True, (True,) * 3)
+    assert jaxmd.probe(space.periodic_general(T, fractional_coordinates=False)[0], T) == (False, (True,) * 3)
+    assert jaxmd.probe(space.periodic(9.0)[0], 9.0 * np.eye(3)) == (False, (True,) * 3)
+    assert jaxmd.probe(space.free()[0], np.eye(3)) == (False, (False,) * 3)
+    with pytest.raises(ValueError, match="pass the box the displacement was made with"):
+        jaxmd.probe(space.periodic_general(T)[0], 2 * T)
+
+
+def test_unknown_element_and_thin_box(tiny):
+    with pytest.raises(ValueError, match=r"atomic numbers \[26\]"):
+        md.energy_neighbor(space.free()[0], None, tiny, [26])
+    T = np.diag([20.0, 20.0, 0.001])
+    neighbor_fn, _ = md.energy_neighbor(space.periodic_general(T)[0], T, tiny, [11])
+    with pytest.raises(ValueError, match="box smaller than allowed"):
+        neighbor_fn.allocate(jnp.zeros((1, 3)))
+
+
+def test_stale_list_is_never_silently_wrong(morse, metal):
+    atoms = ase.io.read(metal)
+    T = atoms.cell.array.T
+    neighbor_fn, energy_fn = md.energy_neighbor(space.periodic_general(T)[0], T, morse, atoms.numbers)
+    R = jnp.asarray(atoms.get_scaled_positions(), jnp.float32)
+    neighbors = neighbor_fn.allocate(R)
+    energy = jax.jit(energy_fn)
+    assert np.isfinite(energy(R, neighbors))
+    far = R.at[0].add(0.03)
+    assert np.isnan(energy(far, neighbors))
+    updated = jax.jit(neighbor_fn.update)(far, neighbors)
+    assert bool(updated.outran) and np.isfinite(energy(far, updated))
+
+
+def two_replicas(morse, metal, **changes):
+    """Two NVE replicas after 40 steps in blocks of 20, from a list altered by `changes`."""
+    atoms = ase.io.read(metal)
+    T = atoms.cell.array.T
+    displacement, shift = space.periodic_general(T)
+    neighbor_fn, energy_fn = md.energy_neighbor(displacement, T, morse, atoms.numbers)
+    init, apply = simulate.nve(energy_fn, shift, 2.0 * md.FS)
+    R = jnp.stack([jnp.asarray(atoms.get_scaled_positions(), jnp.float32)] * 2)
+    mass = jnp.asarray(atoms.get_masses(), jnp.float32)
+    neighbors = neighbor_fn.allocate(R)
+    keys = jax.random.split(jax.random.PRNGKey(0))
+    state = jax.vmap(lambda k, r, n: init(k, r, 0.05, mass=mass, neighbor=n))(keys, R, neighbors)
+    if changes:
+        neighbors = neighbors.replace(**changes)
+    *_, (step, state, neighbors) = md.blocks(apply, state, neighbors, neighbor_fn, steps=40, block=20)
+    assert step == 40
+    return state, neighbors
+
+
+def test_replicas_and_rerun_after_overflow(morse, metal):
+    state, neighbors = two_replicas(morse, metal)
+    assert state.position.shape == (2, 32, 3)
+    assert not np.allclose(state.position[0], state.position[1], atol=1e-3)
+    again, larger = two_replicas(morse, metal, slots=neighbors.slots // 2)
+    assert larger.slots >= neighbors.slots
+    np.testing.assert_allclose(again.position, state.position, atol=1e-5)
+
+
+def run(folder, structure, ensemble, steps, every, *options):
+    """The thermo log of a run, columns by name."""
+    argv = [structure, "--model", "any", "--out", folder, "--ensemble", ensemble, "--steps", steps,
+            "--log-every", every, "--trajectory-every", 20 * every, "--checkpoint-every", 20 * every]  # fmt: skip
+    assert md.main([str(a) for a in (*argv, *options)]) == 0
+    with open(Path(folder) / "thermo.csv") as file:
+        rows = list(csv.DictReader(file))
+    return {k: np.array([float(r[k]) for r in rows]) for k in rows[0]}
+
+
+@pytest.mark.parametrize("ensemble, file", [("nvt", "trajectory.extxyz"), ("npt", "trajectory.h5")])
+def test_restart_is_exact(loaded, tmp_path, metal, ensemble, file):
+    options = (metal, ensemble, 60, 1, "--trajectory", Path(file).suffix[1:])
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    run(once, *options)
+    run(twice, metal, ensemble, 40, 1, *options[4:])
+    with open(twice / "thermo.csv", "a") as log:
+        log.write("written after the checkpoint, before the crash")
+    run(twice, *options, "--restart")
+    a, b = (dict(np.load(folder / "checkpoint.npz")) for folder in (once, twice))
+    for name in a.keys() - {"document"}:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    assert (once / "thermo.csv").read_bytes() == (twice / "thermo.csv").read_bytes()
+    if file.endswith("xyz"):
+        assert [f.info["step"] for f in ase.io.read(twice / file, ":")] == [0, 20, 40, 60]
+        assert (once / file).read_bytes() == (twice / file).read_bytes()
+    else:
+        with h5py.File(twice / file) as data, h5py.File(once / file) as whole:
+            assert data["particles/all/position/step"][:].tolist() == [0, 20, 40, 60]
+            values = [f["particles/all/velocity/value"][:] for f in (data, whole)]
+            np.testing.assert_array_equal(*values)
+
+
+def test_refusals(loaded, tmp_path, metal):
+    run(tmp_path, metal, "nve", 20, 1)
+    with pytest.raises(SystemExit, match="continue that run with --restart"):
+        run(tmp_path, metal, "nve", 40, 1)
+    with pytest.raises(SystemExit, match=r"timestep = 1.0, not 2.0"):
+        run(tmp_path, metal, "nve", 40, 1, "--restart", "--timestep", 2.0)
+    with pytest.raises(SystemExit, match="there is no run to continue"):
+        run(tmp_path / "new", metal, "nve", 40, 1, "--restart")
+
+
+def test_breakdown_keeps_the_last_good_checkpoint(loaded, tmp_path, metal, capsys):
+    argv = [metal, "--model", "any", "--out", tmp_path, "--ensemble", "nve", "--timestep", 200, "--temperature", 3000,
+            "--log-every", 1, "--trajectory-every", 1, "--checkpoint-every", 1, "--steps", 100]  # fmt: skip
+    assert md.main([str(a) for a in argv]) == 1
+    assert "last good checkpoint" in capsys.readouterr().err
+    assert (tmp_path / "checkpoint.npz").exists()
+
+
+def test_energy_drift(loaded, tmp_path, metal):
+    """NVE in float64 at 1 fs: less than 1e-5 eV/atom/ps."""
+    log = run(tmp_path, metal, "nve", 4000, 10, "--dtype", "float64")
+    drift = np.polyfit(log["time_ps"], log["total_eV"], 1)[0] / 32
+    assert abs(drift) < 1e-5, f"{drift} eV/atom/ps"
+    assert np.ptp(log["kinetic_eV"]) > 100 * np.ptp(log["total_eV"])
+
+
+@pytest.mark.parametrize("thermostat, dof", [("nose-hoover", 93), ("langevin", 96)])
+def test_temperature_distribution(loaded, tmp_path, metal, thermostat, dof):
+    """Canonical: <T> as asked, and var(T)/<T>^2 = 2/dof."""
+    log = run(tmp_path, metal, "nvt", 12000, 20, "--thermostat", thermostat, "--thermostat-time", 30, "--timestep", 2)
+    T = log["temperature_K"][100:]
+    assert T.mean() == pytest.approx(300.0, rel=0.02)
+    assert T.var() / T.mean() ** 2 == pytest.approx(2 / dof, rel=0.3)
+
+
+def test_isolated_cluster(loaded, tmp_path, metal):
+    atoms = ase.io.read(metal)[:4]
+    atoms.pbc, atoms.cell = False, np.zeros((3, 3))
+    ase.io.write(tmp_path / "cluster.xyz", atoms)
+    log = run(tmp_path / "out", tmp_path / "cluster.xyz", "nve", 20, 1)
+    assert np.isnan(log["pressure_GPa"]).all() and np.ptp(log["total_eV"]) < 1e-3
+    with pytest.raises(SystemExit, match="npt needs all three directions"):
+        run(tmp_path / "npt", tmp_path / "cluster.xyz", "npt", 20, 1)
