@@ -6,7 +6,7 @@ import pytest
 from ase import Atoms
 
 from equijax import graph, predict, testing
-from equijax.nn import cg
+from equijax.nn import blocks, cg
 from equijax.nn.contraction import polynomial
 
 VARIANTS = {
@@ -127,3 +127,15 @@ def test_published_shape_has_the_published_number_of_parameters():
     config = testing.random_config(channels=128, species=tuple(range(1, 90)), num_radial=10, r_max=6.0)
     params = predict.init_variables(config)["params"]
     assert sum(p.size for p in jax.tree.leaves(params)) == 9_063_204
+
+
+def test_summing_by_sender_species_first_changes_nothing(ff, monkeypatch):
+    """The first interaction's reassociated form against the convolution of any features."""
+    batch = graph.from_atoms([testing.structures()[name] for name in ("perovskite", "slab")], ff.config)
+    with jax.enable_x64(True):
+        run = lambda: predict.energy_forces_stress(ff.config, ff.device_variables("float64"), batch)  # noqa: E731
+        by_species = jax.jit(lambda: run())()
+        monkeypatch.setattr(blocks, "MAX_DENSE_SPECIES", 0)  # gathers each atom's weights, convolves edge by edge
+        by_edge = jax.jit(lambda: run())()
+    for key in by_species:
+        np.testing.assert_allclose(by_species[key], by_edge[key], atol=1e-13)

@@ -101,8 +101,12 @@ class Interaction(nn.Module):
         hidden, last = RadialMLP(cfg, len(paths), name="radial_mlp")(geometry["basis"])
         if not cfg.apply_cutoff:
             hidden = hidden * geometry["cutoff"][..., None]
-        up = Linear(lmax, name="linear_up")(x)
-        messages = convolution.convolve(up, hidden, last, geometry["Y"], paths, graph)
+        up = Linear(lmax, name="linear_up")
+        if t == 0 and graph["table"].shape[0] <= MAX_DENSE_SPECIES:
+            by_species = up([graph["embedding"][:, None, :]])[0][:, 0]
+            messages = convolution.convolve_species(by_species, hidden, last, geometry["Y"], graph)
+        else:
+            messages = convolution.convolve(up(x), hidden, last, geometry["Y"], paths, graph)
         messages = PathLinear(paths, name="linear")(messages)
         norm = self._density(geometry) if "Density" in name else cfg.avg_num_neighbors
         messages = [m / norm for m in messages]

@@ -38,6 +38,30 @@ def convolve(h, g, last, Y, paths, graph) -> list[jax.Array]:
     return coupled_on_edge(sender, R, Y, paths)
 
 
+def convolve_species(h, g, last, Y, graph) -> list[jax.Array]:
+    """`convolve` for features that depend on the sender's species alone, as those of the first interaction do.
+
+        A_l[n, m, c] = sum_{s u} (sum_{k of species s} Y_lm(r_nk) g_u(r_nk)) W_l[u, c] h[s, c]
+
+    Radial hidden units times Y are summed per sender species first, so the last radial layer runs once an atom, not
+    once an edge.
+
+    Args:
+      h: [S, C] scalars of each species of the batch.
+      g, last, Y, graph: as in `convolve`; the paths are (0, l, l), whose Clebsch-Gordan coefficient is 1.
+
+    Returns:
+      one array [N, 1, 2l+1, C] per degree l.
+    """
+    n, k, units = g.shape
+    species, channels = h.shape
+    one_hot = jax.nn.one_hot(graph["slot"][graph["senders"]].reshape(n, k), species, dtype=g.dtype)
+    by_species = g if species == 1 else (one_hot[..., None] * g[:, :, None, :]).reshape(n, k, species * units)
+    T = jnp.einsum("nkm,nkx->nmx", Y, by_species)
+    W = jnp.einsum("sc,upc->psuc", h, last).reshape(-1, species * units, channels)
+    return [(T[:, l * l : (l + 1) ** 2] @ W[l])[:, None] for l in range(last.shape[1])]
+
+
 def has_kernel(channels: int, dtype) -> bool:
     """Whether this process computes on a CPU, the model repays compiling a kernel, and one can be built."""
     return jax.default_backend() == "cpu" and channels >= KERNEL_CHANNELS and available(channels, dtype)

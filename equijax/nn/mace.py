@@ -40,6 +40,7 @@ class MACE(nn.Module):
 
         kernel = self.param("node_embedding", nn.initializers.normal(1.0), (len(cfg.species), cfg.channels))
         embedding = kernel.astype(dtype)[graph["table"]] / np.sqrt(len(cfg.species))
+        graph = graph | {"embedding": embedding}
         x = [embedding[graph["slot"]][:, None, :]]
         energy = ZBL(cfg, name="zbl")(r, z_sender, z_receiver) if cfg.pair_repulsion else jnp.zeros(shape[0], dtype)
         readouts = []
