@@ -31,7 +31,8 @@ class ForceField:
         """The arrays in `dtype` on the default device, transferred once."""
         dtype = np.dtype(dtype).name
         if dtype not in self._on_device:
-            with jax.enable_x64(dtype == "float64"):
+            # also right when first called while a function is being traced: a tracer must not end up in the cache
+            with jax.enable_x64(dtype == "float64"), jax.ensure_compile_time_eval():
                 self._on_device[dtype] = jax.device_put(predict.cast(self.variables, dtype))
         return self._on_device[dtype]
 
