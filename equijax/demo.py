@@ -173,7 +173,7 @@ def spectrum(phonon: phonopy.Phonopy) -> dict:
     return {
         "frequencies": frequencies,
         "highest": float(frequencies.max()),
-        "heat_capacity": float(thermal.heat_capacity[0]),
+        "heat_capacity": float(np.ravel(thermal.heat_capacity)[0]),
     }
 
 
