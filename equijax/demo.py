@@ -170,10 +170,12 @@ def spectrum(phonon: phonopy.Phonopy) -> dict:
     """Frequencies [q, B] (THz) on the mesh, the highest of them, and C_V per mole of primitive cells."""
     frequencies = phonon.run_mesh(MESH, is_mesh_symmetry=False, is_gamma_center=True).frequencies
     thermal = phonon.run_thermal_properties(temperatures=[TEMPERATURE_K], exclude_gamma_acoustic=True)
+    heat_capacity = thermal.heat_capacity
+    assert heat_capacity is not None  # None only before the run
     return {
         "frequencies": frequencies,
         "highest": float(frequencies.max()),
-        "heat_capacity": float(np.ravel(thermal.heat_capacity)[0]),
+        "heat_capacity": float(heat_capacity[0]),
     }
 
 
