@@ -78,7 +78,7 @@ class ModelConfig:
     @property
     def channels(self) -> int:
         """Multiplicity C of every hidden irrep."""
-        return e3nn.Irreps(self.hidden_irreps)[0].mul
+        return next(iter(e3nn.Irreps(self.hidden_irreps))).mul
 
     @property
     def hidden_lmax(self) -> int:

@@ -9,6 +9,7 @@ Both are linear, each is the other's transpose, and both batch: derivatives of a
 """
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir

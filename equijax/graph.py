@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import ase
+import ase.data
 import jraph
 import numpy as np
 import vesin
@@ -62,7 +63,7 @@ def check_atoms(atoms: ase.Atoms, config: ModelConfig, name: str = "structure") 
         raise ValueError(f"{name}: it has no atoms")
     unknown = [i for i, z in enumerate(atoms.numbers) if z not in config.species]
     if unknown:
-        symbols = sorted({atoms.symbols[i] for i in unknown})
+        symbols = sorted({str(atoms.symbols[i]) for i in unknown})
         raise ValueError(
             f"{name}: {_some(unknown)} of element {', '.join(symbols)}, which this model does not know; "
             f"it knows {len(config.species)} elements: {_symbols(config.species)}"

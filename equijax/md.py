@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import ase
 import ase.io
+import ase.units
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -151,7 +152,7 @@ def prepare(config: MDConfig, ff: ForceField) -> System:
     Raises:
       ValueError: see `equijax.graph.check_atoms`; NPT of a structure that is not periodic in all directions.
     """
-    atoms = ase.io.read(config.structure).repeat(config.repeat)
+    atoms = ase.io.read(config.structure, index=-1).repeat(config.repeat)
     graph.check_atoms(atoms, ff.config, str(config.structure))
     if config.ensemble == "npt" and not atoms.pbc.all():
         raise ValueError(f"{config.structure} is periodic along {atoms.pbc.tolist()}: npt needs all three directions")

@@ -254,7 +254,10 @@ def _same(a, b):
 def _primitive(atoms):
     """The primitive cell at `NAMED_AT_A` without moving atoms onto symmetry; relaxation does that."""
     cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
-    lattice, positions, numbers = spglib.standardize_cell(cell, to_primitive=True, no_idealize=True, symprec=NAMED_AT_A)
+    primitive = spglib.standardize_cell(cell, to_primitive=True, no_idealize=True, symprec=NAMED_AT_A)
+    if primitive is None:
+        raise RuntimeError(f"spglib found no primitive cell of {atoms.get_chemical_formula()} at {NAMED_AT_A} A")
+    lattice, positions, numbers = primitive
     return ase.Atoms(numbers, cell=lattice, scaled_positions=positions, pbc=True)
 
 

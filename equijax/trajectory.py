@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import ase.io
+import ase.units
 import h5py
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator

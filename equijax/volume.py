@@ -59,7 +59,7 @@ def gruneisen(
     (centre, larger, smaller), _ = series(ff, atoms, supercell, (0.0, strain, -strain), **options)
     found = PhonopyGruneisen(centre, larger, smaller)
     found.set_mesh(mesh, is_gamma_center=True)
-    qpoints, weights, frequencies, _, parameters = found.get_mesh()
+    qpoints, weights, frequencies, _, parameters = found.get_mesh()  # pyright: ignore[reportGeneralTypeIssues] (annotated as returning None)
     parameters = np.where(thermo.gamma_acoustic(qpoints, frequencies), np.nan, parameters)
     return {"qpoints": qpoints, "weights": weights, "frequencies": frequencies, "gruneisen": parameters}
 
