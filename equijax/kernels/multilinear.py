@@ -132,7 +132,7 @@ def make(form: Form) -> Callable:
         operands = dict(zip(others, args, strict=False)) | {slot: ct}
         target = others[i]
         operands = [operands[s] for s in range(m) if s != target]
-        outs[i] = _unbatch(variant(target, operands, args[m - 1 :], **static), args[i].aval)
+        outs[i] = unbatch(variant(target, operands, args[m - 1 :], **static), args[i].aval)
         return outs
 
     def push_transpose(ct, *args, slots, **static):
@@ -144,7 +144,7 @@ def make(form: Form) -> Callable:
             linear = [i for i, ts in enumerate(t) if ad.is_undefined_primal(ts)]
             chosen = tuple(slots[i] for i in linear)
             grads = pull_p.bind(ct, *x, *index, slots=chosen, **static)
-            grads = [_unbatch(g, t[i].aval) for g, i in zip(grads, linear, strict=True)]
+            grads = [unbatch(g, t[i].aval) for g, i in zip(grads, linear, strict=True)]
             outs_t = dict(zip(linear, grads, strict=True))
             grads = [outs_t.get(i) for i in range(len(t))]
         outs[: len(t)] = grads
@@ -158,7 +158,7 @@ def make(form: Form) -> Callable:
             outs[0] = ad.Zero(y[0].aval)
             return outs
         chosen, t = zip(*live, strict=True)
-        outs[0] = _unbatch(push_p.bind(*t, *x, *index, slots=chosen, **static), y[0].aval)
+        outs[0] = unbatch(push_p.bind(*t, *x, *index, slots=chosen, **static), y[0].aval)
         return outs
 
     def abstract(*args, shapes, slots, static, primitive):
@@ -173,13 +173,15 @@ def make(form: Form) -> Callable:
         (pull_p, pull_xla, pull_cpu, pull_jvp, pull_transpose),
     )
     for primitive, xla, cpu, jvp, transpose in table:
-        _register(primitive, xla, cpu, jvp, transpose, abstract)
+        register(primitive, xla, cpu, jvp, transpose, abstract)
     return lambda operands, index, shapes, static, slot=m - 1: variant(
         slot, operands, index, shapes=shapes, static=static
     )
 
 
-def _register(primitive, xla, cpu, jvp, transpose, abstract):
+def register(primitive, xla, cpu, jvp, transpose, abstract):
+    """Give a primitive with the static parameters slots, shapes, static its value on CPUs and elsewhere, its
+    derivatives, and batching over the leading axis."""
     many = primitive.multiple_results
     primitive.def_impl(jax.jit(primitive.bind, static_argnames=("slots", "shapes", "static")))
     primitive.def_abstract_eval(lambda *args, **kw: abstract(*args, primitive=primitive, **kw))
@@ -224,6 +226,6 @@ def _drop(x, i):
     return [*x[:i], *x[i + 1 :]]
 
 
-def _unbatch(x, aval):
+def unbatch(x, aval):
     """Sum over the batch where the operand was shared by all of it."""
     return x.sum(0, keepdims=True) if aval.shape[0] == 1 and x.shape[0] != 1 else x

@@ -3,9 +3,10 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from equijax.kernels import polynomial as kernel
 from equijax.nn import cg
+from equijax.nn.convolution import KERNEL_CHANNELS
 
 
 class SymmetricContraction(nn.Module):
@@ -51,21 +52,10 @@ def polynomial(A: jax.Array, coefficients: jax.Array, tables: list[cg.Monomials]
     Returns:
       [N, 2L+1, C]
     """
-    degree = max(t.factors.shape[1] for t in tables)
-    one = A.shape[1]  # index of the constant 1 that pads low-degree monomials
-    factors = np.concatenate(
-        [np.pad(t.factors, ((0, 0), (0, degree - t.factors.shape[1])), constant_values=one) for t in tables]
-    )
-    component = np.concatenate([t.component for t in tables])
-    order = np.argsort(component, kind="stable")
-    padded = jnp.concatenate([A, jnp.ones_like(A[:, :1])], axis=1)
-    terms = _by_node(coefficients[:, order], slot)
-    for f in factors[order].T:
-        terms = terms * padded[:, f]
-    bounds = np.searchsorted(component[order], np.arange(component.max(initial=0) + 2))
-    return jnp.stack([terms[:, a:b].sum(1) for a, b in zip(bounds, bounds[1:], strict=False)], axis=1)
+    table = kernel.terms(tables, A.shape[1])
+    return (kernel.evaluate if has_kernel(A.shape[-1], A.dtype) else kernel.plain)(coefficients, A, slot, table)
 
 
-def _by_node(values, slot):
-    """Rows of a per-species array for each node; a single species broadcasts instead of being copied N times."""
-    return values if values.shape[0] == 1 else values[slot]
+def has_kernel(channels: int, dtype) -> bool:
+    """Under the same conditions as the convolution's."""
+    return jax.default_backend() == "cpu" and channels >= KERNEL_CHANNELS and kernel.available(channels, dtype)

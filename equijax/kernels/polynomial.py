@@ -1,0 +1,176 @@
+"""The polynomial of the symmetric contraction as a JAX primitive with a CPU kernel, closed under differentiation.
+
+    S_k(w, x, O, t_1..t_k) = sum_{n m c} O[n, m, c] (D^k P_m)(x[n, :, c])[t_1[n, :, c], .., t_k[n, :, c]]
+
+is linear in the coefficients w, in O and in every direction t. The primitive is S_k with one linear operand left out,
+"w", "O" or "t", which is then the output: for k = 0 without O the value, for k = 1 without a t the gradient times O.
+Differentiating by x adds a direction, by a linear operand replaces it, and transposing swaps an operand with the
+output, so derivatives of any order and mode stay in the family. The kernel multiplies each monomial out in registers,
+where XLA writes [N, Q, C] products to memory.
+
+Every operand has a leading batch axis of size B or 1, which is all that `vmap` has to widen.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad
+
+from equijax.kernels import build, multilinear
+
+TYPES = {"float32": "float", "float64": "double"}
+
+
+class Terms(NamedTuple):
+    """The Q monomials of all degrees, hashable."""
+
+    degree: int  # of the highest
+    variables: int  # m
+    outputs: int  # M
+    factors: bytes  # int32 [Q, degree] variables of each monomial; m stands for the constant one
+    component: bytes  # int32 [Q] the output each monomial adds to
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """factors [Q, degree] and component [Q]."""
+        return np.frombuffer(self.factors, np.int32).reshape(-1, self.degree), np.frombuffer(self.component, np.int32)
+
+
+def terms(tables, variables: int) -> Terms:
+    """Monomials of several degrees (`cg.Monomials`) as one table."""
+    degree = max(t.factors.shape[1] for t in tables)
+    factors = [np.pad(t.factors, ((0, 0), (0, degree - t.factors.shape[1])), constant_values=variables) for t in tables]
+    factors, component = (np.concatenate(x).astype(np.int32) for x in (factors, [t.component for t in tables]))
+    return Terms(degree, variables, int(component.max(initial=0)) + 1, factors.tobytes(), component.tobytes())
+
+
+def plain(w: jax.Array, x: jax.Array, slot: jax.Array, table: Terms) -> jax.Array:
+    """P_m(w[slot_n, :, c], x[n, :, c]) in XLA.
+
+    Args:
+      w: [U, Q, C] coefficients of each species.
+      x: [N, m, C] variables.
+      slot: [N] int32 species of each node; a single species is not copied N times, whatever its slot.
+
+    Returns:
+      [N, M, C]
+    """
+    factors, component = table.arrays()
+    order = np.argsort(component, kind="stable")
+    padded = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
+    products = w[:, order] if w.shape[0] == 1 else w[:, order][slot]
+    for f in factors[order].T:
+        products = products * padded[:, f]
+    bounds = np.searchsorted(component[order], np.arange(table.outputs + 1))
+    return jnp.stack([products[:, a:b].sum(1) for a, b in zip(bounds, bounds[1:], strict=False)], axis=1)
+
+
+def evaluate(w: jax.Array, x: jax.Array, slot: jax.Array, table: Terms) -> jax.Array:
+    """`plain` by the CPU kernel where there is one."""
+    shapes = (w.shape, (x.shape[0], table.outputs, x.shape[2]), x.shape)
+    return _polynomial.bind(x[None], w[None], slot.astype(jnp.int32), slots="O", shapes=shapes, static=table)[0]
+
+
+def available(channels: int, dtype) -> bool:
+    """Whether a CPU kernel for this shape can be built: wanted, with a compiler, and channels that fill a register."""
+    return np.dtype(dtype).name in TYPES and build.wanted() and _register_bytes(channels, dtype) is not None
+
+
+# Arguments of the primitive: x, the linear operands in the order w, O, t.. without the output, slot.
+
+
+def _roles(output: str, args) -> str:
+    fixed = "x" + "wO".replace(output, "")
+    return fixed + "t" * (len(args) - 1 - len(fixed))
+
+
+def _xla(*args, slots, shapes, static):
+    x, *linear = args[:-1]
+    roles = _roles(slots, args)[1:]
+
+    def one(x, *linear):
+        given = {"w": None, "O": None} | dict(zip(roles, linear, strict=True))
+
+        def along(w, x):
+            f = lambda x: plain(w, x, args[-1], static)  # noqa: E731
+            for role, t in zip(roles, linear, strict=True):
+                if role == "t":
+                    f = lambda x, f=f, t=t: jax.jvp(f, (x,), (t,))[1]  # noqa: E731
+            return f(x)
+
+        if slots == "O":
+            return along(given["w"], x)
+        if slots == "t":
+            return jax.vjp(lambda x: along(given["w"], x), x)[1](given["O"])[0]
+        return jax.vjp(lambda w: along(w, x), jnp.zeros(shapes[0], x.dtype))[1](given["O"])[0]
+
+    batch = max(a.shape[0] for a in args[:-1])
+    return jax.vmap(one)(*(jnp.broadcast_to(a, (batch, *a.shape[1:])) for a in (x, *linear)))
+
+
+def _cpu(*args, slots, shapes, static):
+    x = args[0]
+    name = _target(static.degree, static.variables, x.shape[-1], x.dtype.name)
+    if name is None:
+        return _xla(*args, slots=slots, shapes=shapes, static=static)
+    factors, component = static.arrays()
+    starts = np.flatnonzero(np.diff(component, prepend=-1))
+    runs = np.stack([component[starts], starts, np.append(starts[1:], len(component))], axis=1).astype(np.int32)
+    out = _abstract(*args, slots=slots, shapes=shapes)
+    call = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(out.shape, out.dtype))
+    return call(*args, roles=_roles(slots, args), output=slots, factors=factors.ravel(), runs=runs.ravel())
+
+
+@cache
+def _target(degree: int, variables: int, channels: int, dtype: str) -> str | None:
+    size = _register_bytes(channels, dtype) if dtype in TYPES else None
+    if size is None:
+        return None
+    head = (
+        f"using Real = {TYPES[dtype]};\n#define BYTES {size}\nconstexpr int DEGREE = {degree}, VARIABLES = {variables};"
+    )
+    return build.target("polynomial", f"{head}\n{(Path(__file__).parent / 'polynomial.cc').read_text()}")
+
+
+def _register_bytes(channels, dtype):
+    return build.vector_bytes(channels, np.dtype(dtype).itemsize)
+
+
+def _jvp(primals, tangents, slots, static, **kw):
+    x, *linear, slot = primals
+    out = _polynomial.bind(*primals, slots=slots, static=static, **kw)
+    calls = [[*linear[:i], t, *linear[i + 1 :]] for i, t in enumerate(tangents[1:-1]) if type(t) is not ad.Zero]
+    order = _roles(slots, primals).count("t") + (slots == "t")
+    if type(tangents[0]) is not ad.Zero and order < static.degree:
+        calls.append([*linear, tangents[0]])
+    parts = [_polynomial.bind(x, *operands, slot, slots=slots, static=static, **kw) for operands in calls]
+    return out, sum(parts) if parts else ad.Zero(jax.core.get_aval(out))
+
+
+def _transpose(ct, *args, slots, **kw):
+    outs: list = [None] * len(args)
+    linear = [i for i, a in enumerate(args) if ad.is_undefined_primal(a)]
+    if len(linear) != 1 or linear[0] == 0:
+        raise RuntimeError(f"polynomial: linear in one of w, O, t at a time, not in operands {linear}")
+    (i,) = linear
+    if type(ct) is ad.Zero:
+        outs[i] = ad.Zero(args[i].aval)
+        return outs
+    roles = _roles(slots, args)
+    operands = [(role, a) for j, (role, a) in enumerate(zip(roles, args, strict=False)) if j != i] + [(slots, ct)]
+    operands = [a for kind in "xwOt" for role, a in operands if role == kind]
+    outs[i] = multilinear.unbatch(_polynomial.bind(*operands, args[-1], slots=roles[i], **kw), args[i].aval)
+    return outs
+
+
+def _abstract(*args, slots, shapes, **kw):
+    batch = max(a.shape[0] for a in args[:-1])
+    return jax.core.ShapedArray((batch, *shapes["wOt".index(slots)]), args[0].dtype)
+
+
+_polynomial = Primitive("symmetric_polynomial")
+multilinear.register(_polynomial, _xla, _cpu, _jvp, _transpose, _abstract)
