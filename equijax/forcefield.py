@@ -128,7 +128,8 @@ class ForceField:
                 species=max(r.species for r in rounded),
                 graphs=max(r.graphs for r in rounded),
             )
-            sizes.append(full if full.holds(size) and full.nodes <= 1.25 * size.nodes else self.pool.fit(size))
+            tight = full.holds(size) and full.nodes <= 1.25 * size.nodes
+            sizes.append(full if tight and self.pool.offer(full) else self.pool.fit(size))
         return sizes
 
     def _split(self, batch, structures, dtype) -> Iterator[dict]:

@@ -24,7 +24,7 @@ from equijax.config import ModelConfig
 
 MIN_DISTANCE_A = 0.05  # closer pairs are broken input, not chemistry: ZBL is ~1 MeV here
 MAX_WASTE = 2.0  # a known size is reused while it costs less than this factor in edge slots
-MAX_SIZES = 16  # beyond this many sizes, new ones are made to cover everything seen
+MAX_SIZES = 14  # beyond this many sizes, new ones are made to cover everything seen
 
 
 class Edges(NamedTuple):
@@ -125,9 +125,19 @@ class SizePool:
 
     sizes: list[Size] = field(default_factory=list)
 
+    @property
+    def full(self) -> bool:
+        return len(self.sizes) >= MAX_SIZES
+
+    def offer(self, size: Size) -> bool:
+        """Whether `size` itself is in use, or free to be from now on."""
+        if size not in self.sizes and not self.full:
+            self.sizes.append(size)
+        return size in self.sizes
+
     def fit(self, needed: Size) -> Size:
         """The known size to pad `needed` to, or a new one."""
-        full = len(self.sizes) >= MAX_SIZES
+        full = self.full
         fits = [s for s in self.sizes if s.holds(needed) and (full or s.cost <= MAX_WASTE * needed.cost)]
         if fits:
             return min(fits, key=lambda s: s.cost)

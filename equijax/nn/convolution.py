@@ -55,7 +55,7 @@ def convolve_species(h, g, last, Y, graph) -> list[jax.Array]:
     """
     n, k, units = g.shape
     species, channels = h.shape
-    one_hot = jax.nn.one_hot(graph["slot"][graph["senders"]].reshape(n, k), species, dtype=g.dtype)
+    one_hot = jax.nn.one_hot(jnp.asarray(graph["slot"])[graph["senders"]].reshape(n, k), species, dtype=g.dtype)
     by_species = g if species == 1 else (one_hot[..., None] * g[:, :, None, :]).reshape(n, k, species * units)
     T = jnp.einsum("nkm,nkx->nmx", Y, by_species)
     W = jnp.einsum("sc,upc->psuc", h, last).reshape(-1, species * units, channels)
