@@ -30,7 +30,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 parity: $(VENV)/.parity
-	TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 $(BIN)/python -m pytest -m parity tests/parity
+	TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 $(BIN)/python -m pytest -n 2 -m parity tests/parity
 
 bench: $(VENV)/.dev
 	@set -e; for script in $(BENCHES); do echo "== $$script"; $(BIN)/python $$script; done
