@@ -24,6 +24,7 @@ class EquijaxCalculator(Calculator):
         self.head = forcefield.head_index(head)
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        """Fill `results`; ASE calls this when something changed. Non-finite forces are an error, not a result."""
         super().calculate(atoms, properties, system_changes)
         ff = self.forcefield
         batch = graph.from_atoms(self.atoms, ff.config, pool=ff.pool, heads=[self.head])
