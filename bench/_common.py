@@ -18,7 +18,7 @@ from equijax import testing
 from equijax.config import ModelConfig
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("jax", "jaxlib", "numpy", "ase", "phonopy", "torch", "mace-torch", "jax-md", "symmetrix")
+PACKAGES = ("jax", "jaxlib", "numpy", "ase", "phonopy", "torch", "mace-torch", "jax-md", "symmetrix-xl")
 CRYSTALS = {  # conventional cells and their neighbours within 6 A
     "Si": lambda: bulk("Si", "diamond", a=5.43, cubic=True),
     "Cu": lambda: bulk("Cu", "fcc", a=3.61, cubic=True),
@@ -31,7 +31,7 @@ def published_config() -> ModelConfig:
     return testing.random_config(channels=128, r_max=6.0, species=tuple(range(1, 90)), num_radial=10)
 
 
-def crystal(name: str, repeat: int, seed: int = 0) -> Atoms:
+def crystal(name: str, repeat: int | tuple[int, int, int], seed: int = 0) -> Atoms:
     """A rattled supercell (0.05 A), so that nothing vanishes by symmetry."""
     atoms = CRYSTALS[name]().repeat(repeat)
     atoms.rattle(0.05, seed=seed)

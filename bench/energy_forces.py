@@ -1,24 +1,31 @@
-"""How long do energy and forces take on the MACE-MP-0b3 shape, and how many times faster is that than mace-torch?
+"""How long do energy and forces take on the MACE-MP-0b3 shape, and how many times faster is that than the peers?
 
-Weights are inputs of the compiled program (the trainable form). On a CPU: Si64, Cu108, NaCl216, mace-torch timed in
-the same run where it is installed, cold compile time, peak memory at 1,000 atoms. On a GPU or TPU: 64 to 30,000 atoms.
+The plain model (weights are inputs of the compiled program, the trainable form) and the one specialised for the
+structure's elements. On a CPU: Si, Cu and NaCl of 64-216 and 1,000 atoms, the installed peers timed in the same run,
+compile times, cold starts in processes of their own, peak memory. On a GPU or TPU: 64 to 30,000 atoms.
 
     python bench/energy_forces.py [--repeats 15] [--dtype float32] [--largest 30000]
 """
 
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import numpy as np
+import peers
 import tyro
 from _common import crystal, peak_memory_gb, print_table, published_config, timed, write
 
 from equijax import graph, predict, testing
 
-CPU_CASES = (("Si", 2), ("Cu", 3), ("NaCl", 3))  # 64, 108 and 216 atoms
+# 64, 108 and 216 atoms, then 1,000 of each
+CPU_CASES = (("Si", 2), ("Cu", 3), ("NaCl", 3), ("Si", 5), ("Cu", (5, 5, 10)), ("NaCl", 5))
+LARGE = 1000  # atoms from which mace-torch, at seconds a call, is not timed
 MEMORY_CASE = ("Si", 5)  # 1,000 atoms
 ACCELERATOR_REPEATS = (2, 3, 4, 5, 7, 10, 12, 15)  # conventional Si cells of 8 atoms per side
 
@@ -30,7 +37,8 @@ class Options:
     repeats: int = 15  # timed calls of each program
     dtype: str = "float32"
     largest: int = 30000  # atoms, on an accelerator
-    memory_only: bool = False  # measure peak memory at 1,000 atoms and print it (used by the script itself)
+    alone: Literal["", "cold", "peer_cold", "memory"] = ""  # print one number and stop (used by the script itself)
+    skip_peer_cold: bool = False  # leave out the peer's cold start, minutes of C++ compilation
 
 
 def compiled(ff, atoms, dtype):
@@ -46,48 +54,23 @@ def compiled(ff, atoms, dtype):
     return (lambda: jax.block_until_ready(program(variables, batch))), batch, cold
 
 
-def torch_call(config, atoms):
-    """mace-torch's own model of the same shape with random weights, energy and forces; None where not installed."""
-    try:
-        import torch
-        from e3nn import o3
-        from mace import data, modules, tools
-        from mace.tools import torch_geometric
-    except ImportError as error:
-        print(f"mace-torch is not timed: {error}")
-        return None
-    torch.set_default_dtype(torch.float32)
-    model = modules.ScaleShiftMACE(
-        r_max=config.r_max, num_bessel=config.num_radial, num_polynomial_cutoff=config.cutoff_power,
-        max_ell=config.max_ell, interaction_cls=modules.interaction_classes[config.interaction],
-        interaction_cls_first=modules.interaction_classes[config.interaction_first], num_interactions=2,
-        num_elements=len(config.species), hidden_irreps=o3.Irreps(config.hidden_irreps),
-        MLP_irreps=o3.Irreps(f"{config.readout_mlp}x0e"), atomic_energies=np.zeros(len(config.species)),
-        avg_num_neighbors=config.avg_num_neighbors, atomic_numbers=list(config.species), correlation=3,
-        gate=torch.nn.functional.silu, pair_repulsion=True, distance_transform="Agnesi", use_reduced_cg=False,
-        atomic_inter_scale=1.0, atomic_inter_shift=0.0)  # fmt: skip
-    item = data.AtomicData.from_config(
-        data.config_from_atoms(atoms), z_table=tools.AtomicNumberTable(list(config.species)), cutoff=config.r_max
-    )
-    loader = torch_geometric.dataloader.DataLoader(dataset=[item], batch_size=1, shuffle=False)
-    batch = next(iter(loader)).to_dict()
-    return lambda: model(batch, compute_stress=False)
-
-
 def cpu_rows(ff, options):
     rows = []
     for name, repeat in CPU_CASES:
         atoms = crystal(name, repeat)
-        ours, batch, cold = compiled(ff, atoms, options.dtype)
-        calls = {"equijax": ours}
-        if theirs := torch_call(ff.config, atoms):
-            calls["mace-torch"] = theirs
+        large = len(atoms) >= LARGE
+        plain, batch, compile_s = compiled(ff, atoms, options.dtype)
+        fast, _, fast_compile_s = compiled(ff.specialise(atoms.numbers), atoms, options.dtype)
+        named = ["symmetrix-xl"] if large else list(peers.PEERS)
+        calls = {"equijax": plain, "specialised": fast} | peers.calls(ff.config, atoms, named)
         times = timed(calls, options.repeats)
+        median = {name: t["median_ms"] for name, t in times.items()}
         row = {"case": f"{name}{len(atoms)}", "atoms": len(atoms), "edges": int(batch.edges["mask"].sum()),
-               "compile_s": cold, "equijax_ms": times["equijax"]["median_ms"]}  # fmt: skip
-        if "mace-torch" in times:
-            row["mace_torch_ms"] = times["mace-torch"]["median_ms"]
-            row["ratio"] = row["mace_torch_ms"] / row["equijax_ms"]
+               "compile_s": compile_s, "fast_compile_s": fast_compile_s}  # fmt: skip
+        row |= {f"{name.replace('-', '_')}_ms": ms for name, ms in median.items()}
+        for peer in peers.PEERS:
+            if peer in median:
+                row[f"x_{peer.replace('-', '_')}"] = median[peer] / median["specialised"]
         rows.append(row | {"times": times})
         print_table(rows[-1:])
     return rows
@@ -109,25 +92,64 @@ def accelerator_rows(ff, options):
     return rows
 
 
+def cold_start(ff, options):
+    """Seconds from a loaded model to the first energy and forces of 64 Si atoms: specialise, check, compile, call."""
+    start = time.perf_counter()
+    compiled(ff.specialise(["Si"]), crystal("Si", 2), options.dtype)[0]()
+    return time.perf_counter() - start
+
+
+def peer_cold_start(ff, options):
+    """The same of Symmetrix-XL, from its exported model; NaN where it is not installed."""
+    try:
+        peers.symmetrix_file(ff.config)
+    except ImportError:
+        return float("nan")
+    start = time.perf_counter()
+    peers.symmetrix_xl(ff.config, crystal("Si", 2))()
+    return time.perf_counter() - start
+
+
+def memory(ff, options):
+    """Peak memory of the process, GB, after energy and forces of 1,000 atoms by the plain model."""
+    compiled(ff, crystal(*MEMORY_CASE), options.dtype)[0]()
+    return peak_memory_gb()
+
+
+ALONE = {"cold": cold_start, "peer_cold": peer_cold_start, "memory": memory}
+
+
+def in_process_of_its_own(what, options, caches=None):
+    """One of `ALONE` in a new process, its caches of compiled code under `caches`."""
+    places = {} if caches is None else {"XDG_CACHE_HOME": caches, "SYMMETRIX_JIT_CACHE": f"{caches}/symmetrix"}
+    command = [sys.executable, __file__, "--alone", what, "--dtype", options.dtype]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | places)
+    return float(result.stdout.split()[-1])
+
+
 def main():
     options = tyro.cli(Options)
     ff = testing.random_forcefield(published_config())
-    if options.memory_only:
-        call, _, _ = compiled(ff, crystal(*MEMORY_CASE), options.dtype)
-        call()
-        print(peak_memory_gb())
+    if options.alone:
+        print(ALONE[options.alone](ff, options))
         return
     if jax.default_backend() != "cpu":
         write("energy_forces", accelerator_rows(ff, options), dtype=options.dtype)
         return
     rows = cpu_rows(ff, options)
-    command = [sys.executable, __file__, "--memory-only", "--dtype", options.dtype]
-    memory = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    single = {"peak_memory_gb_1000_atoms": in_process_of_its_own("memory", options)}
+    with tempfile.TemporaryDirectory() as empty:  # the second time, kernels are found in the cache
+        single["cold_start_s_nothing_cached"] = in_process_of_its_own("cold", options, empty)
+        single["cold_start_s_kernels_cached"] = in_process_of_its_own("cold", options, empty)
+        if not options.skip_peer_cold:
+            single["symmetrix_xl_cold_start_s_nothing_cached"] = in_process_of_its_own("peer_cold", options, empty)
+            single["symmetrix_xl_cold_start_s_cached"] = in_process_of_its_own("peer_cold", options, empty)
     print_table(rows)
-    ratios = [r["ratio"] for r in rows if "ratio" in r]
-    geometric = float(np.exp(np.mean(np.log(ratios)))) if ratios else None
-    print(f"geometric mean of the ratios: {geometric}; peak memory at 1,000 atoms: {memory:.2f} GB")
-    write("energy_forces", rows, dtype=options.dtype, peak_memory_gb_1000_atoms=memory, geometric_mean_ratio=geometric)
+    means = {}
+    for peer in [k for k in rows[0] if k.startswith("x_")]:
+        means[f"geometric_mean_{peer}"] = float(np.exp(np.mean([np.log(r[peer]) for r in rows if peer in r])))
+    print({k: round(v, 2) for k, v in (single | means).items()})
+    write("energy_forces", rows, dtype=options.dtype, **single, **means)
 
 
 if __name__ == "__main__":

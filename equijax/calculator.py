@@ -11,22 +11,23 @@ class EquijaxCalculator(Calculator):
     """Energy, energies per atom, forces and stress for ASE; made by `ForceField.calculator`.
 
     Neighbour lists are exact at every step. Padded shapes grow on a coarse ladder, so a moving system compiles once or
-    twice, not at each change of its neighbour count.
+    twice, not at each change of its neighbour count. With `fast`, the model specialised for the structure's elements
+    does the work; its errors are printed when it is made.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
 
-    def __init__(self, forcefield, dtype: str = "float64", head: str | None = None, **kwargs):
+    def __init__(self, forcefield, dtype: str = "float64", head: str | None = None, fast: bool = False, **kwargs):
         super().__init__(**kwargs)
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype {dtype!r}: expected 'float32' or 'float64'")
-        self.forcefield, self.dtype = forcefield, dtype
+        self.forcefield, self.dtype, self.fast = forcefield, dtype, fast
         self.head = forcefield.head_index(head)
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         """Fill `results`; ASE calls this when something changed. Non-finite forces are an error, not a result."""
         super().calculate(atoms, properties, system_changes)
-        ff = self.forcefield
+        ff = self.forcefield.specialise(self.atoms.numbers) if self.fast else self.forcefield
         batch = graph.from_atoms(self.atoms, ff.config, pool=ff.pool, heads=[self.head])
         out = predict.evaluate(ff.config, ff.device_variables(self.dtype), batch, self.dtype)
         n = len(self.atoms)

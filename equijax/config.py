@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 import typing
 from dataclasses import dataclass
 
@@ -16,6 +17,15 @@ INTERACTIONS = (
 RADIAL_BASES = ("bessel", "gaussian", "chebyshev")
 DISTANCE_TRANSFORMS = ("none", "agnesi", "soft")
 GATES = ("silu", "tanh", "abs", "none")
+
+
+@dataclass(frozen=True)
+class Spline:
+    """Grid of the tabulated radial functions of a specialised model: `rows` coefficients a pair of species."""
+
+    start: float  # A
+    step: float  # A
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,7 @@ class ModelConfig:
     zbl_power: int
     scale_shift: bool
     contraction_paths: tuple[tuple[tuple[int, ...], ...], ...]
+    spline: Spline | None = None  # of a model that `equijax.specialise` made
 
     def __post_init__(self):
         _one_of("interaction_first", self.interaction_first, INTERACTIONS)
@@ -127,6 +138,8 @@ def from_dict(cls, values: dict):
 
 
 def _build(hint, value):
+    if isinstance(hint, types.UnionType) and value is not None:
+        (hint,) = (h for h in typing.get_args(hint) if h is not types.NoneType)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return from_dict(hint, value)
     return _tuples(value)

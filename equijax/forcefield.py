@@ -53,11 +53,29 @@ class ForceField:
         """Interaction energies [N] eV of a graph on the device; see `predict.energy_from_vectors`."""
         return predict.energy_from_vectors(self.config, variables, vectors, inputs)
 
-    def calculator(self, dtype: str = "float64", head: str | None = None):
-        """An ASE calculator (energy, free_energy, energies, forces, stress)."""
+    def calculator(self, dtype: str = "float64", head: str | None = None, fast: bool = False):
+        """An ASE calculator (energy, free_energy, energies, forces, stress); `fast`: see `specialise`."""
         from equijax.calculator import EquijaxCalculator
 
-        return EquijaxCalculator(self, dtype=dtype, head=head)
+        return EquijaxCalculator(self, dtype=dtype, head=head, fast=fast)
+
+    def specialise(self, species, tolerance: dict | None = None) -> "ForceField":
+        """The same potential for these species alone, several times faster: see `equijax.specialise`.
+
+        Made once for each set of species; the errors against this model are printed and stand in its
+        `metadata["specialised"]`. A specialised model that has them all is returned as it is.
+        """
+        from equijax import specialise
+
+        numbers = specialise.numbers(self.config, species)
+        if self.config.spline is not None:
+            return self
+        key = ("specialised", numbers, tuple(sorted((tolerance or {}).items())))
+        if key not in self._on_device:
+            config, variables, errors = specialise.specialise(self.config, self.variables, species, tolerance)
+            print(specialise.summary(config, errors))
+            self._on_device[key] = ForceField(config, variables, self.metadata | {"specialised": errors})
+        return self._on_device[key]
 
     def evaluate(
         self,

@@ -9,6 +9,7 @@ import numpy as np
 
 from equijax.config import ModelConfig
 from equijax.gather import gather_senders
+from equijax.nn import specialised
 from equijax.nn.mace import MACE
 
 MASKED_LENGTH = 2.0  # length of a masked edge in units of r_max: beyond the cutoff, away from r = 0
@@ -87,6 +88,8 @@ def energy_from_vectors(config: ModelConfig, variables: dict, vectors: jax.Array
       vectors: [N, K, 3] receiver minus sender, A; masked slots longer than r_max.
       inputs: slot [N], table [S], head [N], senders [N*K], reverse [N*K]; see `equijax.graph`.
     """
+    if config.spline is not None:
+        return specialised.node_energies(config, variables["constants"], vectors, inputs)
     return MACE(config).apply(variables, vectors, inputs)
 
 

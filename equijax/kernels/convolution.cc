@@ -1,8 +1,13 @@
 // The neighbour sum Phi(R, Y, h, A) = sum_{n k p m1 m2 m3 c} C_p[m1, m2, m3] R[n, k, p, c] h[s_nk, m1, c] Y[n, k, m2]
 // A[n, p m3, c] and its four partial derivatives: the same sum with one operand left out is the output.
 //
+// R is an array or, where TERMS > 0, the expansion R[n, k, p, c] = sum_j phi[n, k, j] W[first[n, k] + j, p, c] over TERMS
+// consecutive rows of a table that is made edge by edge and never stored. Then phi stands wherever R would, and slots
+// with first < 0 are empty and cost nothing.
+//
 // Path<i> (generated) holds l1, l2, l3, the first row of A, the first entry of B and the coefficients of path i, where
-// B[m1, m3] = sum_m2 C[m1, m2, m3] Y[m2] is made once per edge. NUM_PATHS, NUM_ROWS, NUM_B, NUM_H, NUM_Y are totals.
+// B[m1, m3] = sum_m2 C[m1, m2, m3] Y[m2] is made once per edge. NUM_PATHS, NUM_ROWS, NUM_B, NUM_H, NUM_Y are totals, C the
+// number of channels.
 #include "common.h"
 
 template <int I>
@@ -25,10 +30,40 @@ struct Operand {
 };
 
 struct Problem {
-  int64_t N, K, M, C, batch;
-  Operand R, Y, h, A, out[3];
-  const int32_t *senders, *reverse;
+  int64_t N, K, M, batch;
+  Operand R, Y, h, A, W, out[3];
+  const int32_t *senders, *reverse, *first;
+  bool used(int64_t e) const { return TERMS == 0 || first[e] >= 0; }
 };
+
+constexpr int64_t ROW = NUM_PATHS * C;  // radial functions of one edge
+
+// R of edge e: where it lies, or `scratch` filled from the table.
+INLINE const Real* radial(const Problem& p, int64_t b, int64_t e, Real* scratch) {
+  if constexpr (TERMS == 0) {
+    return p.R.at(b) + e * ROW;
+  } else {
+    const Real* phi = p.R.at(b) + e * TERMS;
+    const Real* W = p.W.data + p.first[e] * ROW;
+    for (int64_t c = 0; c < ROW; c += LANES) {
+      Vector sum = phi[0] * load(W + c);
+      each<TERMS - 1>([&](auto j) __attribute__((always_inline)) { sum += phi[j + 1] * load(W + (j + 1) * ROW + c); });
+      store(scratch + c, sum);
+    }
+    return scratch;
+  }
+}
+
+// The derivative with respect to phi from that with respect to R, for the slots of the table that edge e uses.
+INLINE void project(const Problem& p, int64_t e, const Real* dR, Real* dphi) {
+  const Real* W = p.W.data + p.first[e] * ROW;
+  Vector sum[TERMS + 1] = {};
+  for (int64_t c = 0; c < ROW; c += LANES) {
+    const Vector d = load(dR + c);
+    each<TERMS>([&](auto j) __attribute__((always_inline)) { sum[j] += d * load(W + j * ROW + c); });
+  }
+  each<TERMS>([&](auto j) __attribute__((always_inline)) { dphi[j] = horizontal_sum(sum[j]); });
+}
 
 INLINE void fold(const Real* Y, Real* B) {
   each<NUM_PATHS>([&](auto i) __attribute__((always_inline)) {
@@ -46,10 +81,11 @@ INLINE void fold(const Real* Y, Real* B) {
   });
 }
 
-constexpr int EDGES = 8;  // edges in flight: their R stays in the nearest caches while A is in registers
+// Edges in flight: their R stays in the nearest caches while A is in registers.
+constexpr int EDGES = TERMS == 0 ? 8 : 4;
 
 template <int I, int NV>
-INLINE void sum_path(const Real* R, const Real* const* h, const Real (*B)[NUM_B], int edges, Real* A, int64_t C) {
+INLINE void sum_path(const Real* const* R, const Real* const* h, const Real (*B)[NUM_B], int edges, Real* A, int64_t c) {
   using S = Shape<I>;
   Vector acc[S::d3][NV];
   each<S::d3>([&](auto m3) __attribute__((always_inline)) {
@@ -57,11 +93,11 @@ INLINE void sum_path(const Real* R, const Real* const* h, const Real (*B)[NUM_B]
   });
   for (int k = 0; k < edges; ++k) {
     Vector r[NV];
-    each<NV>([&](auto v) __attribute__((always_inline)) { r[v] = load(R + k * NUM_PATHS * C + v * LANES); });
+    each<NV>([&](auto v) __attribute__((always_inline)) { r[v] = load(R[k] + I * C + c + v * LANES); });
     each<S::d1>([&](auto m1) __attribute__((always_inline)) {
       Vector x[NV];
       each<NV>([&](auto v) __attribute__((always_inline)) {
-        x[v] = r[v] * load(h[k] + (S::h0 + m1) * C + v * LANES);
+        x[v] = r[v] * load(h[k] + (S::h0 + m1) * C + c + v * LANES);
       });
       each<S::d3>([&](auto m3) __attribute__((always_inline)) {
         if constexpr (coupled<I>(m1, m3)) {
@@ -77,32 +113,25 @@ INLINE void sum_path(const Real* R, const Real* const* h, const Real (*B)[NUM_B]
 }
 
 void sum_neighbours(const Problem& p, int64_t b, int64_t n) {
-  const int64_t C = p.C, K = p.K;
   Real* A = p.out[0].at(b) + n * NUM_ROWS * C;
   std::fill(A, A + NUM_ROWS * C, Real(0));
-  Real B[EDGES][NUM_B];
-  for (int64_t k0 = 0; k0 < K; k0 += EDGES) {
-    const int edges = static_cast<int>(std::min<int64_t>(EDGES, K - k0));
-    const int64_t first = n * K + k0;
-    const Real* h[EDGES];
-    for (int k = 0; k < edges; ++k) {
-      fold(p.Y.at(b) + (first + k) * NUM_Y, B[k]);
-      h[k] = p.h.at(b) + p.senders[first + k] * NUM_H * C;
+  Real B[EDGES][NUM_B], scratch[EDGES][TERMS == 0 ? 1 : ROW];
+  const Real *h[EDGES], *R[EDGES];
+  for (int64_t e = n * p.K, end = e + p.K; e < end;) {
+    int edges = 0;
+    for (; e < end && edges < EDGES; ++e) {
+      if (!p.used(e)) continue;
+      fold(p.Y.at(b) + e * NUM_Y, B[edges]);
+      h[edges] = p.h.at(b) + p.senders[e] * NUM_H * C;
+      R[edges] = radial(p, b, e, scratch[edges]);
+      ++edges;
     }
-    const Real* R = p.R.at(b) + first * NUM_PATHS * C;
     each<NUM_PATHS>([&](auto i) __attribute__((always_inline)) {
       constexpr int NV = Shape<i>::d3 <= 3 ? WIDE : NARROW;
       Real* rows = A + Path<i>::row * C;
       int64_t c = 0;
-      const Real* hc[EDGES];
-      for (; c + NV * LANES <= C; c += NV * LANES) {
-        for (int k = 0; k < edges; ++k) hc[k] = h[k] + c;
-        sum_path<i, NV>(R + i * C + c, hc, B, edges, rows + c, C);
-      }
-      for (; c < C; c += LANES) {
-        for (int k = 0; k < edges; ++k) hc[k] = h[k] + c;
-        sum_path<i, 1>(R + i * C + c, hc, B, edges, rows + c, C);
-      }
+      for (; c + NV * LANES <= C; c += NV * LANES) sum_path<i, NV>(R, h, B, edges, rows + c, c);
+      for (; c < C; c += LANES) sum_path<i, 1>(R, h, B, edges, rows + c, c);
     });
   }
 }
@@ -110,13 +139,20 @@ void sum_neighbours(const Problem& p, int64_t b, int64_t n) {
 // The derivatives with respect to R and to Y of one edge share their loads.
 template <bool DO_R, bool DO_Y>
 void edge_derivatives(const Problem& p, int64_t b, int64_t n) {
-  const int64_t C = p.C;
+  constexpr bool TABLE = TERMS > 0;
   const Real* A = p.A.at(b) + n * NUM_ROWS * C;
-  Real B[NUM_B];
+  Real B[NUM_B], scratch[TABLE ? ROW : 1], dR[TABLE ? ROW : 1];
   for (int64_t e = n * p.K; e < (n + 1) * p.K; ++e) {
+    Real* out = DO_R ? p.out[0].at(b) + e * (TABLE ? TERMS : ROW) : nullptr;
+    Real* Y_out = DO_Y ? p.out[DO_R ? 1 : 0].at(b) + e * NUM_Y : nullptr;
+    if (!p.used(e)) {
+      if constexpr (DO_R) std::fill(out, out + TERMS, Real(0));
+      if constexpr (DO_Y) std::fill(Y_out, Y_out + NUM_Y, Real(0));
+      continue;
+    }
     const Real* h = p.h.at(b) + p.senders[e] * NUM_H * C;
-    const Real* R = DO_Y ? p.R.at(b) + e * NUM_PATHS * C : nullptr;
-    Real* R_out = DO_R ? p.out[0].at(b) + e * NUM_PATHS * C : nullptr;
+    const Real* R = DO_Y ? radial(p, b, e, scratch) : nullptr;
+    Real* R_out = TABLE ? dR : out;
     if constexpr (DO_R) fold(p.Y.at(b) + e * NUM_Y, B);
     Vector y[NUM_Y] = {};
     each<NUM_PATHS>([&](auto i) __attribute__((always_inline)) {
@@ -151,21 +187,22 @@ void edge_derivatives(const Problem& p, int64_t b, int64_t n) {
       }
     });
     if constexpr (DO_Y) {
-      Real* Y_out = p.out[DO_R ? 1 : 0].at(b) + e * NUM_Y;
       for (int m = 0; m < NUM_Y; ++m) Y_out[m] = horizontal_sum(y[m]);
     }
+    if constexpr (DO_R && TABLE) project(p, e, dR, out);
   }
 }
 
 // Row s of h owns the N K / M slots that `reverse` maps its own slots to: those whose sender it is.
 void sum_to_sender(const Problem& p, int64_t b, int64_t s, const Operand& out) {
-  const int64_t C = p.C, slots = p.N * p.K / p.M;
+  const int64_t slots = p.N * p.K / p.M;
   Real* h = out.at(b) + s * NUM_H * C;
   std::fill(h, h + NUM_H * C, Real(0));
-  Real B[NUM_B];
+  Real B[NUM_B], scratch[TERMS == 0 ? 1 : ROW];
   for (int64_t j = 0; j < slots; ++j) {
     const int64_t e = p.reverse[s * slots + j];
-    const Real* R = p.R.at(b) + e * NUM_PATHS * C;
+    if (!p.used(e)) continue;
+    const Real* R = radial(p, b, e, scratch);
     const Real* A = p.A.at(b) + (e / p.K) * NUM_ROWS * C;
     fold(p.Y.at(b) + e * NUM_Y, B);
     for (int64_t c = 0; c < C; c += LANES) {
@@ -188,15 +225,17 @@ void sum_to_sender(const Problem& p, int64_t b, int64_t s, const Operand& out) {
   }
 }
 
-// One output for each letter of `outputs`, out of A, R, Y, RY, h; operands in the order R, Y, h, A without the missing.
+// One output for each letter of `outputs`, out of A, R, Y, RY, RYh, h; operands in the order of `present`, a string of R, Y,
+// h, A, W; then senders, reverse and, with a table, first.
 ffi::Error convolution(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, std::string_view present,
-                       std::string_view outputs, int64_t N, int64_t K, int64_t M, int64_t C) {
-  Problem p{N, K, M, C, 1, {}, {}, {}, {}, {}, nullptr, nullptr};
+                       std::string_view outputs, int64_t N, int64_t K, int64_t M) {
+  Problem p{N, K, M, 1, {}, {}, {}, {}, {}, {}, nullptr, nullptr, nullptr};
   const size_t operands = present.size();
-  if (args.size() != operands + 2) return ffi::Error::InvalidArgument("convolution: wrong number of operands");
+  if (args.size() != operands + 2 + (TERMS > 0)) return ffi::Error::InvalidArgument("convolution: wrong number of operands");
   for (size_t i = 0; i < operands; ++i) {
     auto x = *args.get<ffi::AnyBuffer>(i);
-    Operand& o = present[i] == 'R' ? p.R : present[i] == 'Y' ? p.Y : present[i] == 'h' ? p.h : p.A;
+    const char name = present[i];
+    Operand& o = name == 'R' ? p.R : name == 'Y' ? p.Y : name == 'h' ? p.h : name == 'W' ? p.W : p.A;
     const int64_t members = x.dimensions()[0];
     o.data = static_cast<Real*>(x.untyped_data());
     o.stride = members == 1 ? 0 : static_cast<int64_t>(x.element_count()) / members;
@@ -204,6 +243,7 @@ ffi::Error convolution(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remai
   }
   p.senders = args.get<ffi::AnyBuffer>(operands)->typed_data<int32_t>();
   p.reverse = args.get<ffi::AnyBuffer>(operands + 1)->typed_data<int32_t>();
+  if (TERMS > 0) p.first = args.get<ffi::AnyBuffer>(operands + 2)->typed_data<int32_t>();
   for (size_t i = 0; i < outputs.size(); ++i) {
     auto x = *rets.get<ffi::AnyBuffer>(i);
     p.out[i].data = static_cast<Real*>((*x).untyped_data());
@@ -234,5 +274,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(handler, convolution,
                                   .Attr<std::string_view>("outputs")
                                   .Attr<int64_t>("N")
                                   .Attr<int64_t>("K")
-                                  .Attr<int64_t>("M")
-                                  .Attr<int64_t>("C"));
+                                  .Attr<int64_t>("M"));

@@ -5,9 +5,12 @@ Phi(R, Y, h, A) = sum_{n k p m1 m2 m3 c} C_p[m1, m2, m3] R[n, k, p, c] h[s_nk, m
 with s the sender of edge slot (n, k). The kernel gathers senders itself, folds C into Y once per edge and keeps sums in
 registers; neither messages nor gathered features ever exist in memory. Work per edge and channel at P = 10 paths
 (lmax 1, max_ell 3): 110 multiply-adds for the value and 330 for all three gradients.
+
+A second form expands R on the fly over a few consecutive rows of a table W [rows, P, C], R[n, k] = sum_j phi[n, k, j]
+W[first[n, k] + j], so that R does not exist in memory either: J more multiply-adds per path for each time it is made.
 """
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -17,7 +20,8 @@ import numpy as np
 from equijax.kernels import build, multilinear
 from equijax.nn import cg
 
-NAMES = "RYhA"
+NAMES = "RYhA"  # operands of the first form
+TABLE_NAMES = "RYhWA"  # of the second, phi in the place of R
 TYPES = {"float32": "float", "float64": "double"}
 
 
@@ -35,18 +39,42 @@ def neighbour_sum(h: list[jax.Array], R: jax.Array, Y: jax.Array, paths, senders
     Returns:
       one array [N, P_l, 2l+1, C] per output degree l.
     """
-    n, k, _, channels = R.shape
-    rows = sum(2 * p.l3 + 1 for p in paths)
-    features = jnp.concatenate(h, axis=1)
-    shapes = (R.shape, Y.shape, features.shape, (n, rows, channels))
-    operands = (R[None], Y[None], features[None])
-    A = _neighbour_sum(operands, (senders, reverse), shapes, tuple(tuple(p) for p in paths))[0]
-    out, first = [], 0
+    return _by_degree(_neighbour_sum, [R, Y, jnp.concatenate(h, axis=1)], (senders, reverse), paths)
+
+
+def table_sum(h: list[jax.Array], phi, first, table, Y: jax.Array, paths, senders, reverse) -> list[jax.Array]:
+    """`neighbour_sum` with R[n, k, p, c] = sum_j phi[n, k, j] table[first[n, k] + j, p, c].
+
+    Args:
+      phi: [N, K, J], zero on masked slots.
+      first: [N*K] int32 row of `table`; negative on masked slots, which are then skipped.
+      table: [rows, P, C].
+      h, Y, paths, senders, reverse: as there.
+
+    Returns:
+      one array [N, P_l, 2l+1, C] per output degree l.
+    """
+    return _by_degree(_table_sum, [phi, Y, jnp.concatenate(h, axis=1), table], (senders, reverse, first), paths)
+
+
+def radial_from_table(phi: jax.Array, first: jax.Array, table: jax.Array) -> jax.Array:
+    """R[n, k, p, c] = sum_j phi[n, k, j] table[first[n, k] + j, p, c] as an array [N, K, P, C]."""
+    rows = first.reshape(phi.shape[:2])[..., None] + jnp.arange(phi.shape[-1], dtype=first.dtype)
+    return jnp.einsum("nkj,nkjpc->nkpc", phi, jnp.take(table, rows, axis=0, mode="clip"))
+
+
+def _by_degree(form, operands, index, paths):
+    """Evaluate a form and split A by degree."""
+    n, channels = operands[0].shape[0], operands[2].shape[-1]
+    A = (n, sum(2 * p.l3 + 1 for p in paths), channels)
+    shapes = (*(x.shape for x in operands), A)
+    A = form([x[None] for x in operands], index, shapes, tuple(tuple(p) for p in paths))[0]
+    out, row = [], 0
     for l in range(max(p.l3 for p in paths) + 1):
         count = sum(p.l3 == l for p in paths)
         size = count * (2 * l + 1)
-        out.append(A[:, first : first + size].reshape(n, count, 2 * l + 1, channels))
-        first += size
+        out.append(A[:, row : row + size].reshape(n, count, 2 * l + 1, channels))
+        row += size
     return out
 
 
@@ -85,36 +113,61 @@ def _xla(slot, operands, index, shapes, paths):
     return out
 
 
-def _cpu(slots, operands, index, shapes, paths):
+def _table_xla(slot, operands, index, shapes, paths):
+    """Variant `slot` of the form with a table: `_xla` after R is made, or before its derivative is taken apart."""
+    x = dict(zip([s for s in range(5) if s != slot], operands, strict=True))
+    *index, first = index
+    inner = (shapes[0][:2] + shapes[3][1:], shapes[1], shapes[2], shapes[4])
+    rest = [x[s] for s in (1, 2, 4) if s != slot]
+    batch = max(a.shape[0] for a in operands)
+    if slot in (1, 2, 4):
+        R = jax.vmap(lambda phi, W: radial_from_table(phi, first, W))(*_alike(x[0], x[3]))
+        return _xla({1: 1, 2: 2, 4: 3}[slot], [R, *rest], index, inner, paths)
+
+    def project(dR, other):
+        make = lambda a: radial_from_table(*((a, first, other) if slot == 0 else (other, first, a)))  # noqa: E731
+        return jax.linear_transpose(make, jax.ShapeDtypeStruct(shapes[slot], dR.dtype))(dR)[0]
+
+    dR = jnp.broadcast_to(_xla(0, rest, index, inner, paths), (batch, *inner[0]))
+    return jax.vmap(project)(*_alike(dR, x[3 - slot]))
+
+
+def _alike(a, b):
+    batch = max(a.shape[0], b.shape[0])
+    return (jnp.broadcast_to(x, (batch, *x.shape[1:])) for x in (a, b))
+
+
+def _cpu(names, slots, operands, index, shapes, paths):
     """Several variants by one call of the kernel; None where it cannot be had."""
     dtype = next(iter(operands.values())).dtype
-    name = _target(paths, shapes[0][-1], dtype.name)
-    kept = "".join(NAMES[s] for s in slots)
-    if name is None or any(a.dtype != jnp.int32 for a in index):
+    kept = "".join(names[s] for s in slots)
+    present = [s for s in range(len(names)) if s in operands and (len(slots) > 1 or s != slots[0])]
+    shared = "W" not in names or operands.get(names.index("W"), index[0][None]).shape[0] == 1
+    name = _target(paths, shapes[0][-1] if "W" in names else 0, shapes[-1][-1], dtype.name)
+    if name is None or "W" in kept or not shared or any(a.dtype != jnp.int32 for a in index):
         return None
     if kept not in ("A", "R", "Y", "h", "RY", "RYh"):
-        return [out for s in slots for out in _cpu((s,), operands, index, shapes, paths)]
-    present = [s for s in range(4) if s in operands and (len(slots) > 1 or s != slots[0])]
+        return [out for s in slots for out in _cpu(names, (s,), operands, index, shapes, paths)]
     batch = max(operands[s].shape[0] for s in present)
-    n, k, _, channels = shapes[0]
+    n, k = shapes[0][:2]
     call = jax.ffi.ffi_call(name, [jax.ShapeDtypeStruct((batch, *shapes[s]), dtype) for s in slots])
-    sizes = {"N": np.int64(n), "K": np.int64(k), "M": np.int64(shapes[2][0]), "C": np.int64(channels)}
-    names = {"present": "".join(NAMES[s] for s in present), "outputs": kept}
-    return list(call(*(operands[s] for s in present), *index, **sizes, **names))
+    sizes = {"N": np.int64(n), "K": np.int64(k), "M": np.int64(shapes[2][0])}
+    letters = {"present": "".join(names[s] for s in present), "outputs": kept}
+    return list(call(*(operands[s] for s in present), *index, **sizes, **letters))
 
 
 @cache
-def _target(paths, channels: int, dtype: str) -> str | None:
+def _target(paths, terms: int, channels: int, dtype: str) -> str | None:
     size = _register_bytes(channels, dtype) if dtype in TYPES else None
-    return None if size is None else build.target("convolution", source(paths, TYPES[dtype], size))
+    return None if size is None else build.target("convolution", source(paths, terms, channels, TYPES[dtype], size))
 
 
 def _register_bytes(channels, dtype):
     return build.vector_bytes(channels, np.dtype(dtype).itemsize)
 
 
-def source(paths, scalar: str, size: int) -> str:
-    """C++ text of the kernel for these paths: generated tables, then convolution.cc."""
+def source(paths, terms: int, channels: int, scalar: str, size: int) -> str:
+    """C++ text of the kernel for these paths, `terms` rows of a table (0: R is an array): constants, convolution.cc."""
     rows = entries = 0
     tables = []
     for i, (l1, l2, l3) in enumerate(paths):
@@ -128,6 +181,8 @@ def source(paths, scalar: str, size: int) -> str:
         rows += 2 * l3 + 1
         entries += (2 * l1 + 1) * (2 * l3 + 1)
     totals = {
+        "C": channels,
+        "TERMS": terms,
         "NUM_PATHS": len(paths),
         "NUM_ROWS": rows,
         "NUM_B": entries,
@@ -145,4 +200,5 @@ def _number(x: float) -> str:
     return repr(float(x)) if abs(x) > cg.ZERO else "0"
 
 
-_neighbour_sum = multilinear.make(multilinear.Form("neighbour_sum", 4, _xla, _cpu))
+_neighbour_sum = multilinear.make(multilinear.Form("neighbour_sum", 4, _xla, partial(_cpu, NAMES)))
+_table_sum = multilinear.make(multilinear.Form("table_sum", 5, _table_xla, partial(_cpu, TABLE_NAMES)))

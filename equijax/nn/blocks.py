@@ -186,5 +186,12 @@ class NonLinearReadout(nn.Module):
         return _pick(hidden @ (w2 / math.sqrt(width)), head)
 
 
+def readout(config: ModelConfig, t: int, name: str | None = None) -> nn.Module:
+    """Readout after interaction t: an MLP after the last of several, linear elsewhere."""
+    if 0 < t == config.num_interactions - 1:
+        return NonLinearReadout(config, name=name)
+    return LinearReadout(len(config.heads), name=name)
+
+
 def _pick(values, head):
     return values[:, 0] if values.shape[1] == 1 else jnp.take_along_axis(values, head[:, None], axis=1)[:, 0]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equijax.gather import gather_senders
-from equijax.kernels.convolution import available, neighbour_sum
+from equijax.kernels.convolution import available, neighbour_sum, radial_from_table, table_sum
 from equijax.nn import cg
 
 # Models of fewer channels run in a few milliseconds either way: not worth seconds of a C++ compiler.
@@ -36,6 +36,21 @@ def convolve(h, g, last, Y, paths, graph) -> list[jax.Array]:
         return neighbour_sum(h, R, Y, paths, graph["senders"], graph["reverse"])
     sender = [gather(x, graph["senders"], graph["reverse"]) for x in h]  # [N, K, 2l+1, C]
     return coupled_on_edge(sender, R, Y, paths)
+
+
+def convolve_table(h, phi, first, table, Y, paths, graph) -> list[jax.Array]:
+    """`convolve` with radial functions R[n, k, p, c] = sum_j phi[n, k, j] table[first[n, k] + j, p, c].
+
+    Args:
+      phi: [N, K, J], zero on masked slots; first: [N*K] int32, negative there.
+      table: [rows, P, C].
+      h, Y, paths, graph: as in `convolve`, and so the result.
+    """
+    gather = graph.get("gather", gather_senders)
+    if gather is gather_senders and has_kernel(table.shape[-1], phi.dtype):
+        return table_sum(h, phi, first, table, Y, paths, graph["senders"], graph["reverse"])
+    sender = [gather(x, graph["senders"], graph["reverse"]) for x in h]
+    return coupled_on_edge(sender, radial_from_table(phi, first, table), Y, paths)
 
 
 def convolve_species(h, g, last, Y, graph) -> list[jax.Array]:

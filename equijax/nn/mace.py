@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equijax.config import ModelConfig
-from equijax.nn.blocks import Interaction, LinearReadout, NonLinearReadout, Product
+from equijax.nn.blocks import Interaction, Product, readout
 from equijax.nn.radial import ZBL, RadialBasis
 
 
@@ -29,9 +29,7 @@ class MACE(nn.Module):
         """
         cfg = self.config
         dtype, shape = vectors.dtype, vectors.shape[:2]
-        r = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
-        irreps = e3nn.Irreps.spherical_harmonics(cfg.max_ell)
-        Y = e3nn.spherical_harmonics(irreps, vectors / r[..., None], False, normalization="component").array
+        r, Y = edge_harmonics(cfg, vectors)
         numbers = jnp.asarray(np.array(cfg.species))[graph["table"]][graph["slot"]]
         z_receiver = jnp.broadcast_to(numbers[:, None], shape)
         z_sender = numbers[graph["senders"]].reshape(shape)
@@ -47,13 +45,8 @@ class MACE(nn.Module):
         for t in range(cfg.num_interactions):
             messages, residual = Interaction(cfg, t, name=f"interactions_{t}")(x, geometry, graph)
             x = Product(cfg, t, name=f"products_{t}")(messages, residual, graph)
-            readouts.append(self._readout(t)(x[0][:, 0], graph["head"]))
+            readouts.append(readout(cfg, t, name=f"readouts_{t}")(x[0][:, 0], graph["head"]))
         return self._scale_shift(energy, sum(readouts), graph["head"])
-
-    def _readout(self, t):
-        last = t == self.config.num_interactions - 1 and t > 0
-        name = f"readouts_{t}"
-        return NonLinearReadout(self.config, name=name) if last else LinearReadout(len(self.config.heads), name=name)
 
     def _scale_shift(self, pair, learned, head):
         """Scale-shift acts on repulsion and readouts alike, as mace-torch does; a plain MACE has neither."""
@@ -63,3 +56,10 @@ class MACE(nn.Module):
         scale = self.variable("constants", "scale", lambda: ones).value.astype(pair.dtype)
         shift = self.variable("constants", "shift", lambda: zeros).value.astype(pair.dtype)
         return scale[head] * (pair + learned) + shift[head]
+
+
+def edge_harmonics(config: ModelConfig, vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Lengths [N, K] A and real spherical harmonics [N, K, m] of edge vectors [N, K, 3], "component" normalised."""
+    r = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
+    irreps = e3nn.Irreps.spherical_harmonics(config.max_ell)
+    return r, e3nn.spherical_harmonics(irreps, vectors / r[..., None], False, normalization="component").array

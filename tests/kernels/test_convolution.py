@@ -13,6 +13,8 @@ from equijax.nn import convolution as nn_convolution
 N, K, C = 6, 5, 16
 PATHS = tuple(tuple(p) for p in cg.conv_paths(1, 2, 2))
 SHAPES = ((N, K, len(PATHS), C), (N, K, 9), (N, 4, C), (N, sum(2 * p[2] + 1 for p in PATHS), C))
+J, TABLE_ROWS = 3, 10
+TABLE_SHAPES = ((N, K, J), *SHAPES[1:3], (TABLE_ROWS, len(PATHS), C), SHAPES[3])
 RTOL = {"float32": 5e-6, "float64": 1e-13}  # relative to the largest entry
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler on this machine")
@@ -30,6 +32,19 @@ def form(use_kernel, index):
     """R, Y, h -> A by the kernel or by einsum over the coupling tensors."""
     evaluate = kernel._neighbour_sum if use_kernel else lambda x, *rest: kernel._xla(3, x, *rest)
     return lambda *x: evaluate([a[None] for a in x], index, SHAPES, PATHS)[0]
+
+
+def table_form(use_kernel, index, table):
+    """phi, Y, h -> A by the kernel with a table of radial functions, or by the other kernel's form in einsum."""
+    used = np.asarray(index[1]) != np.arange(N * K)
+    rows = np.random.default_rng(5).integers(0, TABLE_ROWS - J + 1, N * K)
+    first = jnp.asarray(np.where(used, rows, -1), jnp.int32)
+    used = used.reshape(N, K, 1)
+    if use_kernel:
+        operands = lambda phi, Y, h: [a[None] for a in (phi * used, Y, h, table)]  # noqa: E731
+        return lambda *x: kernel._table_sum(operands(*x), (*index, first), TABLE_SHAPES, PATHS)[0]
+    plain = form(False, index)
+    return lambda phi, Y, h: plain(kernel.radial_from_table(phi * used, first, table), Y, h)
 
 
 def gradient(f, weight):
@@ -73,20 +88,40 @@ DERIVATIVES = {
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", RTOL)
-def test_kernel_equals_einsum(dtype, monkeypatch):
+@pytest.mark.parametrize("kind", ["array", "table"])
+def test_kernel_equals_einsum(kind, dtype, monkeypatch):
     monkeypatch.setenv("EQUIJAX_KERNELS", "require")
     rng = np.random.default_rng(1)
+    shapes = {"array": SHAPES, "table": TABLE_SHAPES}[kind]
     with jax.enable_x64(dtype == "float64"):
-        x, t = (tuple(jnp.asarray(rng.normal(size=s), dtype) for s in SHAPES[:3]) for _ in range(2))
+        x, t = (tuple(jnp.asarray(rng.normal(size=s), dtype) for s in shapes[:3]) for _ in range(2))
         weight = jnp.asarray(rng.normal(size=SHAPES[3]), dtype)
         index = random_graph()
-        forms = [form(use, index) for use in (True, False)]
+        table = jnp.asarray(rng.normal(size=TABLE_SHAPES[3]), dtype)
+        make = {"array": form, "table": lambda *args: table_form(*args, table)}[kind]
+        forms = [make(use, index) for use in (True, False)]
         programs = [jax.jit(lambda x, t, f=f: {k: d(f, weight)(x, t) for k, d in DERIVATIVES.items()}) for f in forms]
         assert "equijax_convolution" in programs[0].lower(x, t).as_text()
         ours, reference = (program(x, t) for program in programs)
         for name in DERIVATIVES:
             for a, b in zip(jax.tree.leaves(ours[name]), jax.tree.leaves(reference[name]), strict=True):
                 np.testing.assert_allclose(a, b, rtol=0, atol=RTOL[dtype] * np.abs(b).max(), err_msg=name)
+
+
+@needs_compiler
+def test_table_without_its_kernel(monkeypatch):
+    """Every variant of the form in XLA, the derivative with respect to the table (which no kernel has) included."""
+    rng = np.random.default_rng(3)
+    x = tuple(jnp.asarray(rng.normal(size=s), "float32") for s in TABLE_SHAPES[:4])
+    weight = jnp.asarray(rng.normal(size=TABLE_SHAPES[4]), "float32")
+    loss = lambda use, phi, Y, h, W: jnp.sum(jnp.tanh(weight * table_form(use, random_graph(), W)(phi, Y, h)))  # noqa: E731
+    expected = jax.grad(lambda *x: loss(False, *x), (0, 1, 2, 3))(*x)
+    for mode in ("require", "off"):
+        monkeypatch.setenv("EQUIJAX_KERNELS", mode)
+        kernel._target.cache_clear(), build.target.cache_clear()
+        for ours, theirs in zip(jax.grad(lambda *x: loss(True, *x), (0, 1, 2, 3))(*x), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=RTOL["float32"] * np.abs(theirs).max())
+    kernel._target.cache_clear(), build.target.cache_clear()
 
 
 @needs_compiler
