@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
+from equijax import precision
 from equijax.config import ModelConfig
 from equijax.gather import gather_senders
 from equijax.nn.mace import MACE
@@ -20,6 +21,7 @@ def node_graph_index(graph: jraph.GraphsTuple) -> jax.Array:
     return jnp.repeat(jnp.arange(num_graphs), graph.n_node, total_repeat_length=num_nodes)
 
 
+@precision.exact
 def edge_vectors(
     config: ModelConfig, graph: jraph.GraphsTuple, positions: jax.Array, strain=None, gather=gather_senders
 ) -> jax.Array:
@@ -80,6 +82,7 @@ def energy(
     return jnp.where(index < graph.n_node.shape[0] - 1, node_energy, 0.0)
 
 
+@precision.chosen
 def energy_from_vectors(config: ModelConfig, variables: dict, vectors: jax.Array, inputs: dict) -> jax.Array:
     """Interaction energies [N] of atoms whose edges are already known: for graphs that live on the device.
 
