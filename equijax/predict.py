@@ -139,9 +139,18 @@ def _evaluate(config, variables, graph):
 
 def evaluate(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, dtype="float32") -> dict[str, np.ndarray]:
     """`energy_forces_stress` compiled, in `dtype`, with E0 added: energies are float64 numpy arrays."""
+    return finish(config, variables, graph, start(config, variables, graph, dtype))
+
+
+def start(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, dtype="float32") -> dict[str, jax.Array]:
+    """The device's part of `evaluate`; returns before the device is done."""
     with jax.enable_x64(np.dtype(dtype) == np.float64):
-        out = _evaluate(config, cast(variables, dtype), cast(graph, dtype))
-        out = {k: np.asarray(v, np.float64) for k, v in out.items()}
+        return _evaluate(config, cast(variables, dtype), cast(graph, dtype))
+
+
+def finish(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, started: dict) -> dict[str, np.ndarray]:
+    """The host's part of `evaluate`: waits for what `start` returned."""
+    out = {k: np.asarray(v, np.float64) for k, v in started.items()}
     e0 = isolated_energies(config, variables, graph)
     out["node_energy"] = out["node_energy"] + e0
     index = np.repeat(np.arange(len(graph.n_node)), np.asarray(graph.n_node))

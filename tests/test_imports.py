@@ -15,7 +15,7 @@ LAYERS = (
     {"graph", "kernels"},
     {"nn"},
     {"predict"},
-    {"checkpoint", "specialise", "hessian", "bloch", "loss", "calculator", "lora", "data"},
+    {"checkpoint", "specialise", "hessian", "bloch", "loss", "calculator", "lora", "data", "stream"},
     {"replay", "forcefield", "adapters", "train", "trajectory"},
     {"phonons", "bands", "certificate", "thermo", "nac", "relax", "volume", "distortions", "modes", "jaxmd", "md"},
     {"feed", "task", "recipe", "store", "metrics", "report", "testing"},

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from equijax import graph, jaxmd, predict, precision
+from equijax import graph, jaxmd, precision, predict
 from equijax import neighbors as nl
 from equijax.testing import random_config, random_forcefield, rattled
 
