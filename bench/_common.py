@@ -14,7 +14,7 @@ import numpy as np
 from ase import Atoms
 from ase.build import bulk
 
-from equijax import testing
+from equijax import precision, testing
 from equijax.config import ModelConfig
 
 RESULTS = Path(__file__).parent / "results"
@@ -66,7 +66,7 @@ def machine() -> dict:
         "backend": jax.default_backend(),
         "python": platform.python_version(),
         "versions": {p: v for p in PACKAGES if (v := _version(p))},
-        "matmul_precision": str(jax.config.jax_default_matmul_precision),
+        "matmul_precision": precision.of_model(),  # of float32 products in the model
         "date": time.strftime("%Y-%m-%d"),
     }
 

@@ -1,62 +1,118 @@
-"""Does a stream of mixed crystals run as fast as copies of one? `ff.evaluate` in structures and atoms a second.
+"""Does a stream of mixed crystals run as fast as copies of one? `ff.evaluate`, neighbour lists and packing included.
 
-    python bench/batch.py [COUNT]
+    python bench/batch.py [--count 1000] [--model DIR] [--repeats 3]
 
-Both streams hold COUNT (1,000) cells; the rates compared are edges a second, so that neither wins by being sparse.
-Neighbour lists on the host are included, compilation is not (each stream runs once before it is timed).
+Strained, rattled cells of four lattices against one stream a lattice, all cells of one shape and coordination. The
+mixed stream is expected to take, per directed edge of each lattice, what that lattice's own stream takes; the ratio of
+expected to measured time is the share of single-shape throughput. Streams alternate; compilation (first pass) is apart.
+Host and device columns: the time of each alone, run one after the other.
 """
 
-import sys
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
-import _common
+import jax
 import numpy as np
+import tyro
+from _common import print_table, published_config, timed, write
+from ase import Atoms
 from ase.build import bulk
 
-from equijax import graph, testing
+import equijax
+from equijax import graph, predict, stream, testing
 
-LATTICES = (("Si", "diamond", 5.43), ("Cu", "fcc", 3.61), ("NaCl", "rocksalt", 5.64), ("Na", "bcc", 4.2))
+LATTICES = {"Si": ("diamond", 5.43), "Cu": ("fcc", 3.61), "NaCl": ("rocksalt", 5.64), "Na": ("bcc", 4.2)}
 
 
-def mixed(count: int) -> list:
-    """Rattled cells of four lattices, strained by up to 8 %, primitive to 2 x 2 x 1 conventional."""
+@dataclass(frozen=True)
+class Options:
+    """Mixed crystals against single shapes."""
+
+    count: int = 1000
+    """Mixed crystals; each single-shape stream gets a quarter as many."""
+    model: Path | None = None
+    """A model directory instead of random weights of the published shape."""
+    repeats: int = 3
+    """Timed passes of each stream."""
+    dtype: str = "float32"
+
+
+def cell(name: str, seed: int, scale: float = 1.0, cubic: bool = True, repeat=(1, 1, 1)) -> Atoms:
+    """A rattled crystal (0.03 A)."""
+    lattice, a = LATTICES[name]
+    atoms = bulk(name, lattice, a=a * scale, cubic=cubic).repeat(repeat)
+    atoms.rattle(0.03, seed=seed)
+    return atoms
+
+
+def mixed(count: int) -> dict[int, tuple[str, Atoms]]:
+    """Lattice and cell of each: strained from -4 to 8 %, primitive to 2 x 2 x 1 conventional, in no order."""
     rng = np.random.default_rng(0)
-    images = []
-    for i in range(count):
-        name, lattice, a = LATTICES[rng.integers(len(LATTICES))]
-        atoms = bulk(name, lattice, a=a * rng.uniform(0.96, 1.08), cubic=bool(rng.integers(2)))
-        atoms = atoms.repeat((1 + rng.integers(2), 1 + rng.integers(2), 1))
-        atoms.rattle(0.03, seed=i)
-        images.append(atoms)
-    return images
+    names = list(LATTICES)
+    drawn = ((names[rng.integers(4)], i, rng.uniform(0.96, 1.08), bool(rng.integers(2)),
+              (1 + rng.integers(2), 1 + rng.integers(2), 1)) for i in range(count))  # fmt: skip
+    return {i: (name, cell(name, seed, scale, cubic, repeat))
+            for i, (name, seed, scale, cubic, repeat) in enumerate(drawn)}  # fmt: skip
 
 
-def rate(ff, stream, images) -> dict:
-    """Best of two timed passes after a first one."""
-    edges = sum(len(graph.neighbour_list(atoms, ff.config.r_max).receivers) for atoms in images)
-    ff.evaluate(images)
-    seconds = []
-    for _ in range(2):
+def edges_of(ff, images) -> int:
+    return sum(len(graph.neighbour_list(atoms, ff.config.r_max).receivers) for atoms in images)
+
+
+def prepared(ff, images) -> list:
+    """Batches and their graphs, as `ff.evaluate` makes them."""
+    structures = (stream.structure(i, a, graph.neighbour_list(a, ff.config.r_max)) for i, a in enumerate(images))
+    batches = stream.batches(structures, graph.SizePool(), len(ff.config.species), stream.batch_slots())
+    return [(b, b.build(ff.config, 0)) for b in batches]
+
+
+def alone(ff, images, dtype) -> dict:
+    """Seconds of the host's work and of the device's, each alone, and how full the batches are."""
+    start = time.perf_counter()
+    batches = prepared(ff, images)
+    host = time.perf_counter() - start
+    variables = ff.device_variables(dtype)
+    device = np.inf
+    for _ in range(2):  # the first may compile
         start = time.perf_counter()
-        ff.evaluate(images, progress=True)
-        seconds.append(time.perf_counter() - start)
-    best = min(seconds)
-    return {
-        "stream": stream, "structures": len(images), "atoms": sum(map(len, images)), "edges": edges, "seconds": best,
-        "structures_per_s": len(images) / best, "edges_per_s": edges / best,
-    }  # fmt: skip
+        for _, padded in batches:
+            jax.block_until_ready(predict.start(ff.config, variables, padded, dtype))
+        device = min(device, time.perf_counter() - start)
+    slots = sum(b.size.cost for b, _ in batches)
+    return {"host_s": host, "device_s": device, "batches": len(batches), "shapes": len({b.size for b, _ in batches}),
+            "fill": edges_of(ff, images) / slots}  # fmt: skip
 
 
 def main() -> None:
-    """Print and store the two rates and their ratio."""
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
-    ff = testing.random_forcefield(testing.random_config(channels=32, r_max=5.0, species=(11, 14, 17, 29)))
-    single = [testing.rattled(seed=i) for i in range(count)]
-    rows = [rate(ff, "one shape", single), rate(ff, "mixed", mixed(count))]
-    ratio = rows[1]["edges_per_s"] / rows[0]["edges_per_s"]
-    _common.print_table(rows)
-    print(f"mixed / one shape: {ratio:.2f}")
-    _common.write("batch", rows, ratio=ratio)
+    """Print and store one row a stream, and the share of single-shape throughput."""
+    options = tyro.cli(Options)
+    ff = equijax.load(options.model) if options.model else testing.random_forcefield(published_config())
+    crystals = mixed(options.count)
+    streams = {"mixed": [atoms for _, atoms in crystals.values()]}
+    streams |= {name: [cell(name, i) for i in range(max(1, options.count // 4))] for name in LATTICES}
+    first = {}
+    for name, images in streams.items():
+        start = time.perf_counter()
+        ff.evaluate(images, options.dtype, progress=True)
+        first[name] = time.perf_counter() - start
+    calls = {name: lambda images=images: ff.evaluate(images, options.dtype) for name, images in streams.items()}
+    times = timed(calls, options.repeats)
+    rows: list[dict] = []
+    for name, images in streams.items():
+        seconds, edges, atoms = times[name]["median_ms"] / 1e3, edges_of(ff, images), sum(map(len, images))
+        rows.append({
+            "stream": name, "structures": len(images), "atoms": atoms, "edges": edges, "first_s": first[name],
+            "seconds": seconds, "structures_per_s": len(images) / seconds, "us_per_atom": 1e6 * seconds / atoms,
+            "us_per_edge": 1e6 * seconds / edges, **alone(ff, images, options.dtype), "times": times[name],
+        })  # fmt: skip
+    per_edge = {row["stream"]: row["us_per_edge"] for row in rows}
+    expected = sum(1e-6 * per_edge[n] * edges_of(ff, [a for m, a in crystals.values() if m == n]) for n in LATTICES)
+    share = expected / rows[0]["seconds"]
+    print_table(rows)
+    print(f"mixed crystals run at {share:.2f} of the single-shape throughput")
+    write("batch" + ("-model" if options.model else ""), rows, share_of_single_shape=share, dtype=options.dtype,
+          channels=ff.config.channels, batch_slots=stream.batch_slots())  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A loaded model: hyper-parameters, arrays and provenance, with everything a user calls on it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -10,11 +10,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from equijax import checkpoint, graph, predict
+from equijax import checkpoint, graph, predict, stream
 from equijax.config import ModelConfig
-
-# Edge slots N*K in one batch of `evaluate`: large enough to fill two cores, small enough to stay in about 1 GB.
-BATCH_SLOTS = 32768
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,8 @@ class ForceField:
     config: ModelConfig
     variables: dict  # {"params": ..., "constants": ...} numpy arrays
     metadata: dict
-    pool: graph.SizePool = field(default_factory=graph.SizePool, repr=False, compare=False)
+    pool: graph.SizePool = field(default_factory=graph.SizePool, repr=False, compare=False)  # of single structures
+    batch_pool: graph.SizePool = field(default_factory=graph.SizePool, repr=False, compare=False)  # of `evaluate`
     _on_device: dict = field(default_factory=dict, repr=False, compare=False)
 
     def device_variables(self, dtype: str = "float32") -> dict:
@@ -93,40 +91,50 @@ class ForceField:
           dtype: "float32" or "float64".
           head: required for a model with several.
           progress: show a bar of structures done.
-          errors: what to do with a structure the model cannot describe: "raise" before anything is computed, or
-            "report" it in its own result, {"error": message}, and go on with the rest.
+          errors: what to do with a structure the model cannot describe: "raise", or "report" it in its own result,
+            {"error": message}, and go on with the rest.
 
         Returns:
           per structure: energy (eV), energies [n] (eV), forces [n, 3] (eV/A), stress [3, 3] (eV/A^3, ASE sign; NaN
           where the structure is not periodic in all directions).
 
         Raises:
-          ValueError: a structure the model cannot describe, named by its index; an unknown `errors`.
+          ValueError: a structure the model cannot describe, named by its index (unknown elements and broken cells are
+            found before anything is computed); an unknown `errors`.
+          FloatingPointError: a non-finite energy or force, the structure named.
         """
         if errors not in ("raise", "report"):
             raise ValueError(f"errors = {errors!r}: expected 'raise' or 'report'")
         index = self.head_index(head)
         results: list[dict] = [{} for _ in images]
-        structures = {}
-        for i, atoms in enumerate(images):
-            name = f"structure {i} ({atoms.get_chemical_formula()})"
+        names = [f"structure {i} ({atoms.get_chemical_formula()})" for i, atoms in enumerate(images)]
+
+        def attempt(i: int, function: Callable, *args):
+            """The value; None, and an entry in the results, where it fails and errors are to be reported."""
             try:
-                graph.check_atoms(atoms, self.config, name)
-                structures[i] = (atoms, graph.neighbour_list(atoms, self.config.r_max, name))
-            except ValueError as error:
+                return function(*args, names[i])
+            except (ValueError, FloatingPointError) as error:
                 if errors == "raise":
                     raise
                 results[i] = {"error": str(error)}
+
+        def structures() -> Iterator[stream.Structure]:
+            for i, atoms in enumerate(images):
+                edges = None if results[i] else attempt(i, graph.neighbour_list, atoms, self.config.r_max)
+                if edges is not None:
+                    yield stream.structure(i, atoms, edges)
+
+        for i, atoms in enumerate(images):
+            attempt(i, graph.check_atoms, atoms, self.config)
+        batches = stream.batches(structures(), self.batch_pool, len(self.config.species), stream.batch_slots())
+        prepared = stream.ahead((b, b.build(self.config, index)) for b in batches)
         with tqdm(total=len(images), desc="evaluate", unit="structure", disable=not progress) as bar:
-            bar.update(len(images) - len(structures))
-            order = list(structures)
-            batches = pack([structures[i] for i in order], BATCH_SLOTS)
-            groups = [[structures[order[j]] for j in members] for members in batches]
-            for members, chosen, size in zip(batches, groups, self._sizes(groups), strict=True):
-                batch = graph.build(chosen, self.config, size, [index] * len(chosen))
-                for j, result in zip(members, self._split(batch, chosen, dtype), strict=True):
-                    results[order[j]] = result
-                bar.update(len(members))
+            for batch, found in self._computed(prepared, dtype):
+                for s, result in zip(batch.members, found, strict=True):
+                    if attempt(s.index, finite, result):
+                        results[s.index] = result
+                bar.update(len(batch.members))
+            bar.update(len(images) - bar.n)
         return results
 
     def relax(self, images: list[ase.Atoms], **options) -> list:
@@ -135,51 +143,46 @@ class ForceField:
 
         return screen.relax(self, images, **options)
 
-    def _sizes(self, groups) -> list[graph.Size]:
-        """Padded shape of each batch: one for each rounded K where batches are full, the pool's where they are not."""
-        needed = [graph.size_of(chosen, self.config) for chosen in groups]
-        rounded = [graph.round_up(size) for size in needed]
-        sizes = []
-        for size, up in zip(needed, rounded, strict=True):
-            full = up._replace(
-                nodes=BATCH_SLOTS // up.slots,
-                species=max(r.species for r in rounded),
-                graphs=max(r.graphs for r in rounded),
-            )
-            tight = full.holds(size) and full.nodes <= 1.25 * size.nodes
-            sizes.append(full if tight and self.pool.offer(full) else self.pool.fit(size))
-        return sizes
+    def _computed(self, prepared: Iterable[tuple], dtype: str) -> Iterator[tuple]:
+        """(batch, one result per member): the device is given the next batch before the last one is read."""
+        variables, waiting = self.device_variables(dtype), None
+        for batch, padded in prepared:
+            started = predict.start(self.config, variables, padded, dtype)
+            if waiting is not None:
+                yield self._finished(*waiting)
+            waiting = batch, padded, started
+        if waiting is not None:
+            yield self._finished(*waiting)
 
-    def _split(self, batch, structures, dtype) -> Iterator[dict]:
-        out = predict.evaluate(self.config, self.device_variables(dtype), batch, dtype)
-        first = 0
-        for g, (atoms, _) in enumerate(structures):
-            rows = slice(first, first + len(atoms))
-            first += len(atoms)
-            stress = out["stress"][g] if atoms.pbc.all() else np.full((3, 3), np.nan)
-            yield {
-                "energy": float(out["energy"][g]),
-                "energies": out["node_energy"][rows],
-                "forces": out["forces"][rows],
-                "stress": stress,
-            }
+    def _finished(self, batch: stream.Batch, padded, started) -> tuple:
+        out = predict.finish(self.config, self.variables, padded, started)
+        return batch, list(_split(out, [s.atoms for s in batch.members]))
 
 
-def pack(structures: list[tuple[ase.Atoms, graph.Edges]], budget: int) -> list[list[int]]:
-    """Group structures of like coordination into batches of at most `budget` edge slots (one structure at least)."""
-    slots = [graph.size_of([s], None).slots for s in structures]
-    padded = [graph.round_up(graph.Size(1, k, 1, 2)).slots for k in slots]
-    batches: list[list[int]] = []
-    nodes = 0
-    for i in sorted(range(len(structures)), key=lambda i: (slots[i], -len(structures[i][0]))):
-        size = len(structures[i][0])
-        if batches and (nodes + size) * padded[i] <= budget:
-            batches[-1].append(i)
-            nodes += size
-        else:
-            batches.append([i])
-            nodes = size
-    return batches
+def _split(out: dict, images: list[ase.Atoms]) -> Iterator[dict]:
+    """Results of each structure of a batch."""
+    first = 0
+    for g, atoms in enumerate(images):
+        rows = slice(first, first + len(atoms))
+        first += len(atoms)
+        stress = out["stress"][g] if atoms.pbc.all() else np.full((3, 3), np.nan)
+        yield {
+            "energy": float(out["energy"][g]),
+            "energies": out["node_energy"][rows],
+            "forces": out["forces"][rows],
+            "stress": stress,
+        }
+
+
+def finite(result: dict, name: str) -> dict:
+    """The result itself.
+
+    Raises:
+      FloatingPointError: an energy or force is not finite.
+    """
+    if not (np.isfinite(result["energy"]) and np.isfinite(result["forces"]).all()):
+        raise FloatingPointError(f"{name}: the potential returned a non-finite energy or force")
+    return result
 
 
 def load(path: str | Path) -> ForceField:

@@ -24,7 +24,7 @@ from equijax.config import ModelConfig
 
 MIN_DISTANCE_A = 0.05  # closer pairs are broken input, not chemistry: ZBL is ~1 MeV here
 MAX_WASTE = 2.0  # a known size is reused while it costs less than this factor in edge slots
-MAX_SIZES = 14  # beyond this many sizes, new ones are made to cover everything seen
+MAX_SIZES = 14  # beyond this many sizes, waste no longer asks for a new one
 
 
 class Edges(NamedTuple):
@@ -107,7 +107,7 @@ def neighbour_list(atoms: ase.Atoms, cutoff: float, name: str = "structure") -> 
     return Edges(i, j, shifts, opposite)
 
 
-def size_of(structures: list[tuple[ase.Atoms, Edges]], config: ModelConfig) -> Size:
+def size_of(structures: list[tuple[ase.Atoms, Edges]], config: ModelConfig | None = None) -> Size:
     """Smallest padded shape that holds these structures in one batch."""
     nodes = sum(len(atoms) for atoms, _ in structures)
     slots = max(int(np.bincount(e.receivers, minlength=1).max(initial=0)) for _, e in structures)
@@ -119,8 +119,8 @@ def size_of(structures: list[tuple[ase.Atoms, Edges]], config: ModelConfig) -> S
 class SizePool:
     """The padded shapes in use, so that a thousand different structures compile a handful of programs.
 
-    A shape is reused while it wastes less than `MAX_WASTE` in edge slots; after `MAX_SIZES` shapes every new one
-    covers all that has been seen, so their number stays bounded.
+    A shape is reused while it wastes less than `MAX_WASTE` in edge slots; after `MAX_SIZES` shapes any that is large
+    enough is, and new ones are powers of two, so their number stays bounded.
     """
 
     sizes: list[Size] = field(default_factory=list)
@@ -143,7 +143,7 @@ class SizePool:
             return min(fits, key=lambda s: s.cost)
         size = round_up(needed)
         if full:
-            size = Size(*(max(column) for column in zip(size, *self.sizes, strict=True)))
+            size = Size(*map(_power_of_two, size[:3]), max(size.graphs, *(s.graphs for s in self.sizes)))
         self.sizes.append(size)
         return size
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equijax import neighbors as nl
-from equijax import predict
+from equijax import precision, predict
 from equijax.forcefield import ForceField
 from equijax.gather import gather_senders
 
@@ -96,6 +96,7 @@ def species_inputs(ff: ForceField, numbers, head: str | None) -> dict:
     return {"slot": slot.astype(np.int32), "table": table, "head": np.full(len(numbers), ff.head_index(head), np.int32)}
 
 
+@precision.exact
 def model_edges(R, T, neighbor: nl.NeighborList, space: nl.Space, perturbation=None):
     """Edge vectors [N, K, 3] of the slots within the cutoff, their senders and reverse, and whether all are there.
 

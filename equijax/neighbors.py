@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from equijax import precision
+
 REBUILD = 0.7  # part of the skin that may be used up before the list is built again
 HEADROOM = 1.1  # slots and bin capacity allocated per slot needed
 MAX_IMAGES = 10_000  # lattice translations looked at; a cell that needs more is refused
@@ -179,6 +181,7 @@ def grow(n) -> int:
     return math.ceil(n * HEADROOM) + 1
 
 
+@precision.exact
 def fractional(position, T, space: Space):
     """Fractional coordinates [N, 3]."""
     return position if space.fractional else position @ inverse(T).T
@@ -189,6 +192,7 @@ def unwrap(s, s_ref, space: Space):
     return s - jnp.where(np.array(space.periodic), jnp.round(s - s_ref), 0.0)
 
 
+@precision.exact
 def skin_used(position, T, neighbors: NeighborList, space: Space):
     """Fraction of the skin used up since the list was built; above 1 a pair within the cutoff may be missing.
 
@@ -204,6 +208,7 @@ def skin_used(position, T, neighbors: NeighborList, space: Space):
     return (then - space.cutoff) / space.skin
 
 
+@precision.exact
 def pair_vectors(position, T, neighbors: NeighborList, space: Space):
     """[N, L, 3] receiver minus sender in A."""
     s_ref = fractional(neighbors.reference_position, neighbors.reference_box, space)
@@ -276,6 +281,7 @@ def _candidates(position, T, grid: Grid, space: Space) -> dict[str, Any]:
     return {"s": s, "base": base, "senders": senders, "image": image, "overflow": rank.max() >= grid.capacity}
 
 
+@precision.exact
 def _mask(c, T, space: Space, cutoff: float):
     """[N, J, capacity] candidates closer than `cutoff`, the atom itself excluded."""
     n = c["s"].shape[0]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
+from equijax import precision
 from equijax.config import ModelConfig
 from equijax.gather import gather_senders
 from equijax.nn import specialised
@@ -21,6 +22,7 @@ def node_graph_index(graph: jraph.GraphsTuple) -> jax.Array:
     return jnp.repeat(jnp.arange(num_graphs), graph.n_node, total_repeat_length=num_nodes)
 
 
+@precision.exact
 def edge_vectors(
     config: ModelConfig, graph: jraph.GraphsTuple, positions: jax.Array, strain=None, gather=gather_senders
 ) -> jax.Array:
@@ -81,6 +83,7 @@ def energy(
     return jnp.where(index < graph.n_node.shape[0] - 1, node_energy, 0.0)
 
 
+@precision.chosen
 def energy_from_vectors(config: ModelConfig, variables: dict, vectors: jax.Array, inputs: dict) -> jax.Array:
     """Interaction energies [N] of atoms whose edges are already known: for graphs that live on the device.
 
@@ -139,9 +142,18 @@ def _evaluate(config, variables, graph):
 
 def evaluate(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, dtype="float32") -> dict[str, np.ndarray]:
     """`energy_forces_stress` compiled, in `dtype`, with E0 added: energies are float64 numpy arrays."""
+    return finish(config, variables, graph, start(config, variables, graph, dtype))
+
+
+def start(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, dtype="float32") -> dict[str, jax.Array]:
+    """The device's part of `evaluate`; returns before the device is done."""
     with jax.enable_x64(np.dtype(dtype) == np.float64):
-        out = _evaluate(config, cast(variables, dtype), cast(graph, dtype))
-        out = {k: np.asarray(v, np.float64) for k, v in out.items()}
+        return _evaluate(config, cast(variables, dtype), cast(graph, dtype))
+
+
+def finish(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, started: dict) -> dict[str, np.ndarray]:
+    """The host's part of `evaluate`: waits for what `start` returned."""
+    out = {k: np.asarray(v, np.float64) for k, v in started.items()}
     e0 = isolated_energies(config, variables, graph)
     out["node_energy"] = out["node_energy"] + e0
     index = np.repeat(np.arange(len(graph.n_node)), np.asarray(graph.n_node))

@@ -10,12 +10,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # `equijax/__init__.py` re-exports. `nn.cg` holds numbers alone, so it is a room of its own below the rest of `nn`;
 # `x_cli` is what `python -m equijax.x` runs, and the room x may import it to do so.
 LAYERS = (
-    {"units", "config", "trees", "screen"},
+    {"units", "config", "trees", "screen", "precision"},
     {"gather", "neighbors", "nn.cg"},
     {"graph", "kernels"},
     {"nn"},
     {"predict"},
-    {"checkpoint", "specialise", "hessian", "bloch", "loss", "calculator", "lora", "data"},
+    {"checkpoint", "specialise", "hessian", "bloch", "loss", "calculator", "lora", "data", "stream"},
     {"replay", "forcefield", "adapters", "train", "trajectory"},
     {"phonons", "bands", "certificate", "thermo", "nac", "relax", "volume", "distortions", "modes", "jaxmd", "md"},
     {"feed", "task", "recipe", "store", "metrics", "report", "testing"},

@@ -1,12 +1,16 @@
 """Batched evaluation and relaxation: order, bad structures, full batches, known minima."""
 
+import itertools
+import threading
+
 import ase
 import ase.constraints
 import numpy as np
 import pytest
 from ase.build import bulk
 
-from equijax import forcefield, graph, screen
+from equijax import graph, screen, stream
+from equijax.forcefield import ForceField
 from equijax.testing import random_config, random_forcefield, rattled
 
 
@@ -40,21 +44,79 @@ def test_results_in_order_and_bad_structure_reported(ff):
         ff.evaluate(images, errors="ignore")
 
 
+def test_non_finite_result_is_reported_and_stays_alone(ff):
+    images = [rattled("Si", "diamond", 5.2), rattled()]
+    good = ff.evaluate(images)[0]
+    constants = {**ff.variables["constants"], "atomic_energies": np.array([[1.0, 1.0, np.nan]])}
+    broken = ForceField(ff.config, {**ff.variables, "constants": constants}, {})
+    silicon, salt = broken.evaluate(images, errors="report")
+    assert "structure 1 (Cl4Na4): the potential returned a non-finite" in salt["error"]
+    np.testing.assert_array_equal(silicon["forces"], good["forces"])
+    with pytest.raises(FloatingPointError, match="structure 1"):
+        broken.evaluate(images)
+
+
 def test_a_thousand_crystals_fill_few_shapes():
     """Padding included, at least 80 % of the edge slots computed belong to the structures."""
     rng = np.random.default_rng(0)
-    ff = random_forcefield(random_config(species=(13,), r_max=5.0, channels=2, lmax=0, max_ell=0, correlation=(1, 1)))
     structures = []
-    for _ in range(1000):
+    for i in range(1000):
         atoms = bulk("Al", rng.choice(["fcc", "bcc", "sc", "diamond"]), a=rng.uniform(3.2, 5.5), cubic=True)
-        structures.append((atoms, graph.neighbour_list(atoms, ff.config.r_max)))
-    batches = forcefield.pack(structures, forcefield.BATCH_SLOTS)
-    assert sorted(i for members in batches for i in members) == list(range(1000))
-    groups = [[structures[i] for i in members] for members in batches]
-    sizes = ff._sizes(groups)
-    assert len(set(sizes)) <= 24
-    needed = sum(len(e.receivers) for _, e in structures)
-    assert needed / sum(size.cost for size in sizes) > 0.8
+        structures.append(stream.structure(i, atoms, graph.neighbour_list(atoms, 5.0)))
+    pool = graph.SizePool()
+    batches = list(stream.batches(iter(structures), pool, 1, stream.BATCH_SLOTS["cpu"]))
+    assert sorted(s.index for batch in batches for s in batch.members) == list(range(1000))
+    assert len({batch.size for batch in batches}) <= 16
+    assert all(batch.size.cost <= 1.1 * stream.BATCH_SLOTS["cpu"] for batch in batches)
+    needed = sum(len(s.edges.receivers) for s in structures)
+    assert needed / sum(batch.size.cost for batch in batches) > 0.8
+
+
+def test_a_batch_is_ready_before_the_stream_ends():
+    """The first batch leaves when it is full, not when the last structure has come."""
+    atoms = rattled()
+    edges, taken = graph.neighbour_list(atoms, 4.0), []
+
+    def endless():
+        for i in itertools.count():
+            taken.append(i)
+            yield stream.structure(i, atoms, edges)
+
+    batches = stream.batches(endless(), graph.SizePool(), 2, 4096)
+    first, second = next(batches), next(batches)
+    assert [s.index for s in (*first.members, *second.members)] == list(range(len(taken) - 1))
+    assert first.size == second.size and first.size.cost <= 4096
+
+
+def test_a_structure_beyond_every_shape_does_not_inflate_the_others():
+    """With the pool full, a batch is halved until known shapes hold it, and one large structure gets its own shape."""
+    small = [stream.structure(i, a, graph.neighbour_list(a, 4.0)) for i, a in enumerate([rattled(seed=1)] * 40)]
+    large = rattled(repeat=(4, 3, 3))
+    pool = graph.SizePool([graph.Size(16, 32, 2, 17)] * graph.MAX_SIZES)
+    batches = list(
+        stream.batches([*small, stream.structure(40, large, graph.neighbour_list(large, 4.0))], pool, 2, 4096)
+    )
+    assert sorted(s.index for b in batches for s in b.members) == list(range(41))
+    (own,) = [b for b in batches if b.members[0].index == 40]
+    assert len(own.members) == 1 and own.size.nodes < 2 * len(large)
+    assert {b.size.nodes for b in batches if b is not own} <= {16, own.size.nodes}
+
+
+def test_background_thread_passes_on_items_errors_and_the_end():
+    def items():
+        yield from range(5)
+        raise ValueError("in the thread")
+
+    seen = []
+    with pytest.raises(ValueError, match="in the thread"):
+        for item in stream.ahead(items()):
+            seen.append(item)
+    assert seen == list(range(5))
+    before = threading.active_count()
+    endless = stream.ahead(itertools.count())
+    assert next(endless) == 0
+    endless.close()
+    assert threading.active_count() == before
 
 
 class Springs:

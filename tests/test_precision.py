@@ -1,0 +1,74 @@
+"""float32 products on accelerators: read from the traced programs, since a CPU multiplies in full either way."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from equijax import graph, jaxmd, precision, predict
+from equijax import neighbors as nl
+from equijax.testing import random_config, random_forcefield, rattled
+
+FF = random_forcefield(random_config(channels=2, max_ell=1, correlation=(2, 2), num_radial=4, radial_mlp=(8, 8)))
+ATOMS = rattled()
+SPACE = nl.Space(False, (True,) * 3, FF.config.r_max, 0.5)
+
+
+def products(jaxpr) -> list:
+    """(precision, shapes of the factors) of every float32 product in a program, those of inner programs too."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general" and equation.invars[0].aval.dtype == np.float32:
+            found.append((equation.params["precision"], [v.aval.shape for v in equation.invars]))
+        for inner in jaxprs_in_params(equation.params):
+            found += products(inner)
+    return found
+
+
+def forces():
+    batch = predict.cast(graph.from_atoms(ATOMS, FF.config), "float32")
+    return jax.make_jaxpr(lambda v, g: predict.energy_forces_stress(FF.config, v, g))(FF.device_variables(), batch)
+
+
+def product_with_hessian():
+    batch = predict.cast(graph.from_atoms(ATOMS, FF.config), "float32")
+    R, variables = jnp.asarray(batch.nodes["positions"]), FF.device_variables()
+    gradient = jax.grad(lambda R: predict.total_energy(FF.config, variables, batch, R))
+    return jax.make_jaxpr(lambda R: jax.jvp(gradient, (R,), (jnp.ones_like(R),)))(R)
+
+
+def dynamics():
+    T = ATOMS.cell.array.T
+    neighbor_fn, energy_fn = jaxmd.potential(T, SPACE, FF, ATOMS.numbers)
+    R = jnp.asarray(ATOMS.positions, jnp.float32)
+    neighbors = neighbor_fn.allocate(R)
+
+    def step(R, neighbors, variables, strain):
+        neighbors = neighbors.update(R)
+        return jax.grad(energy_fn, argnums=0)(R, neighbors, perturbation=strain, variables=variables)
+
+    return jax.make_jaxpr(step)(R, neighbors, FF.device_variables(), jnp.eye(3))
+
+
+PROGRAMS = {"forces": forces, "hessian product": product_with_hessian, "dynamics": dynamics}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_products_are_full_float32_unless_asked(name):
+    assert precision.of_model() == "highest"
+    found = products(PROGRAMS[name]().jaxpr)
+    assert len(found) > 20
+    full = jax.lax.Precision.HIGHEST
+    assert [p for p in found if p[0] != (full, full)] == []
+
+
+def test_less_can_be_asked_of_the_model_and_never_of_geometry():
+    full = jax.lax.Precision.HIGHEST
+    with jax.default_matmul_precision("tensorfloat32"):
+        assert precision.of_model() == "tensorfloat32"
+        found = products(dynamics().jaxpr)
+    geometry = [p for p, shapes in found if any(s == (3, 3) for s in shapes)]
+    network = [p for p, shapes in found if all(s != (3, 3) for s in shapes)]
+    assert len(geometry) > 3 and all(p == (full, full) for p in geometry)
+    assert len(network) > 20 and all(p != (full, full) for p in network)
