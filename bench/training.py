@@ -2,12 +2,13 @@
 
     python bench/training.py [--structures 10] [--repeats 3] [--no-torch]
 
-Times: compilation of the step, then the median step with energies, forces and stresses in the loss (gradients of
-forces with respect to what is trained), for LoRA and for all parameters; a step on force constants. Memory: peak of the
-process after each.
+Compilation of the step, then the median step with energies, forces and stresses in the loss (gradients of forces with
+respect to what is trained), for LoRA and for all parameters, and a step on force constants; the steps alternate with
+mace-torch's. Memory: temporary buffers of the compiled step, and the peak of the process after its first call.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import _common as common
@@ -38,29 +39,33 @@ class TrainingConfig:
 
 
 def main() -> None:
-    """Time everything, print the table, write JSON."""
+    """Compile everything, time it call by call in turn, print the table, write JSON."""
     options = tyro.cli(TrainingConfig)
     config = testing.random_config(channels=24) if options.small else common.published_config()
     variables = testing.random_forcefield(config).variables
     images = [common.crystal("Si", 2, seed=i) for i in range(options.structures)]
-    rows = []
     graph = labelled(images, config, variables)
-    for name, start, combine in strategies(config, variables, options.rank):
-        rows.append(step_times(name, config, variables, graph, start, combine, loss.LossConfig(), options.repeats))
-        print(rows[-1])
+    cases = [(name, graph, loss.LossConfig(), start, combine)
+             for name, start, combine in strategies(config, variables, options.rank)]  # fmt: skip
     if options.tangents:
-        name, start, combine = strategies(config, variables, options.rank)[0]
-        graph = products(images[:1], config, variables, options.tangents)
-        only = loss.LossConfig(hvp=1.0)
-        rows.append(step_times(f"{name}, force constants", config, variables, graph, start, combine, only,
-                               options.repeats))  # fmt: skip
-        print(rows[-1])
-    if options.torch and (row := torch_step(images, options)):
-        rows.append(row)
-        print(row)
+        only = products(images[:1], config, variables, options.tangents)
+        name = f"lora, force constants: {options.tangents} tangents of one cell"
+        cases.append((name, only, loss.LossConfig(hvp=1.0), *cases[0][3:]))
+    rows, calls = [], {}
+    for name, batch, losses, start, combine in cases:
+        row, calls[name] = compiled(name, config, variables, batch, losses, start, combine)
+        calls[name]()
+        rows.append({**row, "peak_memory_gb": common.peak_memory_gb()})
+        print(rows[-1], flush=True)
+    for chosen in (images, images[:2]) if options.torch else ():  # its time grows faster than the batch
+        if peer := torch_step(chosen, options):
+            rows.append(peer[0])
+            calls[peer[0]["step"]] = peer[1]
+    times = common.timed(calls, options.repeats)
+    rows = [{**row, **times[row["step"]]} for row in rows]
     print(table(rows))
     common.write("training" + ("-small" if options.small else ""), rows, structures=options.structures,
-                 atoms=sum(map(len, images)))  # fmt: skip
+                 atoms=sum(map(len, images)), directed_edges=int(np.sum(graph.edges["mask"])))  # fmt: skip
 
 
 def labelled(images, config, variables):
@@ -96,27 +101,26 @@ def strategies(config, variables, rank):
     ]
 
 
-def step_times(name, config, variables, graph, start, combine, losses, repeats) -> dict:
-    """Compile one step, then time it."""
+def compiled(name, config, variables, graph, losses, start, combine) -> tuple[dict, Callable]:
+    """Compile one step: what it took, and a call that does the next step."""
     plan = train.TrainConfig()
     step = train.make_step(config, combine, losses, plan, 100)
-    state = train.init(start, plan, 100)
+    holder = [train.init(start, plan, 100)]
     variables = jax.device_put(predict.cast(variables, "float32"))
     started = time.perf_counter()
-    compiled = step.lower(state, variables, graph).compile()
+    program = step.lower(holder[0], variables, graph).compile()
     compile_s = time.perf_counter() - started
-    holder = [state]
 
     def once():
-        holder[0], metrics = compiled(holder[0], variables, graph)
+        holder[0], metrics = program(holder[0], variables, graph)
         jax.block_until_ready(metrics)
 
-    times = common.timed({name: once}, repeats)[name]
-    return {"step": name, "trainable": recipe.count(start), "compile_s": compile_s, **times,
-            "peak_memory_gb": common.peak_memory_gb()}  # fmt: skip
+    row = {"step": name, "trainable": recipe.count(start), "compile_s": compile_s,
+           "temporary_gb": program.memory_analysis().temp_size_in_bytes / 1e9}  # fmt: skip
+    return row, once
 
 
-def torch_step(images, options) -> dict | None:
+def torch_step(images, options) -> tuple[dict, Callable] | None:
     """mace-torch's training step on the same structures: all parameters, energy, forces and stress; None without it."""
     try:
         import torch
@@ -140,10 +144,9 @@ def torch_step(images, options) -> dict | None:
         value.backward()
         rule.step()
 
-    times = common.timed({"torch": once}, options.repeats)["torch"]
     number = sum(p.numel() for p in model.parameters())
-    return {"step": "mace-torch, all parameters", "trainable": number, "compile_s": 0.0, **times,
-            "peak_memory_gb": common.peak_memory_gb()}  # fmt: skip
+    name = f"mace-torch, all parameters, {len(images)} cells"
+    return {"step": name, "trainable": number, "compile_s": None, "temporary_gb": None}, once
 
 
 def torch_model(options):
@@ -175,11 +178,14 @@ def with_labels(atoms):
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown."""
-    lines = ["| step | trainable | compile, s | step, ms | peak memory, GB |", "| --- " * 5 + "|"]
+    """Markdown; the ratio is of mace-torch's step on the same batch."""
+    peer = next((r["median_ms"] for r in rows if r["step"].startswith("mace-torch")), None)
+    lines = ["| step | trainable | compile, s | step, ms | mace-torch / it | temporary, GB |", "| --- " * 6 + "|"]
     for r in rows:
-        lines.append(f"| {r['step']} | {r['trainable']:,} | {r['compile_s']:.1f} | {r['median_ms']:.0f} | "
-                     f"{r['peak_memory_gb']:.2f} |")  # fmt: skip
+        ratio = f"{peer / r['median_ms']:.1f}x" if peer and r["step"].split(",")[0] in ("lora", "naive") else "-"
+        ratio = "-" if "force constants" in r["step"] else ratio
+        own = [f"{r[k]:.2f}" if r[k] is not None else "-" for k in ("compile_s", "temporary_gb")]
+        lines.append(f"| {r['step']} | {r['trainable']:,} | {own[0]} | {r['median_ms']:.0f} | {ratio} | {own[1]} |")
     return "\n".join(lines)
 
 

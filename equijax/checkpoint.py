@@ -41,7 +41,7 @@ def save(path: str | Path, config: ModelConfig, variables: dict, metadata: dict)
     beside.chmod(0o755)  # mkdtemp makes it private
     try:
         # the checkpointer finishes writing in the background; leaving the context waits for it
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
             checkpointer.save(beside / "arrays", jax.tree.map(np.asarray, variables))
         document = {"format": FORMAT, "config": config.to_dict(), "metadata": metadata}
         (beside / "config.json").write_text(json.dumps(document, indent=1))
@@ -70,11 +70,20 @@ def load(path: str | Path) -> tuple[ModelConfig, dict, dict]:
     document = json.loads((path / "config.json").read_text())
     if document.get("format") != FORMAT:
         raise ValueError(f"{path} has format {document.get('format')}, this version reads {FORMAT}: convert again")
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
         structure = checkpointer.metadata(path / "arrays").item_metadata
         target = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), structure.tree)
         variables = checkpointer.restore(path / "arrays", target)
     return from_dict(ModelConfig, document["config"]), jax.tree.map(np.asarray, variables), document["metadata"]
+
+
+def alone() -> ocp.options.MultiprocessingOptions:
+    """Orbax in this process without waiting for the others of a job: all may read, the caller says who writes."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    index = jax.process_index()
+    prefix = f"process_{index}"
+    return ocp.options.MultiprocessingOptions(index, active_processes={index}, barrier_sync_key_prefix=prefix)
 
 
 def _replace(new: Path, path: Path) -> None:

@@ -7,7 +7,7 @@ import jraph
 import numpy as np
 from jax.sharding import Mesh
 
-from equijax import data, graph, predict, train
+from equijax import data, graph, parallel, predict, train
 from equijax.config import ModelConfig
 
 EVALUATION_SLOTS = 16384  # edge slots N*K in a batch without gradients
@@ -29,6 +29,7 @@ class Feed:
     replay_size: int = 0  # replay structures added to each
     slots: int = 262144  # edge slots a device
     tangents: int = 4
+    primitive: bool = False  # force constants by waves in the primitive cell instead of displacements of the supercell
     head: int = 0
     dtype: str = "float32"
     seed: int = 0
@@ -64,20 +65,24 @@ def _products(feed, number):
     out = []
     for i, reference in enumerate(feed.constants):
         seed = int(np.random.default_rng([feed.seed, number, i]).integers(2**31))
-        out.append(data.prepare(data.products(reference, feed.tangents, seed=seed), feed.config))
+        make = data.waves if feed.primitive else data.products
+        out.append(data.prepare(make(reference, feed.tangents, seed=seed), feed.config))
     return out
 
 
 def _batch(feed, groups):
-    """One batch; groups of several devices are padded to one shape, missing ones are empty copies of the first."""
-    names = tuple(item.labelled.source for group in groups for item in group)
+    """One batch: a graph a device, all padded to one shape; devices without a group get a silent copy of the first."""
+    members = tuple(item for group in groups for item in group)
+    names = tuple(item.labelled.source for item in members)
     needed = [data.size_of(group, feed.config) for group in groups]
     size = shape(feed, graph.Size(*(max(column) for column in zip(*needed, strict=True))))
-    graphs = [labelled_graph(feed, group, size) for group in groups]
     if feed.mesh is None:
-        return train.Batch(graphs[0], names)
-    graphs += [silent(graphs[0])] * (feed.mesh.size - len(graphs))
-    return train.Batch(train.stack(graphs, feed.mesh), names)
+        return train.Batch(labelled_graph(feed, groups[0], size), names, members)
+    graphs = [
+        labelled_graph(feed, groups[i], size) if i < len(groups) else silent(labelled_graph(feed, groups[0], size))
+        for i in parallel.mine(feed.mesh)
+    ]
+    return train.Batch(parallel.stack(graphs, feed.mesh), names, members)
 
 
 def silent(g: jraph.GraphsTuple) -> jraph.GraphsTuple:
@@ -90,9 +95,9 @@ def silent(g: jraph.GraphsTuple) -> jraph.GraphsTuple:
 
 
 def labelled_graph(feed: Feed, group: Sequence[data.Item], size: graph.Size | None = None) -> jraph.GraphsTuple:
-    """One padded, labelled graph in the dtype of the run; force-constant products come without the other labels."""
+    """One padded, labelled graph in the dtype of the run; force-constant products alone, without empty other labels."""
     g = data.batch(group, feed.config, feed.energies, size, feed.head)
-    if all(item.labelled.hvp is not None for item in group):
+    if all(not item.labelled.has_first_order for item in group):
         g = g._replace(
             globals={k: v for k, v in g.globals.items() if not k.startswith(("energy", "stress"))},
             nodes={k: v for k, v in g.nodes.items() if not k.startswith("forces")},

@@ -12,9 +12,11 @@ import jax
 import numpy as np
 
 import equijax
-from equijax import adapters, checkpoint, evaluate, feed, lora, metrics, predict, recipe, report, store, train
+from equijax import adapters, checkpoint, evaluate, feed, lora, metrics, parallel, predict, recipe, report, store, train
 from equijax.recipe import FinetuneConfig
 from equijax.task import SETS, Task, prepare, provenance
+
+JOB = ("coordinator", "process")  # options that differ between processes, or from one start to the next
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,11 +26,19 @@ def main(argv: Sequence[str] | None = None) -> int:
       SystemExit: bad options.
     """
     options = recipe.resolve(recipe.read(sys.argv[1:] if argv is None else argv))
+    if options.distributed:
+        parallel.join(options.coordinator, options.processes, options.process)
     with jax.enable_x64(options.dtype == "float64"):
         result = run(options)
     if result is not None:
-        print(report.summary(result))
+        say(report.summary(result))
     return 0
+
+
+def say(text: str) -> None:
+    """Print, in the first process."""
+    if parallel.is_first():
+        print(text)
 
 
 def run(options: FinetuneConfig) -> dict | None:
@@ -49,26 +59,27 @@ def run(options: FinetuneConfig) -> dict | None:
     out = options.out.absolute()
     check_free(out, options)
     task = prepare(options)
+    parallel.wait("the folder is free for all processes")
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(recipe.document(options), indent=1))
-    print("\n".join(task.messages))
+    if parallel.is_first():
+        (out / "config.json").write_text(json.dumps(recipe.document(options), indent=1))
+    say("\n".join(task.messages))
     before = assess(task, task.variables)
-    print(report.errors_table({"zero-shot": before["errors"]}))
+    say(report.errors_table({"zero-shot": before["errors"]}))
     trained = recipe.Trainable(None, recipe.fill)
     progress, reason = train.Progress(), "zero-shot"
     final = with_energies(task.variables, task.energies)
     if options.strategy != "zero-shot":
         trained = recipe.trainable(options, task.config, task.variables, task.numbers)
-        print(describe(task, trained))
+        say(describe(task, trained))
         best, progress, reason = optimise(task, trained, before["errors"]["valid"]["loss"], out)
         if reason == "interrupted":
-            print(f"stopped by a signal after epoch {progress.epoch}, saved; continue with --resume")
+            say(f"stopped by a signal after epoch {progress.epoch}, saved; continue with --resume")
             return None
         final = finished(task, trained, best)
-        if isinstance(trained.start, lora.Adapters):
+        if isinstance(trained.start, lora.Adapters) and parallel.is_first():
             save_adapter(task, best, out)
     after = assess(task, final)
-    checkpoint.save(out / "best", task.config, final, provenance(task, progress.best_epoch))
     result = {
         "strategy": options.strategy,
         "trainable": recipe.count(trained.start),
@@ -84,8 +95,10 @@ def run(options: FinetuneConfig) -> dict | None:
         "after": after,
     }
     result["verdict"] = report.verdict(result)
-    report.write(out, result)
-    draw_parity(task, final, out)
+    if parallel.is_first():
+        checkpoint.save(out / "best", task.config, final, provenance(task, progress.best_epoch))
+        report.write(out, result)
+        draw_parity(task, final, out)
     return result
 
 
@@ -102,7 +115,7 @@ def check_free(out: Path, options: FinetuneConfig) -> None:
     if not options.resume:
         raise FileExistsError(f"{out} holds a run already: choose another --out, or continue it with --resume")
     stored, now = json.loads(stored_in.read_text()), recipe.document(options)
-    changed = sorted(k for k in now if stored.get(k) != now[k] and k not in ("resume", "config", "out"))
+    changed = sorted(k for k in now if stored.get(k) != now[k] and k not in ("resume", "config", "out", *JOB))
     if changed:
         raise ValueError(f"--resume with other options than the run in {out} had: {', '.join(changed)}")
 
@@ -135,40 +148,47 @@ def assess(task: Task, variables: dict) -> dict:
 
 def optimise(task: Task, trained: recipe.Trainable, start: float, out: Path) -> tuple[Any, train.Progress, str]:
     """Train; returns the best weights (the starting ones if nothing was better), progress and reason."""
-    options = task.options
+    options, mesh = task.options, task.feed.mesh
     plan, losses = recipe.training(options), recipe.losses(options)
     batches = partial(feed.epoch, task.feed)
     steps = plan.epochs * len(batches(0))
     state = train.init(trained.start, plan, steps)
-    compiled = train.make_step(
-        task.config, trained.combine, losses, plan, steps, pull=trained.pull, mesh=task.feed.mesh
-    )
-    variables = jax.device_put(predict.cast(task.variables, options.dtype))
+    compiled = train.make_step(task.config, trained.combine, losses, plan, steps, pull=trained.pull, mesh=mesh)
+    variables = predict.cast(task.variables, options.dtype)
+    here = jax.device_put(variables)
+    everywhere = here if mesh is None else parallel.replicate(variables, mesh)
     combine = jax.jit(trained.combine)
 
     def evaluate(weights):
-        merged = {**variables, "params": combine(variables["params"], weights)}
-        return metrics.label_errors(task.config, merged, task.graphs["valid"], losses)
+        merged = {**here, "params": combine(here["params"], jax.device_get(weights))}
+        return parallel.from_first(metrics.label_errors(task.config, merged, task.graphs["valid"], losses))
+
+    def suspects(state, batch):
+        finite = train.make_probe(task.config, trained.combine, losses)
+        weights = jax.device_get(state.trainable)
+        alone = {m.labelled.source: feed.labelled_graph(task.feed, [m]) for m in batch.members}
+        return [source for source, graph in alone.items() if not finite(weights, here, graph)]
 
     # from scratch, the random start is epoch 0; everything else starts from the model it must beat
-    progress = train.Progress(best=np.inf if options.strategy == "scratch" else start)
+    start = np.inf if options.strategy == "scratch" else start
+    progress, best = train.Progress(best=parallel.from_first({"loss": start})["loss"]), trained.start
     with store.Store(out / "checkpoints") as checkpoints:
         if options.resume and (stored := checkpoints.restore_last(state)) is not None:
             state, progress = stored
+            best = checkpoints.restore_best(best) if progress.best_epoch else best
 
         def save(state, progress, is_best):
+            nonlocal best
             if is_best:
-                checkpoints.save_best(train.evaluated(state, plan), progress)
+                best = jax.device_get(train.evaluated(state, plan))
+                checkpoints.save_best(best, progress)
             checkpoints.save_last(state, progress)
 
         with report.Log(out / "metrics.jsonl", progress, steps, int(state.step)) as log:
             state, progress, reason = train.fit(
-                state, progress, step=lambda s, g: compiled(s, variables, g), batches=batches, evaluate=evaluate,
-                options=plan, save=save, log=log,
+                parallel.replicate(state, mesh), progress, step=lambda s, g: compiled(s, everywhere, g),
+                batches=batches, evaluate=evaluate, options=plan, save=save, log=log, suspects=suspects,
             )  # fmt: skip
-        best = trained.start
-        if progress.best_epoch:
-            best = checkpoints.wait().restore_best(trained.start)
     return best, progress, reason
 
 

@@ -6,6 +6,9 @@ value, and takes no part:
   globals  energy [G] eV (without E0), energy_mask [G]; stress [G, 3, 3] eV/A^3, stress_mask [G]; weight [G]
   nodes    forces [N, 3] eV/A, forces_mask [N]; optionally tangents [N, B, 3] A with hvp [N, B, 3] = Phi u in eV/A, and
            hvp_mask [N]
+  waves    with globals q [G, B, 3] (fractional) the tangents are displacement waves u_j e^{2 pi i q.S}: tangents and
+           hvp [N, B, 2, 3] are real and imaginary parts, hvp_mask [N, 2]; a graph with q = 0 and no imaginary parts is
+           one of ordinary displacements, so that supercells and primitive cells share a batch
 """
 
 from dataclasses import dataclass
@@ -14,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import jraph
 
-from equijax import predict
+from equijax import bloch, predict
 from equijax.config import ModelConfig
 
 # Conditional Huber of the universal loss: delta shrinks where the reference force is large (Batatia et al.,
@@ -62,12 +65,29 @@ PENALTIES = {"mse": square, "mae": absolute, "huber": huber, "universal": huber}
 
 
 def hessian_products(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple) -> jax.Array:
-    """Phi u along every tangent: forward derivative of the energy gradient, [N, B, 3] eV/A."""
+    """Phi u along every tangent: forward derivative of the energy gradient, [N, B, (2,) 3] eV/A like the tangents."""
     positions = jnp.asarray(graph.nodes["positions"])
+    if "q" in graph.globals:
+        return _wave_products(config, variables, graph, positions)
     gradient = jax.grad(lambda x: predict.total_energy(config, variables, graph, x))
     tangents = jnp.moveaxis(graph.nodes["tangents"], 1, 0)
     _, push = jax.linearize(gradient, positions)
     return jnp.moveaxis(jax.vmap(push)(tangents), 0, 1)
+
+
+def _wave_products(config, variables, graph, positions):
+    """sum_S Phi[0 i, S j] e^{2 pi i q.S} u_j of every wave; see `equijax.bloch`."""
+    shifts = graph.edges["shifts"].astype(positions.dtype).reshape(positions.shape[0], -1, 3)
+    index = predict.node_graph_index(graph)
+
+    def one(q, wave):  # [G, 3], [2, N, 3]
+        phase = 2 * jnp.pi * jnp.einsum("nks,ns->nk", shifts, q[index])
+        gather = bloch.wave_gather((jnp.cos(phase), jnp.sin(phase)))
+        gradient = jax.grad(lambda x: predict.total_energy(config, variables, graph, x, gather=gather))
+        return jax.vmap(lambda u: jax.jvp(gradient, (positions,), (u,))[1], axis_name=bloch.PAIR)(wave)
+
+    waves = jnp.moveaxis(graph.nodes["tangents"], 0, 2)  # [B, 2, N, 3]
+    return jnp.moveaxis(jax.vmap(one)(jnp.moveaxis(graph.globals["q"], 1, 0), waves), 2, 0)
 
 
 def sums(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, options: LossConfig) -> dict:
@@ -119,8 +139,11 @@ def _stress(found, graph, options):
 
 def _hvp(found, graph, options):
     labels, mask = graph.nodes["hvp"], graph.nodes["hvp_mask"]
-    d = _difference(found["hvp"], labels, mask[:, None, None])
-    return _per_graph(PENALTIES[options.kind](d, options.delta).sum((1, 2)), graph), 3.0 * labels.shape[1] * mask.sum()
+    number = labels.shape[1]
+    mask = mask[:, None, ..., None]  # [N, 1, (2,) 1]
+    d = _difference(found["hvp"], labels, mask)
+    value = PENALTIES[options.kind](d, options.delta)
+    return _per_graph(value.reshape(len(value), -1).sum(1), graph), 3.0 * number * mask.sum()
 
 
 _NUMERATORS = {"energy": _energy, "forces": _forces, "stress": _stress, "hvp": _hvp}

@@ -75,6 +75,8 @@ class FinetuneConfig:
     """Structures with their own labels to train on as well, against forgetting."""
     replay_self: tuple[Path, ...] = ()
     """Structures to train on as well, labelled by the starting model."""
+    replay_hessian: bool = False
+    """Label --replay-self structures with Hessian-vector products too; they count with --hessian-weight."""
     replay_number: int = 64
     """Replay structures to use, picked by --replay-pick."""
     replay_pick: Literal["farthest", "random"] = "farthest"
@@ -95,7 +97,9 @@ class FinetuneConfig:
     stress_weight: float | None = None
     """Weight of stresses."""
     hessian_weight: float = 0.0
-    """Weight of force constants, from phonopy files in --train."""
+    """Weight of force constants, from phonopy files in --train or by --replay-hessian."""
+    hessian_cell: Literal["supercell", "primitive"] = "supercell"
+    """Displace atoms of the supercell at random, or the primitive cell by random waves at commensurate q."""
     tangents: int = 4
     """Random displacement directions per structure, step and force-constant set."""
     huber_delta: float = 0.01
@@ -128,7 +132,16 @@ class FinetuneConfig:
     seed: int = 0
     """Of adapters, split, data order and tangents."""
     devices: int = 1
-    """Devices to spread each step over."""
+    """Devices to spread each step over; with --distributed, all devices of all processes."""
+    distributed: bool = False
+    """Be one of several processes, all started with these options; the environment (SLURM, Open MPI, Kubernetes, TPU
+    pods) or the next three options say which."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0; JAX_COORDINATOR_ADDRESS by default."""
+    processes: int | None = None
+    """How many processes there are."""
+    process: int | None = None
+    """Which of them this is, from 0."""
     resume: bool = False
     """Continue the run in --out, bit for bit."""
 
@@ -215,6 +228,8 @@ def resolve(options: FinetuneConfig) -> FinetuneConfig:
         raise ValueError(f"valid_fraction = {options.valid_fraction} must be between 0 and 1")
     if options.strategy == "multihead" and not (options.replay or options.replay_self):
         raise ValueError("multihead keeps the old head by replay: give --replay or --replay-self")
+    if options.replay_hessian and not (options.replay_self and options.hessian_weight > 0):
+        raise ValueError("replay_hessian needs --replay-self and a --hessian-weight")
     if options.batch_size < 1 or options.devices < 1:
         raise ValueError(f"batch_size {options.batch_size} and devices {options.devices} must be at least 1")
     defaults = DEFAULTS[options.strategy]._asdict()

@@ -1,6 +1,7 @@
 """What a fine-tuning run tells: progress bar, metrics.jsonl, tables, plots, report.json."""
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
@@ -8,21 +9,24 @@ import matplotlib
 import numpy as np
 from tqdm import tqdm
 
+from equijax import parallel
 from equijax.train import Progress
 
 UNITS = {"energy": ("meV/atom", 1e3), "forces": ("meV/A", 1e3), "stress": ("meV/A^3", 1e3)}
 
 
 class Log:
-    """Progress bar and metrics.jsonl; call it with the dicts of `train.fit`."""
+    """Progress bar and metrics.jsonl of the first process; call it with the dicts of `train.fit`."""
 
     def __init__(self, path: Path, progress: Progress, steps: int, done: int):
-        kept = []
-        if path.exists():  # a resumed run repeats what came after its checkpoint
-            kept = [line for line in path.read_text().splitlines() if json.loads(line)["epoch"] <= progress.epoch]
-        path.write_text("".join(line + "\n" for line in kept))
-        self._file = path.open("a")
-        self._bar = tqdm(total=steps, initial=done, desc="train", unit="step", dynamic_ncols=True)
+        if parallel.is_first():
+            kept = []
+            if path.exists():  # a resumed run repeats what came after its checkpoint
+                kept = [line for line in path.read_text().splitlines() if json.loads(line)["epoch"] <= progress.epoch]
+            path.write_text("".join(line + "\n" for line in kept))
+        self._file = path.open("a") if parallel.is_first() else io.StringIO()
+        self._bar = tqdm(total=steps, initial=done, desc="train", unit="step", dynamic_ncols=True,
+                         disable=not parallel.is_first())  # fmt: skip
         self._shown: dict[str, str] = {}
 
     def __enter__(self) -> "Log":

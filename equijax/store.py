@@ -12,17 +12,27 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from equijax import checkpoint, parallel
 from equijax.train import Progress, TrainState
 
 
 class Store:
-    """`last/` and `best/` under one folder, one checkpoint in each; a context manager that waits for the writer."""
+    """`last/` and `best/` under one folder, one checkpoint in each; a context manager that waits for the writer.
+
+    Of several processes the first writes, and all read.
+    """
 
     def __init__(self, path: str | Path):
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=True)
         self.path = Path(path).absolute()
-        self._last = ocp.CheckpointManager(self.path / "last", options=options)
-        self._best = ocp.CheckpointManager(self.path / "best", options=options)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=1, enable_async_checkpointing=True, create=False, read_only=not parallel.is_first(),
+            multiprocessing_options=checkpoint.alone(),
+        )  # fmt: skip
+        managers = []
+        for name in ("last", "best"):
+            (self.path / name).mkdir(parents=True, exist_ok=True)
+            managers.append(ocp.CheckpointManager(self.path / name, options=options))
+        self._last, self._best = managers
 
     def __enter__(self) -> "Store":
         return self
@@ -40,7 +50,7 @@ class Store:
 
     def save_best(self, trainable: Any, progress: Progress) -> None:
         """Keep these weights as the best; a resumed run finds again what it had found before it was cut."""
-        if (self._best.latest_step() or 0) >= progress.best_epoch:
+        if not parallel.is_first() or (self._best.latest_step() or 0) >= progress.best_epoch:
             return
         items = ocp.args.Composite(weights=ocp.args.StandardSave(_copy(trainable)), progress=_json(progress))
         self._best.save(progress.best_epoch, args=items, force=True)
@@ -48,7 +58,7 @@ class Store:
     def save_last(self, state: TrainState, progress: Progress) -> None:
         """Keep this state to resume from; a step already stored is not stored again."""
         step = int(state.step)
-        if step not in self._last.all_steps():
+        if parallel.is_first() and step not in self._last.all_steps():
             items = ocp.args.Composite(state=ocp.args.StandardSave(_copy(state)), progress=_json(progress))
             self._last.save(step, args=items, force=True)
 

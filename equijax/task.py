@@ -7,7 +7,7 @@ from pathlib import Path
 import ase
 import numpy as np
 
-from equijax import checkpoint, data, feed, recipe, replay, train
+from equijax import checkpoint, data, feed, parallel, recipe, replay
 from equijax.config import ModelConfig
 from equijax.data import Labelled
 from equijax.data.phonopy_files import is_phonopy
@@ -70,10 +70,11 @@ def prepare(options: FinetuneConfig) -> Task:
         batch_size=options.batch_size,
         replay_size=max(1, round(options.replay_ratio * options.batch_size)) if again else 0,
         tangents=options.tangents,
+        primitive=options.hessian_cell == "primitive",
         head=head,
         dtype=options.dtype,
         seed=options.seed,
-        mesh=train.data_mesh(options.devices),
+        mesh=parallel.data_mesh(options.devices),
     )
     feed.settle(eats, options.epochs)
     # structures like those of training go in batches like those of training: the same compiled program
@@ -127,8 +128,10 @@ def _constants(options) -> list[data.ForceConstants]:
       ValueError: a weight for force constants and none there.
     """
     constants = [data.force_constants(path) for path in options.train if _is_reference(options, path)]
-    if options.hessian_weight > 0 and not constants:
-        raise ValueError(f"hessian_weight = {options.hessian_weight} needs a phonopy file in --train")
+    if options.hessian_weight > 0 and not constants and not options.replay_hessian:
+        raise ValueError(
+            f"hessian_weight = {options.hessian_weight} needs a phonopy file in --train, or --replay-hessian"
+        )
     return constants
 
 
@@ -156,7 +159,8 @@ def _replay(options, start: ForceField, old_head) -> list[Labelled]:
         known = [s for s in found if _known(s.atoms, start.config)]
         picked = replay.pick(known, min(options.replay_number, len(known)), options.replay_pick, options.seed)
         some = [dataclasses.replace(known[i], weight=options.replay_weight * known[i].weight) for i in picked]
-        chosen += replay.pseudo_label(start, some, head=old_head) if by_model else some
+        tangents = options.tangents if options.replay_hessian else 0
+        chosen += replay.pseudo_label(start, some, head=old_head, tangents=tangents) if by_model else some
     return chosen if old_head is None else [dataclasses.replace(s, head=old_head) for s in chosen]
 
 

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,9 +18,9 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from equijax import loss
+from equijax import loss, parallel
 from equijax.config import ModelConfig
 
 Tree = Any
@@ -73,6 +74,7 @@ class Batch(NamedTuple):
 
     graph: jraph.GraphsTuple
     names: tuple[str, ...]
+    members: tuple = ()  # what the graph was made of, for `fit`'s `suspects`
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def _gradient(config, combine, losses, axis):
 
 
 def _sharded(gradient, mesh):
-    everywhere, split = PartitionSpec(), PartitionSpec("data")
+    everywhere, split = parallel.EVERYWHERE, parallel.SPLIT
 
     def one_device(trainable, variables, graphs):
         return gradient(trainable, variables, jax.tree.map(lambda x: x[0], graphs))
@@ -240,9 +242,12 @@ def observe(state: TrainState, options: TrainConfig, value: float) -> TrainState
     """Tell the plateau rule a validation loss."""
     if options.schedule != "plateau":
         return state
-    zeros = jax.tree.map(jnp.zeros_like, state.trainable)
-    _, after = plateau(options).update(zeros, state.plateau, value=jnp.asarray(value, state.plateau.best_value.dtype))
-    return state._replace(plateau=after)
+    return state._replace(plateau=_observe(options, state.plateau, np.asarray(value, state.plateau.best_value.dtype)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _observe(options, state, value):
+    return plateau(options).update((), state, value=value)[1]
 
 
 def fit(
@@ -255,6 +260,7 @@ def fit(
     options: TrainConfig,
     save: Callable[[TrainState, Progress, bool], None],
     log: Callable[[dict], None],
+    suspects: Callable[[TrainState, Batch], Sequence[str]] = lambda state, batch: (),
 ) -> tuple[TrainState, Progress, str]:
     """Train until the epochs are over, the patience is exhausted or a signal asks to stop.
 
@@ -267,23 +273,25 @@ def fit(
       options: epochs, patience and how often to evaluate.
       save: (state, progress, is_best), called after each evaluation and on a signal.
       log: called with one dict per evaluation and one per step (key "batch").
+      suspects: names the structures of a batch that have no finite loss and gradient when they are alone.
 
     Returns:
       (state, progress, reason): "finished", "early stopping" or "interrupted".
 
     Raises:
-      TrainingDiverged: a loss or gradient is not finite.
+      TrainingDiverged: a loss or gradient is not finite; the message names the structures.
     """
     with stop_signal() as stopped:
         while progress.epoch < options.epochs:
             for batch in batches(progress.epoch)[progress.batch :]:
                 state, metrics = step(state, batch.graph)
                 metrics = jax.device_get(metrics)
-                check_finite(metrics, batch, progress)
+                if not metrics["finite"]:
+                    raise TrainingDiverged(divergence(metrics, batch, progress, suspects(state, batch)))
                 value = progress.loss_sum + float(metrics["loss"])
                 progress = dataclasses.replace(progress, batch=progress.batch + 1, loss_sum=value)
                 log({"epoch": progress.epoch + 1, "batch": progress.batch, **metrics})
-                if stopped():
+                if parallel.any_process(stopped()):
                     save(state, progress, False)
                     return state, progress, "interrupted"
             mean = progress.loss_sum / max(progress.batch, 1)
@@ -307,18 +315,25 @@ def judge(progress: Progress, value: float) -> tuple[Progress, bool]:
     return dataclasses.replace(progress, stale=progress.stale + 1), False
 
 
-def check_finite(metrics: dict, batch: Batch, progress: Progress) -> None:
-    """Stop at a loss or gradient that is not finite.
+def divergence(metrics: dict, batch: Batch, progress: Progress, suspects: Sequence[str]) -> str:
+    """What to say of a loss or gradient that is not finite: which structures are to blame."""
+    where = f"epoch {progress.epoch + 1}, batch {progress.batch + 1}: loss {metrics['loss']}, gradient norm "
+    if suspects:
+        who = f"not finite for {', '.join(suspects)} alone: check labels and distances there"
+    else:
+        who = f"each of {', '.join(batch.names)} alone is finite: lower the learning rate or its weight decay"
+    return f"{where}{metrics['grad_norm']}; {who}. The state before this step is kept"
 
-    Raises:
-      TrainingDiverged: names the structures of the batch.
-    """
-    if not metrics["finite"]:
-        raise TrainingDiverged(
-            f"epoch {progress.epoch + 1}, batch {progress.batch + 1}: loss {metrics['loss']}, gradient norm "
-            f"{metrics['grad_norm']}; structures in the batch: {', '.join(batch.names)}. The state before this step is "
-            "kept; check these labels, or lower the learning rate"
-        )
+
+def make_probe(config: ModelConfig, combine: Callable[[Tree, Tree], Tree], losses: loss.LossConfig) -> Callable:
+    """(trainable, variables, graph) -> whether loss and gradient of a graph are finite, on one device."""
+    gradient = _gradient(config, combine, losses, None)
+
+    def probe(trainable, variables, graph):
+        value, _, grads = gradient(trainable, variables, graph)
+        return jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(grads))
+
+    return jax.jit(probe)
 
 
 @contextmanager
@@ -332,20 +347,3 @@ def stop_signal() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def data_mesh(devices: int) -> Mesh | None:
-    """A mesh over all devices of all hosts, or None for one.
-
-    Raises:
-      ValueError: more devices asked for than there are.
-    """
-    if devices > jax.device_count():
-        raise ValueError(f"{devices} devices asked for, this machine has {jax.device_count()}")
-    return None if devices == 1 else Mesh(np.array(jax.devices()[:devices]), ("data",))
-
-
-def stack(graphs: Sequence[jraph.GraphsTuple], mesh: Mesh) -> jraph.GraphsTuple:
-    """Graphs of one shape, one per device, as arrays with a leading device axis placed on the mesh."""
-    placed = NamedSharding(mesh, PartitionSpec("data"))
-    return jax.tree.map(lambda *x: jax.device_put(np.stack(x), placed), *graphs)

@@ -19,4 +19,5 @@ from equijax.data.labelled import to_atoms as to_atoms
 from equijax.data.phonopy_files import ForceConstants as ForceConstants
 from equijax.data.phonopy_files import force_constants as force_constants
 from equijax.data.phonopy_files import products as products
+from equijax.data.phonopy_files import waves as waves
 from equijax.data.read import load as load

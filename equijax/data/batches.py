@@ -82,7 +82,8 @@ def batch(
       globals  energy [G] eV, the label minus E0 of its atoms, formed in float64; energy_mask [G]; stress [G, 3, 3]
                eV/A^3; stress_mask [G]; weight [G], 0 for padding
       nodes    forces [N, 3] eV/A; forces_mask [N]; where a structure has them: tangents [N, B, 3] A, hvp [N, B, 3]
-               eV/A, hvp_mask [N]
+               eV/A, hvp_mask [N]; if one of them has displacement waves, real and imaginary parts of all:
+               tangents and hvp [N, B, 2, 3], hvp_mask [N, 2], and globals q [G, B, 3]
 
     Args:
       items: from `prepare`.
@@ -99,7 +100,8 @@ def batch(
     g = graph.build([(i.labelled.atoms, i.edges) for i in items], config, size, heads)
     n, G = g.nodes["positions"].shape[0], len(g.n_node)
     labels = _empty_globals(G)
-    nodes = {"forces": np.zeros((n, 3)), "forces_mask": np.zeros(n)} | _empty_products(items, n)
+    nodes = {"forces": np.zeros((n, 3)), "forces_mask": np.zeros(n)} | _products(items, n)
+    labels |= _wave_vectors(items, G)
     first = 0
     for b, (item, h) in enumerate(zip(items, heads, strict=True)):
         s, rows = item.labelled, slice(first, first + len(item.labelled.atoms))
@@ -112,8 +114,6 @@ def batch(
         if s.forces is not None:
             known = np.isfinite(s.forces).all(axis=1)
             nodes["forces"][rows], nodes["forces_mask"][rows] = np.nan_to_num(s.forces), known
-        if s.hvp is not None:
-            nodes["tangents"][rows], nodes["hvp"][rows], nodes["hvp_mask"][rows] = s.tangents, s.hvp, 1.0
     return g._replace(nodes={**g.nodes, **nodes}, globals={**g.globals, **labels})
 
 
@@ -127,15 +127,38 @@ def _empty_globals(G):
     }
 
 
-def _empty_products(items, n):
-    """Arrays for force-constant products, if any structure has them."""
+def _products(items, n):
+    """Tangents and force-constant products of the structures that have them, zero and masked for the others."""
     numbers = {i.labelled.tangents.shape[1] for i in items if i.labelled.tangents is not None}
     if not numbers:
         return {}
     if len(numbers) > 1:
         raise ValueError(f"structures of one batch have different numbers of tangents: {sorted(numbers)}")
-    shape = (n, numbers.pop(), 3)
-    return {"tangents": np.zeros(shape), "hvp": np.zeros(shape), "hvp_mask": np.zeros(n)}
+    number, waves = numbers.pop(), any(i.labelled.q is not None for i in items)
+    kind = complex if waves else float
+    tangents, hvp = np.zeros((n, number, 3), kind), np.zeros((n, number, 3), kind)
+    mask = np.zeros((n, 2))  # of real and imaginary parts
+    first = 0
+    for s in (i.labelled for i in items):
+        rows = slice(first, first + len(s.atoms))
+        first = rows.stop
+        if s.hvp is not None:
+            tangents[rows], hvp[rows], mask[rows] = s.tangents, s.hvp, (1.0, s.q is not None)
+    if not waves:
+        return {"tangents": tangents, "hvp": hvp, "hvp_mask": mask[:, 0]}
+    parts = {k: np.stack([x.real, x.imag], axis=2) for k, x in (("tangents", tangents), ("hvp", hvp))}
+    return {**parts, "hvp_mask": mask}
+
+
+def _wave_vectors(items, G):
+    """q of every structure, zero where tangents are ordinary displacements; nothing if all are."""
+    found = {b: i.labelled.q for b, i in enumerate(items) if i.labelled.q is not None}
+    if not found:
+        return {}
+    q = np.zeros((G, len(next(iter(found.values()))), 3))
+    for b, values in found.items():
+        q[b] = values
+    return {"q": q}
 
 
 def _isolated(s, config, energies):

@@ -49,8 +49,14 @@ class Labelled:
     weight: float = 1.0
     source: str = "structure"  # "file:frame", for messages
     head: str | None = None  # None: the head the run trains
-    tangents: np.ndarray | None = None  # [n, B, 3] A
+    tangents: np.ndarray | None = None  # [n, B, 3] A; complex for displacement waves
     hvp: np.ndarray | None = None  # [n, B, 3] eV/A, force constants times tangents
+    q: np.ndarray | None = None  # [B, 3] wave vectors of the tangents, in units of the reciprocal cell vectors
+
+    @property
+    def has_first_order(self) -> bool:
+        """Whether energy, forces or stress are known."""
+        return not (self.energy is None and self.forces is None and self.stress is None)
 
 
 def from_values(atoms: ase.Atoms, source: str, energy=None, forces=None, stress=None, **others) -> Labelled:
@@ -207,8 +213,9 @@ def _digest(s: Labelled) -> bytes:
     digest = hashlib.sha256()
     fields = (s.atoms.numbers, s.atoms.positions, s.atoms.cell.array, s.atoms.pbc)
     labels = (s.energy, s.forces, s.stress, s.weight, s.tangents, s.hvp)
-    for x in (*fields, *labels):
-        digest.update(b"-" if x is None else np.ascontiguousarray(x, np.float64).tobytes())
+    for x in (*fields, *labels, *([] if s.q is None else [s.q])):
+        kind = complex if np.iscomplexobj(x) else float
+        digest.update(b"-" if x is None else np.ascontiguousarray(x, kind).tobytes())
     digest.update((s.head or "").encode())
     return digest.digest()
 

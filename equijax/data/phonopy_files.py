@@ -6,6 +6,7 @@ from pathlib import Path
 import ase
 import numpy as np
 import phonopy
+from phonopy.harmonic.dynmat_to_fc import get_commensurate_points
 from phonopy.harmonic.force_constants import compact_fc_to_full_fc
 from phonopy.interface.calculator import get_calculator_physical_units
 from phonopy.interface.phonopy_yaml import PhonopyYaml
@@ -23,6 +24,11 @@ class ForceConstants:
     atoms: ase.Atoms  # the undisplaced supercell
     values: np.ndarray  # [n, n, 3, 3] eV/A^2
     source: str
+    primitive: ase.Atoms  # its p atoms are atoms of the supercell
+    first: np.ndarray  # [p] which ones
+    image: np.ndarray  # [n] the atom of the primitive cell that a supercell atom repeats
+    cells: np.ndarray  # [n, 3] in which cell, integer
+    qpoints: np.ndarray  # [Q, 3] commensurate with the supercell, in units of the reciprocal primitive vectors
 
 
 def is_phonopy(path: Path) -> bool:
@@ -110,6 +116,28 @@ def products(
     return out
 
 
+def waves(
+    reference: ForceConstants, tangents: int, copies: int = 1, amplitude: float = AMPLITUDE_A, seed: int = 0
+) -> list[Labelled]:
+    """The primitive cell labelled with the response to displacement waves u_j e^{2 pi i q.S} (phases per cell S).
+
+    hvp_i = sum_{j S} Phi[0 i, S j] e^{2 pi i q.S} u_j at random commensurate q, where the sum over the supercell is
+    exact: all that the supercell knows, from a cell as small as it gets. Arguments as for `products`.
+    """
+    rng = np.random.default_rng(seed)
+    p = len(reference.primitive)
+    out = []
+    for i in range(copies):
+        q = reference.qpoints[rng.integers(len(reference.qpoints), size=tangents)]
+        u = amplitude * (rng.normal(size=(p, tangents, 3)) + 1j * rng.normal(size=(p, tangents, 3)))
+        phase = np.exp(2j * np.pi * reference.cells @ q.T)  # [n, B]
+        displaced = u[reference.image] * phase[..., None]
+        hvp = np.einsum("ijab,jtb->ita", reference.values[reference.first], displaced)
+        source = f"{reference.source}:force constants {i}"
+        out.append(from_values(reference.primitive, source, tangents=u, hvp=hvp, q=q))
+    return out
+
+
 def to_ase(cell) -> ase.Atoms:
     """A PhonopyAtoms as ase.Atoms."""
     return ase.Atoms(numbers=cell.numbers, cell=cell.cell, scaled_positions=cell.scaled_positions, pbc=True)
@@ -161,4 +189,11 @@ def _constants(phonon, path) -> ForceConstants:
     values = np.asarray(phonon.force_constants)
     if values.shape[0] != values.shape[1]:
         values = compact_fc_to_full_fc(phonon.primitive, values)
-    return ForceConstants(to_ase(phonon.supercell), np.asarray(values), str(path))
+    supercell, primitive = phonon.supercell, phonon.primitive
+    first = np.asarray(primitive.p2s_map)
+    image = np.array([primitive.p2p_map[s] for s in primitive.s2p_map])
+    inverse = np.linalg.inv(primitive.cell)
+    cells = np.rint((supercell.positions - supercell.positions[first][image]) @ inverse).astype(int)
+    cell = ase.Atoms(supercell.numbers[first], supercell.positions[first], cell=primitive.cell, pbc=True)
+    qpoints = get_commensurate_points(np.rint(supercell.cell @ inverse).astype(int).T)
+    return ForceConstants(to_ase(supercell), values, str(path), cell, first, image, cells, qpoints)

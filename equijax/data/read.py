@@ -45,7 +45,7 @@ def load(
     frames = _read(path, index)
     structures = [_frame(atoms, f"{path}:{i}", keys) for i, atoms in enumerate(frames)]
     _check_keys(path, keys, frames)
-    if all(s.energy is None and s.forces is None and s.stress is None for s in structures):
+    if not any(s.has_first_order for s in structures):
         raise ValueError(f"{path}: no energies, forces or stresses; the first frame has {_names(frames[0])}")
     _check_zeros(path, structures)
     return structures

@@ -31,7 +31,7 @@ def convolve(h, g, last, Y, paths, graph) -> list[jax.Array]:
       one array [N, P_l, 2l+1, C] per output degree l.
     """
     gather = graph.get("gather", gather_senders)
-    R = jnp.einsum("nku,upc->nkpc", g, last)
+    R = (g.reshape(-1, g.shape[-1]) @ last.reshape(g.shape[-1], -1)).reshape(*g.shape[:2], *last.shape[1:])
     if gather is gather_senders and has_kernel(R.shape[-1], R.dtype):
         return neighbour_sum(h, R, Y, paths, graph["senders"], graph["reverse"])
     sender = [gather(x, graph["senders"], graph["reverse"]) for x in h]  # [N, K, 2l+1, C]

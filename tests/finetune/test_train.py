@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from equijax import data, feed, lora, loss, predict, train
+from equijax import data, feed, lora, loss, parallel, predict, train
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = jnp.array([1.0, -2.0, 3.0])
@@ -82,7 +82,7 @@ def test_plateau_lowers_the_rate_inside_the_state():
 
 
 def test_nan_stops_the_run_and_names_the_structure():
-    with pytest.raises(train.TrainingDiverged, match=r"epoch 1, batch 2.*loss nan.*file:1"):
+    with pytest.raises(train.TrainingDiverged, match=r"epoch 1, batch 2.*loss nan.*each of file:1 alone is finite"):
         run(PLAN, graphs=(0.0, float("nan")))
 
 
@@ -169,6 +169,7 @@ def two_devices():
 
     folder, out = Path(sys.argv[1]), sys.argv[2]
     student = equijax.load(folder / "model")
-    step, state, (batch,) = real_step(folder, student, train.data_mesh(2), 2)
-    state, _ = step(state, predict.cast(student.variables, "float32"), batch.graph)
+    step, state, (batch,) = real_step(folder, student, parallel.data_mesh(2), 2)
+    variables = parallel.replicate(predict.cast(student.variables, "float32"), parallel.data_mesh(2))
+    state, _ = step(parallel.replicate(state, parallel.data_mesh(2)), variables, batch.graph)
     np.savez(out, **{str(i): x for i, x in enumerate(jax.tree.leaves(state.trainable))})
