@@ -203,7 +203,7 @@ def _push(ff, batch, size, packed, out, rows, memory, bar):
     """Fill out [M, N, 3] (float64) with H times packed [M, N, 3]."""
     variables = ff.device_variables(packed.dtype.name)
     program, chunk = _fitting_program(ff.config, variables, batch, size, packed, memory)
-    done, calls, seconds = 0, 1, 0.0
+    done, calls = 0, MAX_STEPS if bar.disable else 1  # the first call tells how long one takes
     while done < len(packed):
         part = packed[done : done + calls * chunk]
         block = np.zeros((MAX_STEPS * chunk, *packed.shape[1:]), packed.dtype)
@@ -224,8 +224,7 @@ def _fitting_program(config, variables, batch, size, packed, memory):
     per_device = max(1, min(CHUNK_SLOTS[_platform()] // size.cost, -(-len(packed) // devices)))
     per_device = 1 << (per_device - 1).bit_length()  # few distinct programs
     while True:
-        program = _program(config, variables, batch, size, packed.dtype.name, per_device * devices)
-        needed = _bytes(program, devices)
+        program, needed = _program(config, variables, batch, size, packed.dtype.name, per_device * devices)
         if needed <= memory:
             return program, per_device * devices
         if per_device == 1:
@@ -237,13 +236,8 @@ def _fitting_program(config, variables, batch, size, packed, memory):
         per_device = min(per_device // 2, 1 << (fits.bit_length() - 1))
 
 
-def _bytes(program, devices):
-    """Temporary memory of a compiled program on one device."""
-    return program.memory_analysis().temp_size_in_bytes
-
-
 def _program(config, variables, batch, size, dtype, chunk):
-    """Compile `_linear_map`, or return the program compiled before for this shape."""
+    """`_linear_map` compiled for this shape, kept, and its temporary memory on a device in bytes."""
     devices = jax.local_devices()
     key = (config, size, dtype, chunk, len(devices), "along" in batch.nodes)
     if key not in _programs:
@@ -255,7 +249,8 @@ def _program(config, variables, batch, size, dtype, chunk):
             out_specs=P(None, "rows"), check_vma=False,
         )  # fmt: skip
         jitted = jax.jit(function, in_shardings=(replicated, replicated, split, replicated), out_shardings=split)
-        _programs[key] = jitted.lower(variables, batch, shape, 1).compile()
+        program = jitted.lower(variables, batch, shape, 1).compile()
+        _programs[key] = program, program.memory_analysis().temp_size_in_bytes
         while len(_programs) > MAX_PROGRAMS:
             _programs.popitem(last=False)
     _programs.move_to_end(key)

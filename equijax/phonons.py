@@ -13,6 +13,7 @@ import ase.io
 import numpy as np
 from phonopy import Phonopy
 from phonopy.structure.atoms import PhonopyAtoms
+from phonopy.structure.cells import guess_primitive_matrix
 
 from equijax import hessian
 
@@ -64,8 +65,15 @@ def make_phonon(atoms: ase.Atoms, supercell, primitive="auto", symprec: float = 
     Raises:
       ValueError: not periodic, or a supercell that is not integer or has no volume.
     """
-    matrix = supercell_matrix(supercell)
-    return Phonopy(to_phonopy(atoms), matrix, primitive_matrix=primitive, symprec=symprec, log_level=0)
+    matrix, cell = supercell_matrix(supercell), to_phonopy(atoms)
+    return Phonopy(
+        cell, matrix, primitive_matrix=primitive_matrix(cell, primitive, symprec), symprec=symprec, log_level=0
+    )
+
+
+def primitive_matrix(cell: PhonopyAtoms, primitive, symprec: float = 1e-5):
+    """phonopy's primitive_matrix with "auto" resolved: named here, phonopy would warn of a default nobody relied on."""
+    return guess_primitive_matrix(cell, symprec) if isinstance(primitive, str) and primitive == "auto" else primitive
 
 
 def supercell_matrix(supercell) -> np.ndarray:

@@ -29,8 +29,10 @@ def make_phono3py(atoms, supercell, phonon_supercell=None, primitive="auto", sym
       ImportError: phono3py is not installed.
     """
     matrices = [None if s is None else phonons.supercell_matrix(s) for s in (supercell, phonon_supercell)]
-    return _phono3py().Phono3py(phonons.to_phonopy(atoms), matrices[0], primitive_matrix=primitive,
-                                phonon_supercell_matrix=matrices[1], symprec=symprec, log_level=0)  # fmt: skip
+    cell = phonons.to_phonopy(atoms)
+    primitive = phonons.primitive_matrix(cell, primitive, symprec)
+    return _phono3py().Phono3py(cell, matrices[0], primitive_matrix=primitive, phonon_supercell_matrix=matrices[1],
+                                symprec=symprec, log_level=0)  # fmt: skip
 
 
 def _phono3py():

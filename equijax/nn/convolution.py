@@ -32,9 +32,13 @@ def convolve(h, g, last, Y, paths, graph) -> list[jax.Array]:
     """
     gather = graph.get("gather", gather_senders)
     R = jnp.einsum("nku,upc->nkpc", g, last)
-    if gather is gather_senders and has_kernel(R.shape[-1], R.dtype):
+    kernel = has_kernel(R.shape[-1], R.dtype)
+    if gather is gather_senders and kernel:
         return neighbour_sum(h, R, Y, paths, graph["senders"], graph["reverse"])
     sender = [gather(x, graph["senders"], graph["reverse"]) for x in h]  # [N, K, 2l+1, C]
+    if kernel:  # values already at the edges: a row of h for each slot
+        slots = jnp.arange(R.shape[0] * R.shape[1], dtype=jnp.int32)
+        return neighbour_sum([x.reshape(-1, *x.shape[2:]) for x in sender], R, Y, paths, slots, slots)
     return coupled_on_edge(sender, R, Y, paths)
 
 
