@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import _common as common
-import energy_forces
+import peers
 import tyro
 from ase.build import bulk
 from ase.spacegroup import crystal
@@ -67,7 +67,7 @@ def row(ff, name: str, repeat: int) -> dict:
 
 def torch_row(ff, phonon, warm: float) -> dict:
     """Finite differences with mace-torch: one float32 energy and force call a displaced supercell, phonopy's number."""
-    call = energy_forces.torch_call(ff.config, phonons.to_ase(phonon.supercell))
+    call = peers.calls(ff.config, phonons.to_ase(phonon.supercell), ["mace-torch"]).get("mace-torch")
     if call is None:
         return {}
     finite = phonon.replicate()

@@ -4,12 +4,14 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 import numpy as np
 
-PACKAGES = ("equijax", "jax", "phonopy", "numpy", "ase", "spglib", "seekpath", "symfc")
+PACKAGES = ("equijax", "jax", "phonopy", "phono3py", "numpy", "ase", "spglib", "seekpath", "symfc")
 # Imaginary frequencies smaller than this are called stable, THz. Noise of 1e-5, 1e-4, 1e-3 eV/A^2 on force constants
 # moves soft acoustic branches by about 0.02, 0.06 and 0.2 THz.
 STABILITY_THRESHOLDS_THZ = (0.02, 0.1, 0.3)
@@ -44,6 +46,20 @@ def machine() -> dict[str, str | int]:
     """Device kind and count, platform."""
     devices = jax.local_devices()
     return {"device": devices[0].device_kind, "devices": len(devices), "platform": platform.platform()}
+
+
+def provenance(ff, head: str) -> dict:
+    """Certificate entries that say what computed it: model, versions, machine."""
+    model = {"sha256": model_digest(ff), "head": head} | ff.metadata
+    return {"model": model, "versions": versions(), "machine": machine()}
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str):
+    """Enter the wall time of a block as `seconds[name]`."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
 
 
 def write(report: dict, path: str | Path) -> None:

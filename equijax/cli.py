@@ -8,6 +8,7 @@ COMMANDS = {
     "demo": "convert the bundled model, evaluate it and draw phonons of two crystals",
     "evaluate": "errors of a model on labelled structures: table, parity plot, one row a structure",
     "finetune": "fit a model to labelled structures: LoRA, delta, freeze, naive, multihead replay",
+    "kappa": "third-order force constants and lattice thermal conductivity, through phono3py",
     "md": "molecular dynamics: NVE, NVT, NPT with trajectories, logs and restarts",
     "modes": "follow the soft modes of a crystal to the phases they lead to",
     "phonons": "force constants, band structure and thermal properties of a crystal",

@@ -6,6 +6,7 @@ over reverse differentiation, H t = d/de grad E(r + e t) at e = 0, exact, with n
   one program per (padded shape, chunk); the number of chunks in a call is a run-time value, so it never recompiles
   several structures share one graph: its Hessian is block diagonal, so one tangent carries a row of each structure
   several devices: the chunk is split over all of them with jax.sharding, the graph is replicated
+  third order: the same map of the gradient's derivative along a fixed direction, T[a, t] = d/de H(r + e a) t
 """
 
 import time
@@ -31,9 +32,16 @@ _programs: OrderedDict = OrderedDict()
 
 
 def hvp(
-    ff, atoms: ase.Atoms, tangents, dtype: str = "float64", memory=None, progress: bool = False, head: str | None = None
+    ff,
+    atoms: ase.Atoms,
+    tangents,
+    dtype: str = "float64",
+    memory=None,
+    progress: bool = False,
+    head: str | None = None,
+    along=None,
 ) -> np.ndarray:
-    """Hessian-vector products H t of one structure.
+    """Hessian-vector products H t of one structure, or their derivatives along a direction a, sum_ij E_ijk a_i t_j.
 
     Args:
       ff: a ForceField.
@@ -43,23 +51,26 @@ def hvp(
       memory: bytes a device may use, default `default_memory()`.
       progress: show rows done and time left.
       head: of a model with several.
+      along: [N, 3] A, the direction a; None for H t itself.
 
     Returns:
-      [B, N, 3] eV/A: the change of the gradient, minus the change of the forces, to first order in the tangent.
+      [B, N, 3] eV/A: the change of the gradient, minus the change of the forces, to first order in the tangent; with
+      `along`, the bilinear part of the change under both displacements.
 
     Raises:
       ValueError: a structure the model cannot describe, tangents of the wrong shape or not finite.
       MemoryError: one tangent needs more than `memory`; said before work starts.
     """
-    return hvps(ff, [atoms], [tangents], dtype, memory, progress, head)[0]
+    return hvps(ff, [atoms], [tangents], dtype, memory, progress, head, None if along is None else [along])[0]
 
 
-def hvps(ff, images, tangents, dtype="float64", memory=None, progress=False, head=None) -> list[np.ndarray]:
+def hvps(ff, images, tangents, dtype="float64", memory=None, progress=False, head=None, along=None) -> list[np.ndarray]:
     """`hvp` of many structures of different size: structures are packed into few padded shapes.
 
     Args:
       images: structures.
       tangents: per structure [B_i, N_i, 3] A.
+      along: None, or per structure one direction [N_i, 3] A.
 
     Returns:
       per structure [B_i, N_i, 3] eV/A. Other arguments and errors as `hvp`.
@@ -69,6 +80,8 @@ def hvps(ff, images, tangents, dtype="float64", memory=None, progress=False, hea
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype {dtype!r}: expected 'float32' or 'float64'")
     tangents = [_checked(t, atoms, i) for i, (atoms, t) in enumerate(zip(images, tangents, strict=True))]
+    if along is not None:
+        along = [_checked([a], atoms, i)[0] for i, (atoms, a) in enumerate(zip(images, along, strict=True))]
     structures = []
     for i, atoms in enumerate(images):
         name = f"structure {i} ({atoms.get_chemical_formula()})"
@@ -83,6 +96,8 @@ def hvps(ff, images, tangents, dtype="float64", memory=None, progress=False, hea
             needed = graph.size_of(chosen, ff.config)
             size = needed if len(images) == 1 else pool.fit(needed)
             batch = graph.build(chosen, ff.config, size, [index] * len(chosen))
+            if along is not None:
+                batch.nodes["along"] = _stack([along[i] for i in members], size.nodes)
             pushed = _push_batch(ff, batch, size, [tangents[i] for i in members], dtype, memory, bar)
             for i, out in zip(members, pushed, strict=True):
                 results[i] = out
@@ -139,6 +154,13 @@ def _checked(tangents, atoms, i):
     return tangents
 
 
+def _stack(rows, num_nodes):
+    """Node values of each structure one after the other, zero on padding: [N, 3]."""
+    out = np.zeros((num_nodes, 3))
+    out[: sum(map(len, rows))] = np.concatenate(rows)
+    return out
+
+
 def _groups(structures, num_rows):
     """Indices of structures that share a graph: like numbers of rows and of neighbours, small ones only."""
     slots = [max(1, int(np.bincount(e.receivers, minlength=1).max())) for _, e in structures]
@@ -181,7 +203,7 @@ def _push(ff, batch, size, packed, out, rows, memory, bar):
     """Fill out [M, N, 3] (float64) with H times packed [M, N, 3]."""
     variables = ff.device_variables(packed.dtype.name)
     program, chunk = _fitting_program(ff.config, variables, batch, size, packed, memory)
-    done, calls, seconds = 0, 1, 0.0
+    done, calls = 0, MAX_STEPS if bar.disable else 1  # the first call tells how long one takes
     while done < len(packed):
         part = packed[done : done + calls * chunk]
         block = np.zeros((MAX_STEPS * chunk, *packed.shape[1:]), packed.dtype)
@@ -202,8 +224,7 @@ def _fitting_program(config, variables, batch, size, packed, memory):
     per_device = max(1, min(CHUNK_SLOTS[_platform()] // size.cost, -(-len(packed) // devices)))
     per_device = 1 << (per_device - 1).bit_length()  # few distinct programs
     while True:
-        program = _program(config, variables, batch, size, packed.dtype.name, per_device * devices)
-        needed = _bytes(program, devices)
+        program, needed = _program(config, variables, batch, size, packed.dtype.name, per_device * devices)
         if needed <= memory:
             return program, per_device * devices
         if per_device == 1:
@@ -215,15 +236,10 @@ def _fitting_program(config, variables, batch, size, packed, memory):
         per_device = min(per_device // 2, 1 << (fits.bit_length() - 1))
 
 
-def _bytes(program, devices):
-    """Temporary memory of a compiled program on one device."""
-    return program.memory_analysis().temp_size_in_bytes
-
-
 def _program(config, variables, batch, size, dtype, chunk):
-    """Compile `_linear_map`, or return the program compiled before for this shape."""
+    """`_linear_map` compiled for this shape, kept, and its temporary memory on a device in bytes."""
     devices = jax.local_devices()
-    key = (config, size, dtype, chunk, len(devices))
+    key = (config, size, dtype, chunk, len(devices), "along" in batch.nodes)
     if key not in _programs:
         mesh = Mesh(np.array(devices), ("rows",))
         replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, "rows"))
@@ -233,7 +249,8 @@ def _program(config, variables, batch, size, dtype, chunk):
             out_specs=P(None, "rows"), check_vma=False,
         )  # fmt: skip
         jitted = jax.jit(function, in_shardings=(replicated, replicated, split, replicated), out_shardings=split)
-        _programs[key] = jitted.lower(variables, batch, shape, 1).compile()
+        program = jitted.lower(variables, batch, shape, 1).compile()
+        _programs[key] = program, program.memory_analysis().temp_size_in_bytes
         while len(_programs) > MAX_PROGRAMS:
             _programs.popitem(last=False)
     _programs.move_to_end(key)
@@ -241,8 +258,10 @@ def _program(config, variables, batch, size, dtype, chunk):
 
 
 def _linear_map(config, variables, batch, tangents, steps):
-    """H t for the first `steps` chunks of tangents [MAX_STEPS, B, N, 3]; zero for the rest."""
+    """H t, or T[along, t], for the first `steps` chunks of tangents [MAX_STEPS, B, N, 3]; zero for the rest."""
     gradient = jax.grad(lambda r: predict.total_energy(config, variables, batch, r))
-    _, linear = jax.linearize(gradient, batch.nodes["positions"])
+    along = batch.nodes.get("along")
+    pushed = gradient if along is None else lambda r: jax.jvp(gradient, (r,), (along,))[1]
+    _, linear = jax.linearize(pushed, batch.nodes["positions"])
     push = jax.vmap(linear)
     return jax.lax.fori_loop(0, steps, lambda i, out: out.at[i].set(push(tangents[i])), jnp.zeros_like(tangents))

@@ -6,15 +6,29 @@ phonopy's symmetry-reduced displacements u are the tangents of Hessian-vector pr
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import ase
+import ase.io
 import numpy as np
 from phonopy import Phonopy
 from phonopy.structure.atoms import PhonopyAtoms
+from phonopy.structure.cells import guess_primitive_matrix
 
 from equijax import hessian
 
 FINITE_STEP_A = 0.01  # of the finite-difference spot check
+
+
+def read(path: str | Path) -> ase.Atoms:
+    """The last structure in a file that ASE reads.
+
+    Raises:
+      FileNotFoundError: no such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"structure file {path} does not exist")
+    return ase.io.read(path)
 
 
 def to_phonopy(atoms: ase.Atoms) -> PhonopyAtoms:
@@ -51,13 +65,30 @@ def make_phonon(atoms: ase.Atoms, supercell, primitive="auto", symprec: float = 
     Raises:
       ValueError: not periodic, or a supercell that is not integer or has no volume.
     """
+    matrix, cell = supercell_matrix(supercell), to_phonopy(atoms)
+    return Phonopy(
+        cell, matrix, primitive_matrix=primitive_matrix(cell, primitive, symprec), symprec=symprec, log_level=0
+    )
+
+
+def primitive_matrix(cell: PhonopyAtoms, primitive, symprec: float = 1e-5):
+    """phonopy's primitive_matrix with "auto" resolved: named here, phonopy would warn of a default nobody relied on."""
+    return guess_primitive_matrix(cell, symprec) if isinstance(primitive, str) and primitive == "auto" else primitive
+
+
+def supercell_matrix(supercell) -> np.ndarray:
+    """[3, 3] integers from 3 (diagonal), 9 or [3, 3] of them.
+
+    Raises:
+      ValueError: not integer, or no volume.
+    """
     matrix = np.asarray(supercell, float)
     if matrix.size not in (3, 9) or not np.allclose(matrix, np.rint(matrix), atol=1e-8):
         raise ValueError(f"supercell {np.asarray(supercell).tolist()}: expected 3 or 9 integers")
     matrix = np.diag(np.rint(matrix).astype(int)) if matrix.size == 3 else np.rint(matrix).astype(int).reshape(3, 3)
     if round(abs(np.linalg.det(matrix))) < 1:
         raise ValueError(f"supercell {matrix.tolist()} has no volume")
-    return Phonopy(to_phonopy(atoms), matrix, primitive_matrix=primitive, symprec=symprec, log_level=0)
+    return matrix
 
 
 def irreducible_displacements(phonon: Phonopy) -> np.ndarray:
@@ -133,7 +164,7 @@ def residuals(phonon: Phonopy) -> dict[str, float]:
 
 def transposed(phonon: Phonopy, fc: np.ndarray) -> np.ndarray:
     """Phi_ji^T in compact form: [n_p, n_s, 3, 3] for i in the primitive cell, j in the supercell."""
-    home, back = _to_primitive(phonon)
+    home, back = to_primitive(phonon)
     row_of_j = home  # primitive row of supercell atom j
     out = np.empty_like(fc)
     for p, i in enumerate(phonon.primitive.p2s_map):
@@ -142,7 +173,7 @@ def transposed(phonon: Phonopy, fc: np.ndarray) -> np.ndarray:
     return out
 
 
-def _to_primitive(phonon):
+def to_primitive(phonon) -> tuple[np.ndarray, np.ndarray]:
     """For supercell atoms j: primitive row [n_s], and where the translation that brings j home takes all [n_s, n_s]."""
     primitive = phonon.primitive
     home = np.array([primitive.p2p_map[s] for s in primitive.s2p_map])
@@ -153,7 +184,7 @@ def _to_primitive(phonon):
 
 def _space_group_residual(phonon, fc):
     """Largest |Phi_{g(i)g(j)} - R Phi_ij R^T| over one operation per rotation: translations are built in."""
-    home, back = _to_primitive(phonon)
+    home, back = to_primitive(phonon)
     symmetry = phonon.symmetry
     rotations = symmetry.symmetry_operations["rotations"]
     _, chosen = np.unique(rotations.reshape(len(rotations), 9), axis=0, return_index=True)

@@ -1,9 +1,7 @@
 """`python -m equijax.phonons STRUCTURE --model DIR --supercell 4 4 4 --out DIR`: a phonon run and its certificate."""
 
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +12,7 @@ import tyro
 
 import equijax
 from equijax import bands, certificate, graph, nac, phonons, relax, thermo
+from equijax.certificate import timed
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,7 @@ def run(config: PhononsConfig) -> dict:
     seconds: dict[str, float] = {}
     ff = equijax.load(config.model)
     head = ff.config.heads[ff.head_index(config.head)]
-    if not config.structure.is_file():
-        raise FileNotFoundError(f"structure file {config.structure} does not exist")
-    atoms = ase.io.read(config.structure)
+    atoms = phonons.read(config.structure)
     phonon = phonons.make_phonon(atoms, config.supercell, config.primitive, config.symprec)
     graph.check_atoms(atoms, ff.config, str(config.structure))
     if config.born is not None:
@@ -121,9 +118,7 @@ def run(config: PhononsConfig) -> dict:
 
 def describe(ff, atoms, phonon, config: PhononsConfig, head: str) -> dict:
     """Certificate entries known before the force constants, warnings included."""
-    moving = atoms.copy()
-    moving.calc = ff.calculator(dtype="float64", head=head)
-    residual = relax.residuals(moving)
+    residual = relax.static_residuals(ff, atoms, head)
     notes = relax.warn_unrelaxed(residual) + nac.warn_polar(phonon)
     return {
         "formula": atoms.get_chemical_formula(),
@@ -136,10 +131,7 @@ def describe(ff, atoms, phonon, config: PhononsConfig, head: str) -> dict:
         "projection": config.projection,
         "spot_check": None,
         "born": config.born,
-        "model": {"sha256": certificate.model_digest(ff), "head": head} | ff.metadata,
-        "versions": certificate.versions(),
-        "machine": certificate.machine(),
-    }
+    } | certificate.provenance(ff, head)
 
 
 def results(phonon, config: PhononsConfig) -> dict:
@@ -164,11 +156,3 @@ def results(phonon, config: PhononsConfig) -> dict:
             "imaginary_excluded": thermal.imaginary_excluded,
         },
     }
-
-
-@contextmanager
-def timed(seconds: dict[str, float], name: str):
-    """Add the wall time of a block to `seconds[name]`."""
-    start = time.perf_counter()
-    yield
-    seconds[name] = time.perf_counter() - start

@@ -93,6 +93,13 @@ def residuals(atoms: ase.Atoms) -> dict:
     return out
 
 
+def static_residuals(ff, atoms: ase.Atoms, head: str | None = None) -> dict:
+    """`residuals` of a structure as it is, in float64."""
+    atoms = atoms.copy()
+    atoms.calc = ff.calculator(dtype="float64", head=head)
+    return residuals(atoms)
+
+
 def warn_unrelaxed(found: dict, stacklevel: int = 2) -> list[str]:
     """Warn about residual forces or stress (from `residuals`) too large for a harmonic analysis; return the texts."""
     texts = []

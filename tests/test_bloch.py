@@ -1,5 +1,6 @@
 """Dynamical matrices on the primitive cell against derivatives of the supercell, symmetry and phonopy."""
 
+import jax
 import numpy as np
 import pytest
 from ase import Atoms
@@ -11,6 +12,8 @@ from phonopy.phonon.group_velocity import GroupVelocity
 from phonopy.structure.atoms import PhonopyAtoms
 
 from equijax import bloch, hessian, testing
+from equijax.kernels import build
+from equijax.nn import convolution
 
 # small enough to compile in seconds, with every kind of block the published shape has
 CONFIG = testing.random_config(
@@ -78,6 +81,33 @@ def test_hermitian_and_time_reversal(ff, atoms):
     np.testing.assert_allclose(D, D.conj().swapaxes(1, 2), rtol=0, atol=1e-12)
     np.testing.assert_allclose(D[2:4], D[:2].conj(), rtol=0, atol=1e-12)
     np.testing.assert_allclose(D[4:], D[:2] * bloch.phase(atoms, [[1, 0, -2]]), rtol=0, atol=1e-12)
+
+
+def test_eigenvalues_of_the_supercell_are_those_of_its_commensurate_q(ff, atoms, phonon, commensurate):
+    """Refolding: D(q) of the primitive cell against the Hessian of the supercell at Gamma."""
+    D = bloch.dynamical_matrices(ff, atoms, commensurate)
+    root = np.repeat(np.sqrt(phonon.supercell.masses), 3)
+    n = len(root)
+    whole = phonon.force_constants.transpose(0, 2, 1, 3).reshape(n, n) / np.outer(root, root)
+    folded = np.sort(np.linalg.eigvalsh(D).ravel())
+    assert np.abs(folded).max() > 1e-4
+    np.testing.assert_allclose(folded, np.linalg.eigvalsh(whole), rtol=0, atol=1e-9)
+
+
+@pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler on this machine")
+def test_the_kernel_takes_values_turned_at_the_edges(atoms, monkeypatch):
+    """Neighbour sums by the C++ kernel and by XLA."""
+    options = {"channels": 16, "max_ell": 2, "r_max": 3.5, "correlation": (2, 2), "num_radial": 4, "radial_mlp": (8,)}
+    ff = testing.random_forcefield(testing.random_config(**options))
+    calls = []
+    for least in (16, 1000):
+        bloch._programs.clear()
+        jax.clear_caches()
+        monkeypatch.setattr(convolution, "KERNEL_CHANNELS", least)
+        calls.append(bloch.dynamical_matrices(ff, atoms, [[0.13, 0.27, 0.41]]))
+        programs = next(iter(bloch._programs.values())).as_text()
+        assert ("equijax_convolution" in programs) == (least == 16)
+    np.testing.assert_allclose(*calls, rtol=0, atol=1e-12 * np.abs(calls[0]).max())
 
 
 def test_force_constants_of_any_supercell(ff, atoms, phonon):

@@ -17,10 +17,23 @@ LAYERS = (
     {"predict"},
     {"checkpoint", "specialise", "hessian", "bloch", "loss", "calculator", "lora", "data", "stream"},
     {"replay", "forcefield", "adapters", "train", "trajectory"},
-    {"phonons", "bands", "certificate", "thermo", "nac", "relax", "volume", "distortions", "modes", "jaxmd", "md"},
+    {
+        "phonons",
+        "bands",
+        "certificate",
+        "thermo",
+        "nac",
+        "relax",
+        "volume",
+        "distortions",
+        "modes",
+        "third_order",
+        "jaxmd",
+        "md",
+    },
     {"feed", "task", "recipe", "store", "metrics", "report", "testing"},
     {"equijax"},
-    {"demo", "cli", "phonons_cli", "finetune", "evaluate", "rattle"},
+    {"demo", "cli", "phonons_cli", "finetune", "evaluate", "rattle", "kappa"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 TORCH = {"torch", "mace", "e3nn"}

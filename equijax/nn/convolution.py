@@ -32,9 +32,12 @@ def convolve(h, g, last, Y, paths, graph) -> list[jax.Array]:
     """
     gather = graph.get("gather", gather_senders)
     R = (g.reshape(-1, g.shape[-1]) @ last.reshape(g.shape[-1], -1)).reshape(*g.shape[:2], *last.shape[1:])
-    if gather is gather_senders and has_kernel(R.shape[-1], R.dtype):
+    kernel = has_kernel(R.shape[-1], R.dtype)
+    if gather is gather_senders and kernel:
         return neighbour_sum(h, R, Y, paths, graph["senders"], graph["reverse"])
     sender = [gather(x, graph["senders"], graph["reverse"]) for x in h]  # [N, K, 2l+1, C]
+    if kernel:
+        return neighbour_sum(_rows(sender), R, Y, paths, *_own_slots(R))
     return coupled_on_edge(sender, R, Y, paths)
 
 
@@ -46,11 +49,24 @@ def convolve_table(h, phi, first, table, Y, paths, graph) -> list[jax.Array]:
       table: [rows, P, C].
       h, Y, paths, graph: as in `convolve`, and so the result.
     """
-    gather = graph.get("gather", gather_senders)
-    if gather is gather_senders and has_kernel(table.shape[-1], phi.dtype):
+    gather, kernel = graph.get("gather", gather_senders), has_kernel(table.shape[-1], phi.dtype)
+    if gather is gather_senders and kernel:
         return table_sum(h, phi, first, table, Y, paths, graph["senders"], graph["reverse"])
     sender = [gather(x, graph["senders"], graph["reverse"]) for x in h]
+    if kernel:
+        return table_sum(_rows(sender), phi, first, table, Y, paths, *_own_slots(phi))
     return coupled_on_edge(sender, radial_from_table(phi, first, table), Y, paths)
+
+
+def _rows(sender):
+    """Values already at the edges as node features: a row for each slot."""
+    return [x.reshape(-1, *x.shape[2:]) for x in sender]
+
+
+def _own_slots(edges):
+    """Senders and reverse slots when every slot [N, K] has a row of its own."""
+    slots = jnp.arange(edges.shape[0] * edges.shape[1], dtype=jnp.int32)
+    return slots, slots
 
 
 def convolve_species(h, g, last, Y, graph) -> list[jax.Array]:
