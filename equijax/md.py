@@ -77,6 +77,8 @@ class MDConfig:
     """Steps between checkpoints, a multiple of log_every; one is always written at the end."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of everything: float64 for strict energy conservation."""
+    fast: bool = False
+    """Specialise the model for the structure's elements: several times faster, errors printed at the start."""
     skin: float = 0.5
     """A beyond the cutoff that a neighbour list covers."""
     head: str | None = None
@@ -156,6 +158,7 @@ def prepare(config: MDConfig, ff: ForceField) -> System:
     graph.check_atoms(atoms, ff.config, str(config.structure))
     if config.ensemble == "npt" and not atoms.pbc.all():
         raise ValueError(f"{config.structure} is periodic along {atoms.pbc.tolist()}: npt needs all three directions")
+    ff = ff.specialise(atoms.numbers) if config.fast else ff
     cell = complete_cell(atoms.cell.array)
     space = nl.Space(False, tuple(bool(p) for p in atoms.pbc), ff.config.r_max, config.skin)
     neighbor_fn, energy_fn = potential(cell.T, space, ff, atoms.numbers, config.head)

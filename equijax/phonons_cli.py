@@ -35,6 +35,8 @@ class PhononsConfig:
     """Relax the ions alone."""
     dtype: Literal["float64", "float32"] = "float64"
     """Precision of the model; everything after it is float64."""
+    fast: bool = False
+    """Specialise the model for the structure's elements first: faster, and the errors are printed and reported."""
     memory: float | None = None
     """GB a device may use for Hessian rows; by default most of what is free."""
     projection: Literal["none", "symfc", "phonopy"] = "none"
@@ -84,6 +86,7 @@ def run(config: PhononsConfig) -> dict:
     atoms = phonons.read(config.structure)
     phonon = phonons.make_phonon(atoms, config.supercell, config.primitive, config.symprec)
     graph.check_atoms(atoms, ff.config, str(config.structure))
+    ff = ff.specialise(atoms.numbers) if config.fast else ff
     if config.born is not None:
         nac.set_born(phonon, config.born)  # once here, so that a bad file is known before work starts
     config.out.mkdir(parents=True, exist_ok=True)

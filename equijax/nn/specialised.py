@@ -50,8 +50,8 @@ def node_energies(cfg: ModelConfig, folded: dict, vectors: jax.Array, graph: dic
     if cfg.pair_repulsion:
         numbers = jnp.asarray(np.array(cfg.species))
         z_receiver = jnp.broadcast_to(numbers[species][:, None], shape)
-        energy = ZBL(cfg).apply({"constants": folded["zbl"]}, r, numbers[senders], z_receiver)
-    x, readouts = None, []
+        energy = jnp.asarray(ZBL(cfg).apply({"constants": folded["zbl"]}, r, numbers[senders], z_receiver))
+    x, learned = None, jnp.zeros(shape[0], vectors.dtype)
     for t in range(cfg.num_interactions):
         part = folded[f"interactions_{t}"]
         up = [part["up"][species][:, None]] if x is None else [a @ w for a, w in zip(x, part["up"], strict=True)]
@@ -73,9 +73,9 @@ def node_energies(cfg: ModelConfig, folded: dict, vectors: jax.Array, graph: dic
             monomials = [cg.monomials(cfg.max_ell, L, nu) for nu in range(1, cfg.correlation[t] + 1)]
             y = polynomial(A, coefficients[table], monomials, slot) @ w
             x.append(y + residual[L] if L < len(residual) else y)
-        readouts.append(readout(cfg, t).apply(folded[f"readouts_{t}"], x[0][:, 0], graph["head"]))
+        learned += readout(cfg, t).apply(folded[f"readouts_{t}"], x[0][:, 0], graph["head"])
     head = graph["head"]
-    return folded["scale"][head] * (energy + sum(readouts)) + folded["shift"][head]
+    return folded["scale"][head] * (energy + learned) + folded["shift"][head]
 
 
 def pair_index(cfg: ModelConfig, a, b):
