@@ -10,7 +10,10 @@ float64 on rattled structures before it is handed out.
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import ase
 import jax
@@ -20,9 +23,12 @@ from scipy.interpolate import make_lsq_spline
 
 from equijax import graph, predict
 from equijax.config import ModelConfig, Spline
+from equijax.kernels import convolution as convolution_kernel
+from equijax.kernels import polynomial as polynomial_kernel
 from equijax.nn import cg
+from equijax.nn.convolution import has_kernel
 from equijax.nn.radial import RadialBasis, RadialMLP
-from equijax.nn.specialised import DEGREE, num_pairs, pair_index
+from equijax.nn.specialised import DEGREE, TERMS, num_pairs, pair_index
 
 START_A = 0.25  # where tables begin: closer atoms repel by tens of keV, so how accurate the rest is does not matter
 STEPS_A = (0.04, 0.02, 0.01)  # spacing of spline knots, the first that meets the tolerances is taken
@@ -56,6 +62,7 @@ def specialise(
     if config.spline is not None:
         raise ValueError(f"the model is specialised already, for {_symbols(config.species)}: specialise the plain one")
     tolerance = TOLERANCE | (tolerance or {})
+    _compile_kernels(config)
     structures = _check_structures(config, chosen)
     expected = _evaluate(config, variables, structures)
     for step in STEPS_A:
@@ -176,15 +183,34 @@ def _radial_functions(config, params, constants, r, a, b):
         out = []
         for t in range(config.num_interactions):
             name = f"interactions_{t}"
-            paths = cg.conv_paths(config.input_lmax(t), config.max_ell, config.max_ell)
             given = {"params": params[name]["radial_mlp"], "constants": constants[name]["radial_mlp"]}
-            hidden, _ = RadialMLP(config, len(paths)).apply(given, basis)
+            hidden, _ = RadialMLP(config, len(_paths(config, t))).apply(given, basis)
             factor = np.ones((len(r), 1)) if config.apply_cutoff else np.asarray(cutoff)[0, :, None]
             out.append(np.asarray(hidden)[0] * factor)
             if "Density" in config.interaction_name(t):
                 w = params[name]["density"] / math.sqrt(config.num_radial)
                 out.append(np.tanh((np.asarray(basis)[0] @ w) ** 2) * factor)
     return np.concatenate(out, axis=1)
+
+
+def _compile_kernels(config):
+    """Start compiling C++ kernels on other cores: the check waits for those of float64, a later call for float32."""
+    if not has_kernel(config.channels, "float64"):
+        return
+    with_tables = [tuple(map(tuple, _paths(config, t))) for t in range(config.num_interactions)]
+    jobs = [partial(convolution_kernel.target, paths, 0, config.channels, "float64") for paths in with_tables[1:]]
+    for dtype in ("float64", "float32"):
+        jobs += [partial(convolution_kernel.target, paths, TERMS, config.channels, dtype) for paths in with_tables]
+        variables = (config.max_ell + 1) ** 2
+        jobs.append(partial(polynomial_kernel.target, max(config.correlation), variables, config.channels, dtype))
+    pool = ThreadPoolExecutor(os.cpu_count())
+    for job in jobs:
+        pool.submit(job)  # what goes wrong there goes wrong again, and is said, where the kernel is needed
+    pool.shutdown(wait=False)
+
+
+def _paths(config, t):
+    return cg.conv_paths(config.input_lmax(t), config.max_ell, config.max_ell)
 
 
 def _check_structures(config, numbers):
@@ -211,7 +237,10 @@ def _evaluate(config, variables, structures):
     sizes = np.repeat([len(atoms) for atoms, _ in structures], [len(atoms) for atoms, _ in structures])
     tangent[:num] /= np.sqrt(3 * sizes)[:, None]  # of unit length in each structure, on average
 
-    @jax.jit
+    # run once, so compiled without optimisation, in half the time
+    @partial(
+        jax.jit, compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    )
     def compute(variables, batch, tangent):
         gradient = lambda r: jax.value_and_grad(  # noqa: E731
             lambda r: predict.total_energy(config, variables, batch, r)

@@ -13,6 +13,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +26,8 @@ MODES = ("auto", "off", "require")
 # Widest SIMD registers by CPU feature: (flag of /proc/cpuinfo, bytes); 16 bytes exist on every x86-64 and arm64.
 REGISTERS = (("avx512f", 64), ("avx", 32))
 log = logging.getLogger(__name__)
+_locks: defaultdict = defaultdict(threading.Lock)
+_registered: set[str] = set()
 
 
 def mode() -> str:
@@ -87,13 +91,16 @@ def target(name: str, source: str) -> str | None:
     text = "\0".join((source, headers, cpu_flags(), version, jax.__version__, *FLAGS))
     key = f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:20]}"
     library = platformdirs.user_cache_path("equijax") / "kernels" / f"{key}.so"
-    if not library.exists():
-        error = _compile(cxx, source, library, name)
-        if error:
-            return _without(f"the {name} kernel is not available, {cxx} failed: {error}")
-    symbol = ctypes.CDLL(str(library)).handler
-    # the key is part of the name: a program in JAX's compilation cache never meets another version of its kernel
-    jax.ffi.register_ffi_target(f"equijax_{key}", jax.ffi.pycapsule(symbol), platform="cpu")
+    with _locks[key]:  # who needs a kernel that another thread is compiling waits for it
+        if not library.exists():
+            error = _compile(cxx, source, library, name)
+            if error:
+                return _without(f"the {name} kernel is not available, {cxx} failed: {error}")
+        symbol = ctypes.CDLL(str(library)).handler
+        # the key is part of the name: a program in JAX's compilation cache never meets another version of its kernel
+        if key not in _registered:
+            jax.ffi.register_ffi_target(f"equijax_{key}", jax.ffi.pycapsule(symbol), platform="cpu")
+            _registered.add(key)
     return f"equijax_{key}"
 
 

@@ -143,7 +143,7 @@ def _cpu(names, slots, operands, index, shapes, paths):
     kept = "".join(names[s] for s in slots)
     present = [s for s in range(len(names)) if s in operands and (len(slots) > 1 or s != slots[0])]
     shared = "W" not in names or operands.get(names.index("W"), index[0][None]).shape[0] == 1
-    name = _target(paths, shapes[0][-1] if "W" in names else 0, shapes[-1][-1], dtype.name)
+    name = target(paths, shapes[0][-1] if "W" in names else 0, shapes[-1][-1], dtype.name)
     if name is None or "W" in kept or not shared or any(a.dtype != jnp.int32 for a in index):
         return None
     if kept not in ("A", "R", "Y", "h", "RY", "RYh"):
@@ -157,7 +157,8 @@ def _cpu(names, slots, operands, index, shapes, paths):
 
 
 @cache
-def _target(paths, terms: int, channels: int, dtype: str) -> str | None:
+def target(paths, terms: int, channels: int, dtype: str) -> str | None:
+    """Compile and register the kernel for these paths, `terms` rows of a table (0: R is an array); None: no kernel."""
     size = _register_bytes(channels, dtype) if dtype in TYPES else None
     return None if size is None else build.target("convolution", source(paths, terms, channels, TYPES[dtype], size))
 

@@ -114,7 +114,7 @@ def _xla(*args, slots, shapes, static):
 
 def _cpu(*args, slots, shapes, static):
     x = args[0]
-    name = _target(static.degree, static.variables, x.shape[-1], x.dtype.name)
+    name = target(static.degree, static.variables, x.shape[-1], x.dtype.name)
     if name is None:
         return _xla(*args, slots=slots, shapes=shapes, static=static)
     factors, component = static.arrays()
@@ -126,7 +126,8 @@ def _cpu(*args, slots, shapes, static):
 
 
 @cache
-def _target(degree: int, variables: int, channels: int, dtype: str) -> str | None:
+def target(degree: int, variables: int, channels: int, dtype: str) -> str | None:
+    """Compile and register the kernel for this number of factors and of variables; None: no kernel."""
     size = _register_bytes(channels, dtype) if dtype in TYPES else None
     if size is None:
         return None

@@ -118,10 +118,10 @@ def test_table_without_its_kernel(monkeypatch):
     expected = jax.grad(lambda *x: loss(False, *x), (0, 1, 2, 3))(*x)
     for mode in ("require", "off"):
         monkeypatch.setenv("EQUIJAX_KERNELS", mode)
-        kernel._target.cache_clear(), build.target.cache_clear()
+        kernel.target.cache_clear(), build.target.cache_clear()
         for ours, theirs in zip(jax.grad(lambda *x: loss(True, *x), (0, 1, 2, 3))(*x), expected, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=RTOL["float32"] * np.abs(theirs).max())
-    kernel._target.cache_clear(), build.target.cache_clear()
+    kernel.target.cache_clear(), build.target.cache_clear()
 
 
 @needs_compiler
