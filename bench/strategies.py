@@ -1,7 +1,6 @@
 """Which fine-tuning strategy? Ten structures a material; the same data, passes, batches and metrics for all.
 
     python bench/strategies.py [--data DIR --retain FILE --replay FILE] [--materials Si-dia ...] [--strategies lora ...]
-    python bench/strategies.py ... --steps Si-dia        # training steps alone, timed on an otherwise idle machine
 
 DIR holds NAME_train, _valid, _test.extxyz and NAME_phonopy.yaml; the structures shipped with the package by default.
 Rows already in the result file are kept and not run again, so that a long comparison can be done in pieces. Prints the
@@ -23,11 +22,11 @@ import numpy as np
 import tyro
 
 import equijax
-from equijax import data, feed, finetune, metrics, predict, recipe, replay, task, train
+from equijax import data, finetune, metrics, predict, recipe, replay, task
 
 ASSETS = Path(equijax.__file__).parent / "assets"
 EVALUATE_EVERY = 3  # passes; every one of them would cost as much as the training
-TIMED_STEPS = 10
+DEFAULT = "lora r8"  # what the command does without options; others are set against it on their own materials
 AIM = {"better": 3.0, "worse": 10.0}  # phonons at least so many times better, retained forces at most so many % worse
 ALL_LAYERS = ("node_embedding", r"interactions_\d+/(linear.*|skip_tp|radial_mlp)", r"products_\d+/.*", r"readouts_\d+")
 ALL = {"rank": 8, "targets": ALL_LAYERS, "all_species": True, "lr": 5e-3}
@@ -66,8 +65,6 @@ class StrategiesConfig:
     """Names in the table; all by default."""
     epochs: int = 12
     """Passes over the training structures, of every strategy."""
-    steps: str | None = None
-    """Time training steps on this material and do nothing else."""
     name: str = "strategies"
     """Of the result file."""
 
@@ -77,23 +74,21 @@ def main() -> None:
     options = tyro.cli(StrategiesConfig)
     file = common.RESULTS / f"{options.name}-{jax.default_backend()}.json"
     stored = json.loads(file.read_text()) if file.exists() else {}
-    rows, step_ms = stored.get("rows", []), stored.get("step_ms", {})
+    rows = stored.get("rows", [])
     names = [n for n in options.strategies or CASES if "REPLAY" not in CASES[n].values() or options.replay]
     folder = Path(tempfile.mkdtemp())
     try:
         files = inputs(options, folder)
-        if options.steps:
-            step_ms = {n: step_time(options, files, options.steps, CASES[n]) for n in names if n != "zero-shot"}
-        for material, name in [] if options.steps else missing(options, names, rows):
+        for material, name in missing(options, names, rows):
             before = next((r for r in rows if r["material"] == material), None)
             rows.append(run(options, files, material, name, before))
-            common.write(options.name, rows, epochs=options.epochs, step_ms=step_ms)
+            common.write(options.name, rows, epochs=options.epochs)
     finally:
         shutil.rmtree(folder)
     rows = sorted(rows, key=lambda r: list(CASES).index(r["strategy"]))
-    common.write(options.name, rows, epochs=options.epochs, step_ms=step_ms)
+    common.write(options.name, rows, epochs=options.epochs)
     if rows:
-        print(table(rows, step_ms))
+        print(table(rows))
         draw(rows, common.RESULTS / f"{options.name}.png")
 
 
@@ -169,24 +164,6 @@ def assessed(made: task.Task, variables: dict, when: str) -> dict:
     }
 
 
-def step_time(options: StrategiesConfig, files: dict, material: str, case: dict) -> float:
-    """Median of some training steps without their compilation, ms."""
-    made = task.prepare(recipe_of(options, files, material, case, Path("never-written")))
-    trained = recipe.trainable(made.options, made.config, made.variables, made.numbers)
-    plan, batches = recipe.training(made.options), feed.epoch(made.feed, 0)
-    steps = plan.epochs * len(batches)
-    step = train.make_step(made.config, trained.combine, recipe.losses(made.options), plan, steps, pull=trained.pull)
-    state = train.init(trained.start, plan, steps)
-    variables = jax.device_put(predict.cast(made.variables, made.options.dtype))
-    times = []
-    for i in range(TIMED_STEPS + 1):
-        start = time.perf_counter()
-        state, _ = step(state, variables, batches[i % len(batches)].graph)
-        jax.block_until_ready(state)
-        times.append(1e3 * (time.perf_counter() - start))
-    return float(np.median(times[1:]))
-
-
 def better(row: dict) -> float:
     """Times that the phonon frequency error became smaller."""
     return row["frequency_mae_before"] / row["frequency_mae_after"]
@@ -202,12 +179,12 @@ def by_strategy(rows: list[dict]) -> dict[str, list[dict]]:
     return {n: [r for r in rows if r["strategy"] == n] for n in dict.fromkeys(r["strategy"] for r in rows)}
 
 
-def table(rows: list[dict], step_ms: dict[str, float]) -> str:
+def table(rows: list[dict]) -> str:
     """Medians over materials, per strategy, as a Markdown table."""
     lines = [
-        "| strategy | materials | trainable | forces, meV/A | phonons, THz | phonons better, median (least) | "
-        "C_V error, J/K/mol | retained forces worse, median (most) | processor s | step, ms |",
-        "| --- " * 10 + "|",
+        "| strategy | materials | trainable | forces, meV/A | phonons, THz | phonons better (least) | "
+        f"{DEFAULT} there | C_V error, J/K/mol | retained forces worse (most) | {DEFAULT} there | processor s |",
+        "| --- " * 11 + "|",
     ]
     for name, chosen in by_strategy(rows).items():
 
@@ -215,18 +192,21 @@ def table(rows: list[dict], step_ms: dict[str, float]) -> str:
             return float(np.median([r[key] for r in chosen]))
 
         gains, losses = [better(r) for r in chosen], [worse(r) for r in chosen]
+        materials = {r["material"] for r in chosen}
+        beside = [r for r in rows if r["strategy"] == DEFAULT and r["material"] in materials]
+        there = (f"{np.median([better(r) for r in beside]):.2f}x", f"{np.median([worse(r) for r in beside]):+.1f} %")
         cells = [
             name, str(len(chosen)), f"{int(median('trainable')):,}", f"{1e3 * median('forces_mae_after'):.1f}",
-            f"{median('frequency_mae_after'):.3f}", f"{np.median(gains):.2f}x ({min(gains):.2f}x)",
+            f"{median('frequency_mae_after'):.3f}", f"{np.median(gains):.2f}x ({min(gains):.2f}x)", there[0],
             f"{median('heat_capacity_error_after'):.3f}", f"{np.median(losses):+.1f} % ({max(losses):+.1f} %)",
-            f"{median('processor_seconds'):.0f}", f"{step_ms[name]:.0f}" if name in step_ms else "-",
+            there[1], f"{median('processor_seconds'):.0f}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Gain against forgetting: medians, and bars over the middle half of the materials; the aim is shaded."""
+    """Gain against forgetting: medians, and bars over the middle half of the materials (in brackets: how many); aim shaded."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -235,8 +215,10 @@ def draw(rows: list[dict], path: Path) -> None:
              ylabel="phonon frequency error, times smaller than zero-shot")  # fmt: skip
     for i, (name, chosen) in enumerate(by_strategy(rows).items()):
         x, y = (np.percentile([f(r) for r in chosen], (25, 50, 75)) for f in (worse, better))
+        fill = {} if len(chosen) > 1 else {"mfc": "none"}
         axis.errorbar(x[1], y[1], xerr=[[x[1] - x[0]], [x[2] - x[1]]], yerr=[[y[1] - y[0]], [y[2] - y[1]]],
-                      marker="osD^v<>PX*hd"[i % 12], color=f"C{i % 10}", ms=8, lw=1, ls="none", label=name)  # fmt: skip
+                      marker="osD^v<>PX*hd"[i % 12], color=f"C{i % 10}", ms=8, lw=1, ls="none",
+                      label=f"{name} ({len(chosen)})", **fill)  # fmt: skip
     axis.set_xscale("symlog", linthresh=10)
     axis.axhline(1, color="k", lw=0.8, ls=":")
     left, right = axis.get_xlim()
@@ -246,6 +228,7 @@ def draw(rows: list[dict], path: Path) -> None:
     ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 3, 5, 10) if bottom <= t <= top]
     axis.set_yticks(ticks, [f"{t:g}" for t in ticks])
     axis.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=100)
     plt.close(figure)
