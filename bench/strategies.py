@@ -206,7 +206,7 @@ def table(rows: list[dict]) -> str:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Gain against forgetting: medians, and bars over the middle half of the materials (in brackets: how many); aim shaded."""
+    """Gain against forgetting: medians, bars over the middle half of the materials, their number; the aim is shaded."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
