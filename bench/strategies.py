@@ -1,27 +1,35 @@
-"""Which fine-tuning strategy? Ten structures a material, the same data, budget and metrics for all.
+"""Which fine-tuning strategy? Ten structures a material; the same data, passes, batches and metrics for all.
 
-    python bench/strategies.py --data DIR [--materials Si-dia ...] [--strategies lora naive ...] [--epochs 40]
+    python bench/strategies.py [--data DIR --retain FILE --replay FILE] [--materials Si-dia ...] [--strategies lora ...]
 
 DIR holds NAME_train, _valid, _test.extxyz and NAME_phonopy.yaml; the structures shipped with the package by default.
-Rows already in the result file are kept and not run again, so a long comparison can be done in pieces.
+Rows already in the result file are kept and not run again, so that a long comparison can be done in pieces. Prints the
+table of medians over materials and draws strategies.png beside it.
 """
 
 import json
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import _common as common
+import ase.io
 import jax
+import matplotlib
 import numpy as np
 import tyro
 
 import equijax
-from equijax import finetune, recipe
+from equijax import data, finetune, metrics, predict, recipe, replay, task
 
 ASSETS = Path(equijax.__file__).parent / "assets"
+EVALUATE_EVERY = 3  # passes; every one of them would cost as much as the training
+DEFAULT = "lora r8"  # what the command does without options; others are set against it on their own materials
+AIM = {"better": 3.0, "worse": 10.0}  # phonons at least so many times better, retained forces at most so many % worse
 ALL_LAYERS = ("node_embedding", r"interactions_\d+/(linear.*|skip_tp|radial_mlp)", r"products_\d+/.*", r"readouts_\d+")
+ALL = {"rank": 8, "targets": ALL_LAYERS, "all_species": True, "lr": 5e-3}
 # name -> options that differ from the defaults; REPLAY is put in place of the replay file
 CASES: dict[str, dict] = {
     "zero-shot": {"strategy": "zero-shot"},
@@ -33,21 +41,18 @@ CASES: dict[str, dict] = {
     "lora r4": {"rank": 4},
     "lora r8": {"rank": 8},
     "lora r16": {"rank": 16},
-    "lora all layers r8": {"rank": 8, "targets": ALL_LAYERS, "all_species": True, "lr": 5e-3},
-    "lora all layers r8 + self-replay": {
-        "rank": 8, "targets": ALL_LAYERS, "all_species": True, "lr": 5e-3, "replay_self": "REPLAY",
-    },
+    "lora all layers + replay": {**ALL, "replay": "REPLAY"},
     "naive + replay": {"strategy": "naive", "replay": "REPLAY"},
-    "multihead": {"strategy": "multihead", "replay": "REPLAY"},
-}  # fmt: skip
+    "multihead + replay": {"strategy": "multihead", "replay": "REPLAY"},
+}
 
 
 @dataclass(frozen=True)
 class StrategiesConfig:
     """Compare fine-tuning strategies on several materials."""
 
-    model: Path
-    """Starting checkpoint, made by `python -m convert`."""
+    model: Path | None = None
+    """Starting checkpoint, made by `python -m convert`; the bundled model by default."""
     data: Path = ASSETS
     """Folder with NAME_train, _valid, _test.extxyz and NAME_phonopy.yaml."""
     retain: Path = ASSETS / "mini_valid.extxyz"
@@ -58,80 +63,175 @@ class StrategiesConfig:
     """Names; all in --data by default."""
     strategies: tuple[str, ...] = ()
     """Names in the table; all by default."""
-    epochs: int = 40
-    """Of every strategy."""
+    epochs: int = 12
+    """Passes over the training structures, of every strategy."""
     name: str = "strategies"
     """Of the result file."""
 
 
 def main() -> None:
-    """Run what is missing from the result file and print the table."""
+    """Run what is missing from the result file, print the table, draw the plot."""
     options = tyro.cli(StrategiesConfig)
-    found = sorted(p.name.removesuffix("_train.extxyz") for p in options.data.glob("*_train.extxyz"))
     file = common.RESULTS / f"{options.name}-{jax.default_backend()}.json"
-    rows = json.loads(file.read_text())["rows"] if file.exists() else []
-    done = {(r["material"], r["strategy"], r["epochs"]) for r in rows}
-    for material in options.materials or found:
-        for name in options.strategies or tuple(CASES):
-            case = CASES[name]
-            if (material, name, options.epochs) in done or ("REPLAY" in case.values() and options.replay is None):
-                continue
-            rows.append(run(options, material, name, case))
-            common.write(options.name, rows, epochs=options.epochs)
-            jax.clear_caches()  # XLA on CPU runs out of memory maps
-    print(table(rows))
-
-
-def run(options: StrategiesConfig, material: str, name: str, case: dict) -> dict:
-    """One fine-tuning run in a temporary folder, reduced to a row."""
+    stored = json.loads(file.read_text()) if file.exists() else {}
+    rows = stored.get("rows", [])
+    names = [n for n in options.strategies or CASES if "REPLAY" not in CASES[n].values() or options.replay]
     folder = Path(tempfile.mkdtemp())
-    files = {k: (options.data / f"{material}_{k}.extxyz",) for k in ("train", "valid", "test")}
-    given = {k: (options.replay,) if v == "REPLAY" else v for k, v in case.items()}
-    given = {"epochs": options.epochs, "retain": (options.retain,), **files, **given}
-    config = recipe.FinetuneConfig(
-        model=options.model, out=folder / "run", phonons=(options.data / f"{material}_phonopy.yaml",), **given
-    )
     try:
-        result = finetune.run(recipe.resolve(config))
+        files = inputs(options, folder)
+        for material, name in missing(options, names, rows):
+            before = next((r for r in rows if r["material"] == material), None)
+            rows.append(run(options, files, material, name, before))
+            common.write(options.name, rows, epochs=options.epochs)
     finally:
         shutil.rmtree(folder)
-    row = {"material": material, "strategy": name, "epochs": options.epochs, "trainable": result["trainable"],
-           "best_epoch": result["best_epoch"], "seconds": result["seconds"]}  # fmt: skip
-    for when in ("before", "after"):
-        errors, (phonon,) = result[when]["errors"], result[when]["phonons"]
-        row |= {
-            f"energy_mae_{when}": errors["test"]["energy_mae"],
-            f"forces_mae_{when}": errors["test"]["forces_mae"],
-            f"retain_forces_mae_{when}": errors["retain"]["forces_mae"],
-            f"frequency_mae_{when}": phonon["frequency_mae"],
-            f"heat_capacity_error_{when}": abs(phonon["heat_capacity"] - phonon["heat_capacity_reference"]),
-        }
-    return row
+    rows = sorted(rows, key=lambda r: list(CASES).index(r["strategy"]))
+    common.write(options.name, rows, epochs=options.epochs)
+    if rows:
+        print(table(rows))
+        draw(rows, common.RESULTS / f"{options.name}.png")
+
+
+def missing(options: StrategiesConfig, names: list[str], rows: list[dict]):
+    """(material, strategy) without a row, one material after the other so that what is compiled is used again."""
+    found = sorted(p.name.removesuffix("_train.extxyz") for p in options.data.glob("*_train.extxyz"))
+    done = {(r["material"], r["strategy"], r["epochs"]) for r in rows}
+    for material in options.materials or found:
+        for name in names:
+            if (material, name, options.epochs) not in done:
+                yield material, name
+        jax.clear_caches()  # XLA on CPU runs out of memory maps
+
+
+def inputs(options: StrategiesConfig, folder: Path) -> dict[str, Path | None]:
+    """The starting model, and the replay structures: chosen once, not anew in every run."""
+    model = options.model
+    if model is None:
+        from convert.__main__ import main as convert
+
+        model = folder / "model"
+        convert([str(ASSETS / "mini.model"), str(model)])
+    chosen = None
+    if options.replay:
+        frames = ase.io.read(options.replay, ":")
+        picked = replay.pick(data.load(options.replay), recipe.FinetuneConfig.replay_number)
+        chosen = folder / "replay.extxyz"
+        ase.io.write(chosen, [frames[i] for i in picked])
+    return {"model": model, "replay": chosen}
+
+
+def recipe_of(options: StrategiesConfig, files: dict, material: str, case: dict, out: Path) -> recipe.FinetuneConfig:
+    """The resolved options of one run."""
+    sets = {k: (options.data / f"{material}_{k}.extxyz",) for k in ("train", "valid", "test")}
+    given = {k: (files["replay"],) if v == "REPLAY" else v for k, v in case.items()}
+    same = {"epochs": options.epochs, "evaluate_every": EVALUATE_EVERY, "retain": (options.retain,), **sets}
+    phonons = (options.data / f"{material}_phonopy.yaml",)
+    return recipe.resolve(recipe.FinetuneConfig(model=files["model"], out=out, phonons=phonons, **same, **given))
+
+
+def run(options: StrategiesConfig, files: dict, material: str, name: str, before: dict | None = None) -> dict:
+    """One fine-tuning run, as `finetune.run` does it but without plots and files, reduced to a row.
+
+    `before` is a row of the same material: the starting model is then not assessed again.
+    """
+    started, processor = time.perf_counter(), time.process_time()
+    made = task.prepare(recipe_of(options, files, material, CASES[name], Path("never-written")))
+    row = {"material": material, "strategy": name, "epochs": options.epochs}
+    row |= {k: v for k, v in (before or assessed(made, made.variables, "before")).items() if k.endswith("_before")}
+    if name == "zero-shot":
+        return row | {k.replace("_before", "_after"): v for k, v in row.items() if k.endswith("_before")} | {
+            "trainable": 0, "best_epoch": 0, "seconds": 0.0, "processor_seconds": 0.0}  # fmt: skip
+    trained = recipe.trainable(made.options, made.config, made.variables, made.numbers)
+    start = predict.cast(made.variables, made.options.dtype)
+    valid = metrics.label_errors(made.config, start, made.graphs["valid"], recipe.losses(made.options))
+    with tempfile.TemporaryDirectory() as folder:
+        best, progress, _ = finetune.optimise(made, trained, valid["loss"], Path(folder).absolute())
+    row |= {"trainable": recipe.count(trained.start), "best_epoch": progress.best_epoch,
+            "seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - processor}  # fmt: skip
+    return row | assessed(made, finetune.finished(made, trained, best), "after")
+
+
+def assessed(made: task.Task, variables: dict, when: str) -> dict:
+    """What is compared: test set, retained set, phonons."""
+    found = finetune.assess(made, variables)
+    errors, (phonon,) = found["errors"], found["phonons"]
+    return {
+        f"energy_mae_{when}": errors["test"]["energy_mae"],
+        f"forces_mae_{when}": errors["test"]["forces_mae"],
+        f"retain_forces_mae_{when}": errors["retain"]["forces_mae"],
+        f"frequency_mae_{when}": phonon["frequency_mae"],
+        f"heat_capacity_error_{when}": abs(phonon["heat_capacity"] - phonon["heat_capacity_reference"]),
+    }
+
+
+def better(row: dict) -> float:
+    """Times that the phonon frequency error became smaller."""
+    return row["frequency_mae_before"] / row["frequency_mae_after"]
+
+
+def worse(row: dict) -> float:
+    """Change of the force error on what the model knew, %."""
+    return 100 * (row["retain_forces_mae_after"] / row["retain_forces_mae_before"] - 1)
+
+
+def by_strategy(rows: list[dict]) -> dict[str, list[dict]]:
+    """Rows grouped by strategy, in order."""
+    return {n: [r for r in rows if r["strategy"] == n] for n in dict.fromkeys(r["strategy"] for r in rows)}
 
 
 def table(rows: list[dict]) -> str:
     """Medians over materials, per strategy, as a Markdown table."""
     lines = [
-        "| strategy | materials | trainable | forces, meV/A | phonons, THz | times better | C_V error, J/K/mol | "
-        "retained forces, worse by | s |",
-        "| --- " * 9 + "|",
+        "| strategy | materials | trainable | forces, meV/A | phonons, THz | phonons better (least) | "
+        f"{DEFAULT} there | C_V error, J/K/mol | retained forces worse (most) | {DEFAULT} there | processor s |",
+        "| --- " * 11 + "|",
     ]
-    for name in dict.fromkeys(r["strategy"] for r in rows):
-        chosen = [r for r in rows if r["strategy"] == name]
+    for name, chosen in by_strategy(rows).items():
 
-        def median(function, chosen=chosen):
-            return float(np.median([function(r) for r in chosen]))
+        def median(key, chosen=chosen):
+            return float(np.median([r[key] for r in chosen]))
 
-        better = median(lambda r: r["frequency_mae_before"] / r["frequency_mae_after"])
-        worse = median(lambda r: 100 * (r["retain_forces_mae_after"] / r["retain_forces_mae_before"] - 1))
+        gains, losses = [better(r) for r in chosen], [worse(r) for r in chosen]
+        materials = {r["material"] for r in chosen}
+        beside = [r for r in rows if r["strategy"] == DEFAULT and r["material"] in materials]
+        there = (f"{np.median([better(r) for r in beside]):.2f}x", f"{np.median([worse(r) for r in beside]):+.1f} %")
         cells = [
-            name, str(len(chosen)), f"{int(median(lambda r: r['trainable'])):,}",
-            f"{1e3 * median(lambda r: r['forces_mae_after']):.1f}", f"{median(lambda r: r['frequency_mae_after']):.3f}",
-            f"{better:.2f}", f"{median(lambda r: r['heat_capacity_error_after']):.3f}", f"{worse:+.1f} %",
-            f"{median(lambda r: r['seconds']):.0f}",
+            name, str(len(chosen)), f"{int(median('trainable')):,}", f"{1e3 * median('forces_mae_after'):.1f}",
+            f"{median('frequency_mae_after'):.3f}", f"{np.median(gains):.2f}x ({min(gains):.2f}x)", there[0],
+            f"{median('heat_capacity_error_after'):.3f}", f"{np.median(losses):+.1f} % ({max(losses):+.1f} %)",
+            there[1], f"{median('processor_seconds'):.0f}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Gain against forgetting: medians, bars over the middle half of the materials, their number; the aim is shaded."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+    axis.set(xscale="symlog", yscale="log", xlabel="force error on the retained set, change in % (linear below 10)",
+             ylabel="phonon frequency error, times smaller than zero-shot")  # fmt: skip
+    for i, (name, chosen) in enumerate(by_strategy(rows).items()):
+        x, y = (np.percentile([f(r) for r in chosen], (25, 50, 75)) for f in (worse, better))
+        fill = {} if len(chosen) > 1 else {"mfc": "none"}
+        axis.errorbar(x[1], y[1], xerr=[[x[1] - x[0]], [x[2] - x[1]]], yerr=[[y[1] - y[0]], [y[2] - y[1]]],
+                      marker="osD^v<>PX*hd"[i % 12], color=f"C{i % 10}", ms=8, lw=1, ls="none",
+                      label=f"{name} ({len(chosen)})", **fill)  # fmt: skip
+    axis.set_xscale("symlog", linthresh=10)
+    axis.axhline(1, color="k", lw=0.8, ls=":")
+    left, right = axis.get_xlim()
+    bottom, top = axis.get_ylim()
+    axis.fill_between([left, AIM["worse"]], AIM["better"], top, color="C2", alpha=0.12, lw=0)
+    axis.set(xlim=(left, right), ylim=(bottom, top))
+    ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 3, 5, 10) if bottom <= t <= top]
+    axis.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    axis.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class FinetuneConfig:
     e0_values: tuple[str, ...] = ()
     """Isolated-atom energies by hand in eV, like Si=-0.82 O=-1.5; other elements keep the model's."""
 
-    rank: float = 16
+    rank: float = 8
     """LoRA rank, or a fraction of each matrix's smaller side."""
     alpha: float | None = None
     """LoRA scale is alpha / rank; the rank by default."""
@@ -121,7 +121,7 @@ class FinetuneConfig:
     """Decay of the averaged weights."""
     epochs: int | None = None
     """Passes over the training set."""
-    batch_size: int = 2
+    batch_size: int = 1
     """Structures in a step and on a device."""
     patience: int = 50
     """Evaluations without improvement before the run stops."""
@@ -170,11 +170,11 @@ class Defaults(NamedTuple):
 DEFAULTS = {
     "zero-shot": Defaults(lr=1.0),
     "scratch": Defaults(lr=1e-2, epochs=120),
-    "naive": Defaults(lr=1e-3, ema=0.999, clip=1.0),
-    "freeze": Defaults(lr=1e-3, ema=0.999, clip=1.0),
-    "delta": Defaults(lr=1e-3),
-    "lora": Defaults(lr=2e-2, epochs=40),
-    "multihead": Defaults(lr=1e-3, ema=0.999, loss="universal"),
+    "naive": Defaults(lr=3e-3, ema=0.999, clip=1.0),
+    "freeze": Defaults(lr=3e-3, ema=0.999, clip=1.0),
+    "delta": Defaults(lr=3e-3),
+    "lora": Defaults(lr=2e-2, epochs=12),
+    "multihead": Defaults(lr=3e-3, ema=0.999, loss="universal"),
 }
 
 
