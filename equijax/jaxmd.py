@@ -200,12 +200,12 @@ def blocks(
             raise Lost(step, f"the neighbour list overflowed {1 + MAX_RERUNS} times, each time with more "
                              "room: the structure or its cell collapses; use a smaller time step, a longer barostat "
                              "time or a relaxed start")  # fmt: skip
-        if not _finite((new_state.position, new_state.momentum)):
-            raise Lost(step, "a position or momentum is not finite: use a smaller time step or a relaxed start")
-        if bool(new_neighbors.outran.any()):
+        if bool(new_neighbors.outran.any()):  # which makes energies NaN: looked at first
             raise Lost(
                 step, "an atom moved further than the skin within one step: use a smaller time step or more skin"
             )
+        if not _finite((new_state.position, new_state.momentum)):
+            raise Lost(step, "a position or momentum is not finite: use a smaller time step or a relaxed start")
         step, state, neighbors = step + length, new_state, new_neighbors
         yield step, state, neighbors
 

@@ -118,7 +118,7 @@ def neighbor_list(box, space: Space) -> NeighborFns:
         new = jax.lax.cond((used > REBUILD).any(), rebuild, lambda _: neighbors, None)
         occupancy = _each(lambda *a: _near(*a, space).sum(1).max(), position)(position, T, new)
         return new.replace(
-            outran=neighbors.outran | ~(used <= 1.0),  # true for NaN
+            outran=neighbors.outran | (used > 1.0),
             did_buffer_overflow=new.did_buffer_overflow | (occupancy > new.slots),
         )
 

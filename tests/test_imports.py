@@ -29,6 +29,7 @@ LAYERS = (
         "modes",
         "third_order",
         "jaxmd",
+        "simulation",
         "md",
     },
     {"feed", "task", "recipe", "store", "metrics", "report", "testing"},
