@@ -110,7 +110,11 @@ def test_interrupted_and_resumed_is_uninterrupted(arguments, tmp_path, monkeypat
 
 @pytest.mark.parametrize(
     "strategy, more",
-    [("freeze", ("--freeze", "interactions_0")), ("multihead", ("--replay-self", "other"))],
+    [
+        ("freeze", ("--freeze", "interactions_0")),
+        ("multihead", ("--replay-self", "other")),
+        ("delta", ("--l2sp", 0.1)),
+    ],
 )
 def test_other_strategies_run(strategy, more, folder, arguments, tmp_path):
     more = [folder / "other.extxyz" if x == "other" else x for x in more]
@@ -122,12 +126,15 @@ def test_other_strategies_run(strategy, more, folder, arguments, tmp_path):
     if strategy == "freeze":
         for name in (n for n in before if "interactions_0" in n):
             np.testing.assert_array_equal(after[name], before[name])
+    if strategy == "delta":
+        saved = json.loads((tmp_path / "run" / "adapter" / "adapter.json").read_text())
+        assert set(saved["ranks"].values()) == {None} and len(saved["ranks"]) == found_parameters(before)
     if strategy == "multihead":
         assert equijax.load(tmp_path / "run" / "best").config.heads == ("Default", "finetuned")
 
 
 def test_two_processes_give_what_one_gives(folder, arguments, tmp_path):
-    """Each process builds half of every batch; the first writes the files; a signal to one saves and stops both."""
+    """Each process builds half of every batch, and the first writes the files."""
     options = (
         "--test",
         folder / "test.extxyz",
@@ -175,6 +182,10 @@ def test_a_run_that_diverges_names_the_structure(folder, arguments, tmp_path):
         finetune.main(argv)
 
 
+def found_parameters(variables):
+    return sum(name.startswith("params/") and x.size > 0 for name, x in variables.items())
+
+
 def test_zero_shot_reports_and_changes_nothing(folder, arguments, tmp_path):
     finetune.main(arguments(tmp_path / "run", "--strategy", "zero-shot", "--test", folder / "test.extxyz"))
     found = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -186,7 +197,7 @@ def test_zero_shot_reports_and_changes_nothing(folder, arguments, tmp_path):
 
 def test_force_constants_and_replay_train_beside_forces(student, folder, arguments, tmp_path):
     """Waves of the primitive cell, and replayed structures with forces and Hessian-vector products of the model."""
-    cell = PhonopyAtoms(numbers=[11, 17], cell=2.8 * (1 - np.eye(3)), scaled_positions=[[0, 0, 0], [0.5, 0.5, 0.5]])
+    cell = PhonopyAtoms(numbers=[11, 17], cell=2.8 * (1 - np.eye(3)), scaled_positions=[[0, 0, 0], [0.47, 0.52, 0.55]])
     phonon = phonopy.Phonopy(cell, np.diag([2, 2, 1]), np.eye(3))
     phonons.force_constants(student, phonon, full=True)
     phonon.force_constants = 1.1 * phonon.force_constants
@@ -195,7 +206,7 @@ def test_force_constants_and_replay_train_beside_forces(student, folder, argumen
                      folder / "other.extxyz", "--hessian-cell", "primitive", "--tangents", 2, "--phonons",
                      tmp_path / "phonopy_params.yaml")  # fmt: skip
     argv.insert(argv.index("--train") + 2, str(tmp_path / "phonopy_params.yaml"))
-    options = recipe.resolve(recipe.read([*argv, "--replay-hessian"]))
+    options = recipe.resolve(recipe.read([*argv, "--replay-hessian", "--watch", "train", "phonons"]))
     made = task.prepare(options)
     batches = feed.epoch(made.feed, 0)
     kinds = [sorted({"hvp", "forces", "q"} & {*b.graph.nodes, *b.graph.globals}) for b in batches]
@@ -207,8 +218,13 @@ def test_force_constants_and_replay_train_beside_forces(student, folder, argumen
     (batch,) = (b for b in whole if "forces" not in b.graph.nodes)
     assert "q" not in batch.graph.globals and batch.graph.nodes["hvp_mask"].sum() == 8
     result = finetune.run(options)
-    before, after = result["before"]["phonons"][0], result["after"]["phonons"][0]
-    assert result["best_epoch"] > 0 and after["frequency_mae"] < before["frequency_mae"]
+    (phonon,) = result["after"]["phonons"]
+    assert result["best_epoch"] > 0 and np.isfinite(phonon["frequency_mae"])
+    assert set(phonon["imaginary_agreement"].values()) <= {i / 216 for i in range(217)}
+    history = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    best = history[result["best_epoch"] - 1]
+    assert best["phonopy_params_frequency_mae"] == pytest.approx(phonon["frequency_mae"], abs=1e-4)
+    assert best["train_forces_mae"] == pytest.approx(result["after"]["errors"]["train"]["forces_mae"], rel=1e-4)
 
 
 def test_naive_and_scratch_start_where_they_should(student):
