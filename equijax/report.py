@@ -130,7 +130,8 @@ def learning_curve(history: list[dict], zero_shot: dict, path: Path) -> None:
     axes[0].set(xlabel="epoch", ylabel="loss")
     axes[0].legend()
     if zero_shot["forces_mae"] is not None:
-        axes[1].semilogy(epochs, [1e3 * h["forces_mae"] for h in history], color="C1")
+        axes[1].plot(epochs, [1e3 * h["forces_mae"] for h in history], color="C1")
+        axes[1].set_ylim(bottom=0.0)
         axes[1].axhline(1e3 * zero_shot["forces_mae"], color="k", ls="--", lw=0.8)
     axes[1].set(xlabel="epoch", ylabel="validation force MAE (meV/A)")
     figure.savefig(path, dpi=120)
