@@ -220,6 +220,8 @@ def test_force_constants_and_replay_train_beside_forces(student, folder, argumen
     result = finetune.run(options)
     (phonon,) = result["after"]["phonons"]
     assert result["best_epoch"] > 0 and np.isfinite(phonon["frequency_mae"])
+    told = report.summary(result)
+    assert f"{phonon['heat_capacity_reference']:.4g}" in told and "below minus 0.05, 0.1, 0.5 THz" in told
     assert set(phonon["imaginary_agreement"].values()) <= {i / 216 for i in range(217)}
     history = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     best = history[result["best_epoch"] - 1]
