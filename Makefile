@@ -14,7 +14,7 @@ OUT ?= demo_output
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo    convert the bundled model, evaluate it, draw phonons (MODEL=file.model for another, OUT=folder)"
+	@echo "make demo    convert the bundled model, evaluate and fine-tune it, draw phonons (MODEL=file.model for another, OUT=folder)"
 	@echo "make test    the tests that need neither torch nor a network"
 	@echo "make parity  the comparison with mace-torch (installs torch)"
 	@echo "make bench   the benchmarks, one JSON file each under bench/results"

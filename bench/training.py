@@ -96,7 +96,7 @@ def strategies(config, variables, rank):
     rows = [config.species.index(14)]
     return [
         ("lora", lora.init_lora(params, rank, rank, recipe.LORA_TARGETS, rows=rows), lora.apply),
-        ("lora, all layers", lora.init_lora(params, rank, rank), lora.apply),
+        ("lora, all layers", lora.init_lora(params, rank, rank, rows=rows), lora.apply),
         ("naive", params, recipe.fill),
     ]
 

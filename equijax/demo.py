@@ -1,6 +1,7 @@
-"""`python -m equijax.demo`: convert a MACE model, evaluate labelled structures, draw the phonons of two crystals."""
+"""`python -m equijax.demo`: convert a MACE model, evaluate it, fine-tune it, draw phonons before and after."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -20,19 +21,26 @@ from phonopy.phonon.band_structure import get_band_qpoints_by_seekpath
 from tqdm import tqdm
 
 import equijax
-from equijax import phonons
+from equijax import finetune, phonons, recipe
 
 ASSETS = resources.files("equijax") / "assets"
 LABELLED = ("mini_valid", "Si-dia_test", "NaCl-rs_test")  # extxyz files with energies, forces and stresses
 CRYSTALS = {"Si-dia": "Si (diamond)", "NaCl-rs": "NaCl (rocksalt)"}
 MESH = (6, 6, 6)  # Gamma-centred, for the frequency error
 TEMPERATURE_K = 300.0
-TASKS = 1 + len(LABELLED) + len(CRYSTALS) + 1  # convert, evaluate, phonons, plot
+TUNED = "Si-dia"  # the crystal to fine-tune on
+TASKS = 1 + len(LABELLED) + len(CRYSTALS) + 3  # convert, evaluate, phonons, fine-tune, phonons again, plot
+# of the curves in bands.png
+STYLES = {
+    "reference": {"color": "0.7", "lw": 3.0},
+    "converted": {"color": "C3", "lw": 1.0, "ls": "--"},
+    "fine-tuned": {"color": "C0", "lw": 1.2},
+}
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Convert a MACE model, evaluate labelled structures with it, and draw the phonons of two crystals."""
+    """Convert a MACE model, evaluate it, fine-tune it on ten structures of silicon, draw phonons before and after."""
 
     model: str | None = None
     """A torch .model file or the name of a published model; the small bundled model by default."""
@@ -40,10 +48,12 @@ class DemoConfig:
     """Folder for everything the demo makes."""
     head: str | None = None
     """Head of a model that has several."""
+    epochs: int | None = None
+    """Passes of the fine-tuning over its ten structures."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo; print its tables, write model/, bands.png, phonopy files and report.json to the output folder.
+    """Run the demo; print its tables, write models, bands.png, phonopy files and report.json to the output folder.
 
     Raises:
       SystemExit: the conversion failed; its own message is above.
@@ -52,19 +62,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = config.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    spectra = []
+    panels, rows = {}, []
     with tqdm(total=TASKS, desc="demo", unit="step") as progress:
         conversion_s, ff = step(progress, "convert", convert, config.model, out / "model")
         errors = [step(progress, f"evaluate {name}", evaluate, ff, name, config.head)[1] for name in LABELLED]
         for name, title in CRYSTALS.items():
-            spectra.append(step(progress, f"phonons of {title}", phonons_of, ff, name, out, config.head)[1])
-        step(progress, "draw", draw_bands, spectra, out / "bands.png")
+            _, (reference, before, row) = step(progress, f"phonons of {title}", phonons_of, ff, name, out, config.head)
+            panels[title] = {"reference": reference, "converted": before}
+            rows.append(row)
+        tuning_s, (tuned, tuning) = step(progress, "fine-tune", fine_tune, out, config)
+        _, (_, after, row) = step(
+            progress, "phonons again", phonons_of, tuned, TUNED, out / "finetuned", config.head, ", fine-tuned"
+        )
+        panels[CRYSTALS[TUNED]]["fine-tuned"] = after
+        rows.append(row)
+        step(progress, "draw", draw_bands, panels, out / "bands.png")
     report = {
         "model": ff.metadata,
         "versions": {m.__name__: m.__version__ for m in (equijax, jax, phonopy, np)},
         "errors": errors,
-        "phonons": [row for _, _, row in spectra],
+        "phonons": rows,
+        "fine-tuning": tuning,
         "convert_s": conversion_s,
+        "fine_tune_s": tuning_s,
         "total_s": time.perf_counter() - started,
     }
     (out / "report.json").write_text(json.dumps(report, indent=1))
@@ -81,11 +101,42 @@ Converted in {report["convert_s"]:.1f} s to {out / "model"}: {model}
 Errors against labels (mean absolute, float32)
 {table(report["errors"])}
 
+Fine-tuned on ten structures of {CRYSTALS[TUNED]} in {report["fine_tune_s"]:.0f} s, by low-rank adapters
+{table(report["fine-tuning"])}
+
 Phonons from exact second derivatives (float64), against the reference
 {table(report["phonons"])}
 
 {report["total_s"]:.0f} s in all. Band structures: {out / "bands.png"}
 Everything is in {out}"""
+
+
+def fine_tune(out: Path, config: DemoConfig) -> tuple[equijax.ForceField, list[dict]]:
+    """What `python -m equijax.finetune` does, on the bundled structures of one crystal, into `out`/finetuned.
+
+    Returns:
+      the fine-tuned model, and force errors of each set before and after.
+    """
+    shutil.rmtree(out / "finetuned", ignore_errors=True)  # of an earlier demo
+    with resources.as_file(ASSETS) as folder:
+        sets = {"train": f"{TUNED}_train", "valid": f"{TUNED}_valid", "test": f"{TUNED}_test", "retain": "mini_valid"}
+        files = {option: (folder / f"{name}.extxyz",) for option, name in sets.items()}
+        options = recipe.FinetuneConfig(
+            model=out / "model", out=out / "finetuned", head=config.head, epochs=config.epochs, **files
+        )
+        result = finetune.run(recipe.resolve(options))
+    assert result is not None  # None is an interrupted run, which a demo does not survive
+    before, after = (result[k]["errors"] for k in ("before", "after"))
+    rows = [
+        {
+            "set": name,
+            "structures": sum(1 for _ in ase.io.iread(ASSETS / f"{sets[name]}.extxyz")),
+            "force MAE before (meV/A)": 1e3 * before[name]["forces_mae"],
+            "after (meV/A)": 1e3 * after[name]["forces_mae"],
+        }
+        for name in sets
+    ]
+    return equijax.load(out / "finetuned" / "best"), rows
 
 
 def step(progress: tqdm, title: str, function, *args):
@@ -139,7 +190,7 @@ def evaluate(ff: equijax.ForceField, name: str, head: str | None) -> dict:
     }
 
 
-def phonons_of(ff: equijax.ForceField, name: str, out: Path, head: str | None):
+def phonons_of(ff: equijax.ForceField, name: str, out: Path, head: str | None, note: str = ""):
     """Force constants of a bundled crystal on the supercell of its reference phonons.
 
     Returns:
@@ -153,7 +204,7 @@ def phonons_of(ff: equijax.ForceField, name: str, out: Path, head: str | None):
     phonon.save(out / f"{name}_phonopy_params.yaml", settings={"force_constants": True})
     found, wanted = spectrum(phonon), spectrum(reference)
     row = {
-        "crystal": CRYSTALS[name],
+        "crystal": CRYSTALS[name] + note,
         "atoms in supercell": len(phonon.supercell),
         "frequency MAE (THz)": float(np.abs(found["frequencies"] - wanted["frequencies"]).mean()),
         "highest (THz)": found["highest"],
@@ -179,28 +230,28 @@ def spectrum(phonon: phonopy.Phonopy) -> dict:
     }
 
 
-def draw_bands(spectra: list, path: Path) -> None:
-    """Band structure of each crystal, the model over its reference."""
+def draw_bands(panels: dict[str, dict[str, phonopy.Phonopy]], path: Path) -> None:
+    """Band structures by crystal, one curve a model over its reference."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(spectra), figsize=(6 * len(spectra), 4.5), layout="constrained")
-    for axis, (reference, phonon, row) in zip(axes, spectra, strict=True):
-        qpoints, labels, connections = get_band_qpoints_by_seekpath(phonon.primitive, 51, is_const_interval=True)
-        for source, style, name in ((reference, {"color": "0.6", "lw": 2.5}, "reference"),
-                                    (phonon, {"color": "C3", "lw": 1.0}, "equijax")):  # fmt: skip
+    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4.5), layout="constrained")
+    for axis, (title, sources) in zip(axes, panels.items(), strict=True):
+        primitive = sources["reference"].primitive
+        qpoints, labels, connections = get_band_qpoints_by_seekpath(primitive, 51, is_const_interval=True)
+        for name, source in sources.items():
             bands = source.run_band_structure(qpoints, path_connections=connections, labels=labels)
             for x, y in zip(bands.distances, bands.frequencies, strict=True):
-                lines = axis.plot(x, y, **style)
+                lines = axis.plot(x, y, **STYLES[name])
             lines[0].set_label(name)
         ticks = [bands.distances[0][0], *(x[-1] for x in bands.distances)]
         axis.set_xticks(ticks, tick_labels(labels, connections))
         for tick in ticks:
             axis.axvline(tick, color="0.85", lw=0.8, zorder=0)
         axis.axhline(0, color="k", lw=0.5)
-        axis.set_ylim(top=1.2 * axis.get_ylim()[1])  # room for the legend
-        axis.set(title=row["crystal"], ylabel="frequency (THz)", xlim=(ticks[0], ticks[-1]))
-        axis.legend(loc="upper right")
+        axis.set_ylim(top=1.15 * axis.get_ylim()[1])  # room for the legend
+        axis.set(title=title, ylabel="frequency (THz)", xlim=(ticks[0], ticks[-1]))
+        axis.legend(loc="upper right", ncols=len(sources), frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

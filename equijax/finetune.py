@@ -12,7 +12,21 @@ import jax
 import numpy as np
 
 import equijax
-from equijax import adapters, checkpoint, evaluate, feed, lora, metrics, parallel, predict, recipe, report, store, train
+from equijax import (
+    adapters,
+    checkpoint,
+    evaluate,
+    feed,
+    lora,
+    loss,
+    metrics,
+    parallel,
+    predict,
+    recipe,
+    report,
+    store,
+    train,
+)
 from equijax.recipe import FinetuneConfig
 from equijax.task import SETS, Task, prepare, provenance
 
@@ -161,7 +175,8 @@ def optimise(task: Task, trained: recipe.Trainable, start: float, out: Path) -> 
 
     def evaluate(weights):
         merged = {**here, "params": combine(here["params"], jax.device_get(weights))}
-        return parallel.from_first(metrics.label_errors(task.config, merged, task.graphs["valid"], losses))
+        errors = metrics.label_errors(task.config, merged, task.graphs["valid"], losses)
+        return parallel.from_first(errors | watched(task, merged, losses))
 
     def suspects(state, batch):
         finite = train.make_probe(task.config, trained.combine, losses)
@@ -190,6 +205,21 @@ def optimise(task: Task, trained: recipe.Trainable, start: float, out: Path) -> 
                 batches=batches, evaluate=evaluate, options=plan, save=save, log=log, suspects=suspects,
             )  # fmt: skip
     return best, progress, reason
+
+
+def watched(task: Task, variables: dict, losses: loss.LossConfig) -> dict[str, float | None]:
+    """Errors on the other sets and crystals that `--watch` names, by prefixed name."""
+    out: dict[str, float | None] = {}
+    for name in task.options.watch:
+        if name == "phonons":
+            ff = equijax.ForceField(task.config, jax.device_get(variables), {})
+            for path in task.options.phonons:
+                found = metrics.phonon_errors(ff, path, head=task.head)
+                out |= {f"{found['crystal']}_{k}": found[k] for k in ("frequency_mae", "omega_max", "heat_capacity")}
+        elif task.items[name]:
+            found = metrics.label_errors(task.config, variables, task.graphs[name], losses)
+            out |= {f"{name}_{k}": v for k, v in found.items()}
+    return out
 
 
 def with_energies(variables: dict, energies: np.ndarray) -> dict:

@@ -21,6 +21,7 @@ QUANTITIES = ("energy", "forces", "stress")  # per atom in eV; eV/A; eV/A^3
 MESH = (6, 6, 6)  # Gamma-centred
 TEMPERATURE_K = 300.0
 IMAGINARY_THZ = 0.1  # a mode is imaginary below minus this
+THRESHOLDS_THZ = (0.05, 0.1, 0.5)  # at which imaginary modes are compared, q by q
 DIMER_RANGE = (0.45, 0.85)  # of the sum of covalent radii: well inside any bond
 DIMER_POINTS = 21
 
@@ -86,14 +87,18 @@ def phonon_errors(ff: ForceField, path: str | Path, mesh: Sequence[int] = MESH, 
 
     Returns:
       frequency_mae (THz), omega_max and its reference (THz), entropy (J/K/mol), free_energy (kJ/mol), heat_capacity
-      (J/K/mol) at 300 K as (found, reference), imaginary fractions below -0.1 THz of both.
+      (J/K/mol) at 300 K and the fraction of imaginary modes (below -0.1 THz), each with its reference;
+      imaginary_agreement: per threshold in THz, the fraction of q at which both or neither have a mode below minus it.
     """
     reference = phonopy.load(path, log_level=0)
     phonon = phonopy.Phonopy(reference.unitcell, reference.supercell_matrix, reference.primitive_matrix)
     phonons.force_constants(ff, phonon, head=head)
     found, wanted = _spectrum(phonon, mesh), _spectrum(reference, mesh)
     out = {"crystal": Path(path).name.removesuffix(".yaml").removesuffix("_phonopy")}
-    out["frequency_mae"] = float(np.abs(found.pop("frequencies") - wanted.pop("frequencies")).mean())
+    frequencies, expected = found.pop("frequencies"), wanted.pop("frequencies")  # [q, modes]
+    out["frequency_mae"] = float(np.abs(frequencies - expected).mean())
+    lowest = frequencies.min(1), expected.min(1)
+    out["imaginary_agreement"] = {str(t): float(((lowest[0] < -t) == (lowest[1] < -t)).mean()) for t in THRESHOLDS_THZ}
     for name, value in found.items():
         out[name], out[f"{name}_reference"] = value, wanted[name]
     return out

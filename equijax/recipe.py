@@ -44,6 +44,8 @@ class FinetuneConfig:
     """What the starting model knew: errors on it before and after measure forgetting."""
     phonons: tuple[Path, ...] = ()
     """Reference phonons (phonopy files), compared before and after."""
+    watch: tuple[Literal["train", "test", "retain", "phonons"], ...] = ()
+    """Also measure these at each evaluation; --valid alone decides."""
     energy_key: str = "auto"
     """Name of the energy in extxyz files; auto: REF_energy, else ASE's own; none: do not read. Likewise the others."""
     forces_key: str = "auto"

@@ -63,6 +63,26 @@ def _pair(mae, rmse, factor):
     return "-" if mae is None else f"{factor * mae:.4g} / {factor * rmse:.4g}"
 
 
+THERMAL = ("omega_max", "free_energy", "entropy", "heat_capacity")
+
+
+def phonons_table(before: list[dict], after: list[dict], name: str) -> str:
+    """Per crystal: starting model, result and reference; F, S and C_V at 300 K per mole of primitive cells."""
+    titles = ("MAE (THz)", "highest (THz)", "F (kJ/mol)", "S (J/K/mol)", "C_V (J/K/mol)", "imaginary")
+    lines, thresholds = [], ""
+    lines.append(f"{'phonons':<20}{'model':<12}" + "".join(f"{title:>15}" for title in titles))
+    for b, a in zip(before, after, strict=True):
+        for model, row in (("zero-shot", b), (name, a)):
+            agree = " ".join(f"{share:.0%}" for share in row["imaginary_agreement"].values())
+            cells = [f"{row[k]:.4g}" for k in ("frequency_mae", *THERMAL)]
+            lines.append(f"{row['crystal']:<20}{model:<12}" + "".join(f"{c:>15}" for c in (*cells, agree)))
+        cells = ["", *(f"{a[f'{k}_reference']:.4g}" for k in THERMAL)]
+        lines.append(f"{a['crystal']:<20}{'reference':<12}" + "".join(f"{c:>15}" for c in cells))
+        thresholds = ", ".join(a["imaginary_agreement"])
+    lines.append(f"imaginary: share of q that agree with the reference on modes below minus {thresholds} THz")
+    return "\n".join(lines)
+
+
 def verdict(result: dict) -> list[str]:
     """Plain statements: better or worse than zero-shot, on what, and what was forgotten."""
     before, after = result["before"], result["after"]
@@ -93,10 +113,12 @@ def _compare(what, key, before, after):
 def summary(result: dict) -> str:
     """The text at the end of a run."""
     table = errors_table({"zero-shot": result["before"]["errors"], result["strategy"]: result["after"]["errors"]})
+    before, after = (result[k]["phonons"] for k in ("before", "after"))
     lines = [
         "",
         table,
         "",
+        *([phonons_table(before, after, result["strategy"]), ""] if after else []),
         f"{result['strategy']}: {result['trainable']:,} trainable numbers, {result['epochs']} epochs "
         f"({result['reason']}), best after {result['best_epoch']}, {result['seconds']:.0f} s",
         *result["verdict"],
@@ -130,7 +152,8 @@ def learning_curve(history: list[dict], zero_shot: dict, path: Path) -> None:
     axes[0].set(xlabel="epoch", ylabel="loss")
     axes[0].legend()
     if zero_shot["forces_mae"] is not None:
-        axes[1].semilogy(epochs, [1e3 * h["forces_mae"] for h in history], color="C1")
+        axes[1].plot(epochs, [1e3 * h["forces_mae"] for h in history], color="C1")
+        axes[1].set_ylim(bottom=0.0)
         axes[1].axhline(1e3 * zero_shot["forces_mae"], color="k", ls="--", lw=0.8)
     axes[1].set(xlabel="epoch", ylabel="validation force MAE (meV/A)")
     figure.savefig(path, dpi=120)

@@ -1,9 +1,15 @@
 """The command: frozen backbone, honest selection, resume bit for bit, strategies, options that cannot be misspelt."""
 
+import dataclasses
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
+import ase.io
 import jax
 import numpy as np
 import phonopy
@@ -11,7 +17,9 @@ import pytest
 from phonopy.structure.atoms import PhonopyAtoms
 
 import equijax
-from equijax import adapters, feed, finetune, phonons, recipe, report, task, testing, trees
+from equijax import adapters, feed, finetune, phonons, recipe, report, task, train, trees
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +110,11 @@ def test_interrupted_and_resumed_is_uninterrupted(arguments, tmp_path, monkeypat
 
 @pytest.mark.parametrize(
     "strategy, more",
-    [("freeze", ("--freeze", "interactions_0")), ("multihead", ("--replay-self", "other"))],
+    [
+        ("freeze", ("--freeze", "interactions_0")),
+        ("multihead", ("--replay-self", "other")),
+        ("delta", ("--l2sp", 0.1)),
+    ],
 )
 def test_other_strategies_run(strategy, more, folder, arguments, tmp_path):
     more = [folder / "other.extxyz" if x == "other" else x for x in more]
@@ -114,8 +126,64 @@ def test_other_strategies_run(strategy, more, folder, arguments, tmp_path):
     if strategy == "freeze":
         for name in (n for n in before if "interactions_0" in n):
             np.testing.assert_array_equal(after[name], before[name])
+    if strategy == "delta":
+        saved = json.loads((tmp_path / "run" / "adapter" / "adapter.json").read_text())
+        assert set(saved["ranks"].values()) == {None} and len(saved["ranks"]) == found_parameters(before)
     if strategy == "multihead":
         assert equijax.load(tmp_path / "run" / "best").config.heads == ("Default", "finetuned")
+
+
+def test_two_processes_give_what_one_gives(folder, arguments, tmp_path):
+    """Each process builds half of every batch, and the first writes the files."""
+    options = (
+        "--test",
+        folder / "test.extxyz",
+        "--epochs",
+        2,
+        "--optimizer",
+        "sgd",
+        "--schedule",
+        "plateau",
+        "--lr",
+        1.0,
+    )
+
+    def start(out, *more):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        argv = [*arguments(out, *options, "--batch-size", 1, "--coordinator", f"127.0.0.1:{port}", "--processes", 2,
+                           *more), "--distributed"]  # fmt: skip
+        command = [sys.executable, "-m", "equijax.finetune", *argv]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        return [subprocess.Popen([*command, "--process", str(i)], env=environment, stdout=subprocess.PIPE,
+                                 stderr=subprocess.STDOUT, text=True) for i in range(2)]  # fmt: skip
+
+    both = start(tmp_path / "two")
+    finetune.main(arguments(tmp_path / "one", *options))
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert "zero-shot" in said[0] and "zero-shot" not in said[1]
+    one, two = (variables_of(tmp_path / run / "best") for run in ("one", "two"))
+    assert any(np.abs(one[name] - x).max() > 1e-3 for name, x in variables_of(folder / "model").items())
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=0, atol=2e-5, err_msg=name)
+    history = [json.loads((tmp_path / run / "report.json").read_text()) for run in ("one", "two")]
+    assert history[0]["best_epoch"] == history[1]["best_epoch"] > 0
+
+
+def test_a_run_that_diverges_names_the_structure(folder, arguments, tmp_path):
+    images = ase.io.read(folder / "train.extxyz", ":")
+    images[3].calc.results["forces"] = images[3].calc.results["forces"] + 1e25
+    ase.io.write(tmp_path / "broken.extxyz", images)
+    argv = arguments(tmp_path / "run", "--train", tmp_path / "broken.extxyz", "--valid", folder / "test.extxyz",
+                     "--loss", "mse")  # fmt: skip
+    with pytest.raises(train.TrainingDiverged, match=r"not finite for [^ ,]*broken\.extxyz:3 alone: check labels"):
+        finetune.main(argv)
+
+
+def found_parameters(variables):
+    return sum(name.startswith("params/") and x.size > 0 for name, x in variables.items())
 
 
 def test_zero_shot_reports_and_changes_nothing(folder, arguments, tmp_path):
@@ -128,31 +196,43 @@ def test_zero_shot_reports_and_changes_nothing(folder, arguments, tmp_path):
 
 
 def test_force_constants_and_replay_train_beside_forces(student, folder, arguments, tmp_path):
-    atoms = testing.rattled()
-    cell = PhonopyAtoms(numbers=atoms.numbers, cell=atoms.cell.array, positions=atoms.positions)
-    phonon = phonopy.Phonopy(cell, np.eye(3, dtype=int), np.eye(3))
+    """Waves of the primitive cell, and replayed structures with forces and Hessian-vector products of the model."""
+    cell = PhonopyAtoms(numbers=[11, 17], cell=2.8 * (1 - np.eye(3)), scaled_positions=[[0, 0, 0], [0.47, 0.52, 0.55]])
+    phonon = phonopy.Phonopy(cell, np.diag([2, 2, 1]), np.eye(3))
     phonons.force_constants(student, phonon, full=True)
     phonon.force_constants = 1.1 * phonon.force_constants
     phonon.save(tmp_path / "phonopy_params.yaml", settings={"force_constants": True})
-    argv = arguments(tmp_path / "run", "--hessian-weight", 1.0, "--loss", "mse", "--replay", folder / "other.extxyz",
-                     "--tangents", 2, "--phonons", tmp_path / "phonopy_params.yaml")  # fmt: skip
+    argv = arguments(tmp_path / "run", "--hessian-weight", 1.0, "--loss", "mse", "--replay-self",
+                     folder / "other.extxyz", "--hessian-cell", "primitive", "--tangents", 2, "--phonons",
+                     tmp_path / "phonopy_params.yaml")  # fmt: skip
     argv.insert(argv.index("--train") + 2, str(tmp_path / "phonopy_params.yaml"))
-    options = recipe.resolve(recipe.read(argv))
+    options = recipe.resolve(recipe.read([*argv, "--replay-hessian", "--watch", "train", "phonons"]))
     made = task.prepare(options)
     batches = feed.epoch(made.feed, 0)
-    kinds = [sorted({"hvp", "forces"} & set(b.graph.nodes)) for b in batches]
-    assert sorted(kinds) == [["forces"]] * 3 + [["hvp"]]
-    assert {n.split(":")[0] for n in batches[kinds.index(["forces"])].names} > {str(folder / "other.extxyz")}
+    kinds = [sorted({"hvp", "forces", "q"} & {*b.graph.nodes, *b.graph.globals}) for b in batches]
+    assert sorted(kinds) == [["forces", "hvp"]] * 3 + [["hvp", "q"]]
+    assert {n.split(":")[0] for n in batches[kinds.index(["forces", "hvp"])].names} > {str(folder / "other.extxyz")}
     same = feed.epoch(made.feed, 0)
     jax.tree.map(np.testing.assert_array_equal, [b.graph for b in batches], [b.graph for b in same])
+    whole = feed.epoch(dataclasses.replace(made.feed, primitive=False), 0)
+    (batch,) = (b for b in whole if "forces" not in b.graph.nodes)
+    assert "q" not in batch.graph.globals and batch.graph.nodes["hvp_mask"].sum() == 8
     result = finetune.run(options)
-    assert result["best_epoch"] > 0 and np.isfinite(result["after"]["phonons"][0]["frequency_mae"])
+    (phonon,) = result["after"]["phonons"]
+    assert result["best_epoch"] > 0 and np.isfinite(phonon["frequency_mae"])
+    told = report.summary(result)
+    assert f"{phonon['heat_capacity_reference']:.4g}" in told and "below minus 0.05, 0.1, 0.5 THz" in told
+    assert set(phonon["imaginary_agreement"].values()) <= {i / 216 for i in range(217)}
+    history = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    best = history[result["best_epoch"] - 1]
+    assert best["phonopy_params_frequency_mae"] == pytest.approx(phonon["frequency_mae"], abs=1e-4)
+    assert best["train_forces_mae"] == pytest.approx(result["after"]["errors"]["train"]["forces_mae"], rel=1e-4)
 
 
 def test_naive_and_scratch_start_where_they_should(student):
     options = recipe.FinetuneConfig(model="m", train=("t",), out="o", strategy="naive", seed=1)
     for strategy, same in (("naive", True), ("scratch", False)):
-        resolved = recipe.resolve(recipe.dataclasses.replace(options, strategy=strategy))
+        resolved = recipe.resolve(dataclasses.replace(options, strategy=strategy))
         trained = recipe.trainable(resolved, student.config, student.variables, [11, 17])
         pairs = zip(jax.tree.leaves(trained.start), jax.tree.leaves(student.variables["params"]), strict=True)
         assert all(np.array_equal(a, b.astype("float32")) for a, b in pairs) == same
@@ -181,7 +261,12 @@ def test_misspelt_options_are_errors(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "change, message",
-    [({"train": ()}, "--train"), ({"strategy": "multihead"}, "--replay"), ({"valid_fraction": 1.0}, "valid_fraction")],
+    [
+        ({"train": ()}, "--train"),
+        ({"replay_hessian": True}, "replay_hessian needs"),
+        ({"strategy": "multihead"}, "--replay"),
+        ({"valid_fraction": 1.0}, "valid_fraction"),
+    ],
 )
 def test_contradictions_are_refused(change, message):
     options = recipe.FinetuneConfig(**{"model": "m", "train": ("t",), "out": "o"} | change)

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import phonopy
 import pytest
+from phonopy.structure.atoms import PhonopyAtoms
 
-from equijax import data, hessian, loss, predict
+from equijax import data, hessian, loss, phonons, predict
 
 ALL = loss.LossConfig(kind="mse", hvp=1.0)
 
@@ -86,6 +88,39 @@ def test_force_constant_term_compares_hessian_products(items, student):
             found = terms(student, labelled([data.Item(s, items[0].edges)], student), ALL)["hvp"]
             np.testing.assert_allclose(found[0].sum() / found[1], shift**2, atol=1e-12)
             assert found[1] == 2 * 3 * len(atoms)
+
+
+def test_supercells_waves_and_forces_share_a_batch(items, student, tmp_path):
+    """Reference: the model's own force constants, so that the loss is that of the shift put into each label."""
+    cell = PhonopyAtoms(numbers=[11, 17], cell=2.8 * (1 - np.eye(3)), scaled_positions=[[0, 0, 0], [0.45, 0.5, 0.5]])
+    phonon = phonopy.Phonopy(cell, np.array([[2, 0, 0], [0, 1, 1], [0, -1, 1]]), primitive_matrix=np.eye(3))
+    phonons.force_constants(student, phonon, full=True)
+    phonon.save(tmp_path / "phonopy_params.yaml", settings={"force_constants": True})
+    reference = data.force_constants(tmp_path / "phonopy_params.yaml")
+    (whole,), (waves,) = (make(reference, 3, seed=1) for make in (data.products, data.waves))
+    assert len(waves.atoms) == 2 and len(whole.atoms) == 8 and np.abs(waves.q).max() > 0
+    shifted = [dataclasses.replace(s, hvp=s.hvp + shift) for s, shift in ((whole, 0.5), (waves, 0.3 - 0.4j))]
+    with jax.enable_x64(True):
+        g = labelled([items[0], *data.prepare(shifted, student.config)], student)
+        assert g.nodes["hvp"].shape[1:] == (3, 2, 3)
+        numerators, count = (found := terms(student, g, ALL))["hvp"]
+        assert count == 3 * 3 * (8 + 2 * 2)
+        np.testing.assert_allclose(numerators[:3], [0, 3 * 3 * 8 * 0.25, 3 * 3 * 2 * 0.25], rtol=1e-5, atol=1e-9)
+        alone = student.evaluate([items[0].labelled.atoms], "float64")[0]
+        np.testing.assert_allclose(
+            found["forces"][0][0], ((alone["forces"] - items[0].labelled.forces) ** 2).sum(), rtol=1e-6
+        )
+
+        variables = jax.tree.map(jnp.asarray, predict.cast(student.variables, "float64"))
+
+        @jax.jit
+        def total(scale):
+            params = jax.tree.map(lambda w: w * scale, variables["params"])
+            parts = loss.sums(student.config, {**variables, "params": params}, g, loss.LossConfig("mse", 0, 0, 0, 1.0))
+            return parts["hvp"][0].sum()
+
+        slope = jax.jit(jax.grad(total))(1.0)
+        np.testing.assert_allclose(slope, (total(1 + 1e-5) - total(1 - 1e-5)) / 2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", loss.PENALTIES)
