@@ -44,7 +44,7 @@ def torch_model(config: ModelConfig):
 
 
 def mace_torch(config: ModelConfig, atoms: Atoms, dtype: str = "float32", hessian_rows: int = 0) -> Callable:
-    """Energy and forces by mace-torch, eager e3nn; then rows of its Hessian, one backward pass each as it makes them."""
+    """Energy and forces by mace-torch, eager e3nn; then rows of its Hessian, one backward pass each as it does it."""
     import torch
     from mace import data, tools
     from mace.tools import torch_geometric
