@@ -99,9 +99,17 @@ def energy_from_vectors(config: ModelConfig, variables: dict, vectors: jax.Array
       vectors: [N, K, 3] receiver minus sender, A; masked slots longer than r_max.
       inputs: slot [N], table [S], head [N], senders [N*K], reverse [N*K]; see `equijax.graph`.
     """
+    return POTENTIALS[type(config)](config, variables, vectors, inputs)
+
+
+def _mace(config, variables, vectors, inputs):
     if config.spline is not None:
         return specialised.node_energies(config, variables["constants"], vectors, inputs)
     return MACE(config).apply(variables, vectors, inputs)
+
+
+# `energy_from_vectors` of each kind of config
+POTENTIALS: dict = {ModelConfig: _mace}
 
 
 def total_energy(config, variables, graph, positions=None, strain=None, gather=gather_senders, dtype=None) -> jax.Array:
