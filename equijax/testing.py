@@ -87,6 +87,10 @@ class PairConfig:
     species: tuple[int, ...]
     heads: tuple[str, ...] = ("Default",)
 
+    def to_json(self) -> str:
+        """What there is to tell of it."""
+        return repr(self)
+
     def node_energies(self, variables: dict, vectors: jax.Array, inputs: dict) -> jax.Array:
         """[N] eV, half of each pair's energy to either atom."""
         r = jnp.sqrt((vectors**2).sum(-1))

@@ -6,7 +6,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.neighborlist import neighbor_list
 
-from equijax import bloch, phonons, testing, thermo, units, volume
+from equijax import bloch, expansion, phonons, testing, thermo, units, volume
 
 STIFFNESS, SPACING = 3.0, 2.5  # eV/A^2, A
 EPSILON, SIGMA = 0.0104, 3.4  # eV, A: argon
@@ -121,6 +121,23 @@ def test_thermal_expansion_of_argon(argon):
     heat = 3 * units.KB_EV_PER_K
     gamma = alpha * bulk_modulus * found.equilibrium_volumes[2] / heat
     assert 2.0 < gamma < 4.0  # Lennard-Jones crystals near their minimum: about 3, less 10 % of quantum effects
+
+
+def test_expansion_from_the_command_line(argon, tmp_path, capsys, monkeypatch):
+    """A run from a file to tables; a model directory cannot hold a pair potential, so loading is replaced."""
+    monkeypatch.setattr(expansion.forcefield, "load", lambda path: argon)
+    bulk("Ar", "fcc", a=5.4).write(tmp_path / "argon.extxyz")
+    options = f"--model none --supercell 3 3 3 --out {tmp_path}/out --mesh 5 5 5 --temperatures 0 20 5"
+    common = [str(tmp_path / "argon.extxyz"), *options.split()]
+    assert expansion.main([*common, "--strains", *"-0.02 0 0.02 0.05 0.08 0.1 0.12".split()]) == 0
+    assert "mean Grueneisen parameter" in capsys.readouterr().out
+    rows = (tmp_path / "out" / "expansion.csv").read_text().splitlines()
+    assert rows[0].startswith("temperature_K,volume_A3") and len(rows) == 6
+    volumes = [float(row.split(",")[1]) for row in rows[1:]]
+    assert volumes == sorted(volumes) and volumes[-1] > 1.005 * volumes[0]
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {"gruneisen.csv", "expansion.png", "report.json"}
+    assert expansion.main([*common, "--strains", "0", "0.1"]) == 2
+    assert "at least 5" in capsys.readouterr().err
 
 
 def test_sound_is_elasticity():
