@@ -7,6 +7,7 @@ compute energy and forces in float32; none has to search neighbours in the timed
     pip install --no-deps symmetrix-xl==0.1.1      # Symmetrix-XL; its kernels are compiled on first use, for minutes
 """
 
+import copy
 import os
 import tempfile
 from collections.abc import Callable
@@ -42,18 +43,28 @@ def torch_model(config: ModelConfig):
         atomic_inter_scale=1.0, atomic_inter_shift=0.0)  # fmt: skip
 
 
-def mace_torch(config: ModelConfig, atoms: Atoms) -> Callable[[], object]:
-    """Energy and forces by mace-torch, eager e3nn."""
+def mace_torch(config: ModelConfig, atoms: Atoms, dtype: str = "float32", hessian_rows: int = 0) -> Callable:
+    """Energy and forces by mace-torch, eager e3nn; then rows of its Hessian, one backward pass each as it does it."""
+    import torch
     from mace import data, tools
     from mace.tools import torch_geometric
 
-    model = torch_model(config)
+    torch.set_default_dtype(getattr(torch, dtype))
+    model = copy.deepcopy(torch_model(config)).to(getattr(torch, dtype))
+    torch.set_default_dtype(getattr(torch, dtype))  # `torch_model` sets its own
     item = data.AtomicData.from_config(
         data.config_from_atoms(atoms), z_table=tools.AtomicNumberTable(list(config.species)), cutoff=config.r_max
     )
     loader = torch_geometric.dataloader.DataLoader(dataset=[item], batch_size=1, shuffle=False)
     batch = next(iter(loader)).to_dict()
-    return lambda: model(batch, compute_stress=False)
+
+    def call():
+        torch.set_default_dtype(getattr(torch, dtype))
+        forces = model(batch, compute_stress=False, training=hessian_rows > 0)["forces"]
+        for force in forces.view(-1)[:hessian_rows]:
+            torch.autograd.grad(-force, batch["positions"], retain_graph=True)
+
+    return call
 
 
 @cache

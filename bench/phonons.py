@@ -1,16 +1,26 @@
-"""How long from a relaxed structure to force constants, against finite differences with mace-torch?
+"""How long from a relaxed structure to force constants, against finite differences and Hessians of mace-torch?
 
-    python bench/phonons.py [--crystals Si NaCl] [--repeat 2] [--model DIR]
+    python bench/phonons.py [--crystals Si NaCl] [--model DIR] [--no-torch]
+    python bench/phonons.py --memory Si          one supercell of about 1,000 atoms in a process of its own
 
-Published shape, float64, random weights (the cost does not depend on them). mace-torch, where it is installed, runs
-phonopy's symmetry-reduced finite differences on the same supercell in float32, which favours it.
+Published shape, random weights (the cost does not depend on them), float64 on both sides: finite differences in single
+precision lose the soft modes; their float32 time is given too. One force call of mace-torch is timed and multiplied by
+the number of displaced supercells that phonopy asks for. mace-torch's `get_hessian` differentiates the forces once for
+each of the 3N coordinates: `HESSIAN_ROWS` of them are timed and the time is multiplied up to 3N; its batched variant
+does not fit into memory at this size.
+Rows are merged by crystal into the result file, so that crystals may be run one at a time.
 """
 
+import json
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import _common as common
+import jax
+import numpy as np
 import peers
 import tyro
 from ase.build import bulk
@@ -18,64 +28,135 @@ from ase.spacegroup import crystal
 
 from equijax import forcefield, hessian, phonons, testing
 
-CRYSTALS = {
-    "Si": lambda: bulk("Si", "diamond", a=5.43),
-    "NaCl": lambda: bulk("NaCl", "rocksalt", a=5.64),
-    "SrTiO3": lambda: crystal(
+HESSIAN_ROWS = 6  # of mace-torch's Hessian that are timed
+
+
+def perovskite():
+    return crystal(
         ("Sr", "Ti", "O"), [(0, 0, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0)], spacegroup=221, cellpar=[3.9] * 3 + [90] * 3
-    ),
+    )
+
+
+def low_symmetry():
+    """Orthorhombic CaTiO3, 20 atoms, rattled so that nothing is left to symmetry: all 60 rows."""
+    cell = crystal(
+        ("Ca", "Ti", "O", "O"),
+        [(0.0065, 0.0359, 0.25), (0, 0.5, 0), (0.5711, 0.4838, 0.25), (0.2897, 0.2888, 0.0371)],
+        spacegroup="P b n m", cellpar=[5.38, 5.44, 7.64, 90, 90, 90],
+    )  # fmt: skip
+    cell.rattle(0.02, seed=0)
+    return cell
+
+
+# primitive or unit cell, supercell
+CASES = {
+    "Si": (lambda: bulk("Si", "diamond", a=5.43, cubic=True), 2),
+    "NaCl": (lambda: bulk("NaCl", "rocksalt", a=5.64, cubic=True), 2),
+    "SrTiO3": (perovskite, 2),
+    "CaTiO3, P1": (low_symmetry, 1),
 }
+LARGE = {"Si": (CASES["Si"][0], 5), "SrTiO3": (perovskite, 6)}
 
 
 @dataclass(frozen=True)
 class Options:
     """Time from a relaxed structure to force constants."""
 
-    crystals: tuple[str, ...] = tuple(CRYSTALS)
-    repeat: int = 2
-    """Primitive cells along each axis of the supercell."""
+    crystals: tuple[str, ...] = tuple(CASES)
     model: Path | None = None
     """A converted model instead of the published shape with random weights."""
+    torch: bool = True
+    """Time mace-torch, where it is installed."""
+    memory: str | None = None
+    """Force constants of one large supercell, peak memory of this process."""
 
 
 def main(options: Options) -> None:
     """Measure, print a table, write JSON."""
     ff = forcefield.load(options.model) if options.model else testing.random_forcefield(common.published_config())
-    rows = [row(ff, name, options.repeat) for name in options.crystals]
-    common.print_table(rows)
-    common.write("phonons", rows, repeat=options.repeat, dtype="float64")
+    if options.memory:
+        print(json.dumps(memory_row(ff, options.memory)))
+        return
+    rows = []
+    for name in options.crystals:
+        rows.append(row(ff, name, options.torch))
+        common.print_table(rows[-1:])
+    memory = [peak(name) for name in LARGE if name in options.crystals]
+    common.write("phonons", merged("rows", "crystal", rows), dtype="float64", hessian_rows_timed=HESSIAN_ROWS,
+                 memory=merged("memory", "crystal", memory))  # fmt: skip
 
 
-def row(ff, name: str, repeat: int) -> dict:
-    """One crystal: cold and warm time, time per row and atom, and mace-torch's time where it is installed."""
-    phonon = phonons.make_phonon(CRYSTALS[name](), (repeat,) * 3)
+def merged(table: str, key: str, rows: list[dict]) -> list[dict]:
+    """Rows of the result file, those of the same key replaced."""
+    path = common.RESULTS / f"phonons-{jax.default_backend()}.json"
+    old = json.loads(path.read_text()).get(table, []) if path.exists() else []
+    names = {r[key] for r in rows}
+    return [r for r in old if r[key] not in names] + rows
+
+
+def row(ff, name: str, with_torch: bool) -> dict:
+    """One crystal: cold and warm time, time per row and atom, and mace-torch's times where it is installed."""
+    make, repeat = CASES[name]
+    phonon = phonons.make_phonon(make(), (repeat,) * 3)
     cold = seconds(lambda: phonons.force_constants(ff, phonon))
-    warm = min(seconds(lambda: phonons.force_constants(ff, phonon)) for _ in range(2))
+    warm = best(lambda: phonons.force_constants(ff, phonon))
     displacements, atoms = len(phonons.irreducible_displacements(phonon)), len(phonon.supercell)
-    program = next(reversed(hessian._programs.values()))
+    tangents = np.random.default_rng(0).normal(size=(32, atoms, 3))
+    many = best(lambda: hessian.hvp(ff, phonons.to_ase(phonon.supercell), tangents), 2)
     out = {
         "crystal": name,
         "atoms": atoms,
         "rows": displacements,
         "cold_s": cold,
         "warm_s": warm,
-        "us_per_atom_row": 1e6 * warm / displacements / atoms,
-        "temp_GB": program.memory_analysis().temp_size_in_bytes / 1e9,
+        "us_per_atom_hvp": 1e6 * many / len(tangents) / atoms,
+        "temporary_GB": max(needed for _, needed in hessian._programs.values()) / 1e9,
     }
-    return out | torch_row(ff, phonon, warm)
+    return out | (torch_row(ff, phonon, warm) if with_torch else {})
 
 
 def torch_row(ff, phonon, warm: float) -> dict:
-    """Finite differences with mace-torch: one float32 energy and force call a displaced supercell, phonopy's number."""
-    call = peers.calls(ff.config, phonons.to_ase(phonon.supercell), ["mace-torch"]).get("mace-torch")
-    if call is None:
-        return {}
+    """mace-torch: phonopy's number of force calls in either precision, and rows of its Hessian times 3N."""
     finite = phonon.replicate()
     finite.generate_displacements(distance=0.01)
-    call()
-    one = min(seconds(call) for _ in range(2))
-    total = one * len(finite.displacements)
-    return {"fd_calls": len(finite.displacements), "mace_torch_float32_fd_s": total, "ratio": total / warm}
+    number, atoms = len(finite.displacements), phonons.to_ase(phonon.supercell)
+    out: dict = {"fd_calls": number}
+    try:
+        calls = {dtype: peers.mace_torch(ff.config, atoms, dtype) for dtype in ("float32", "float64")}
+    except ImportError as error:
+        print(f"mace-torch is not timed: {error}")
+        return {}
+    for dtype, call in calls.items():
+        call()
+        out[f"torch_fd_{dtype}_s"] = best(call) * number
+    few, many = (best(peers.mace_torch(ff.config, atoms, "float64", rows), 2) for rows in (1, 1 + HESSIAN_ROWS))
+    out["torch_hessian_s"] = few + (many - few) / HESSIAN_ROWS * 3 * len(atoms)
+    return out | {
+        "fd_ratio_float32": out["torch_fd_float32_s"] / warm,
+        "fd_ratio": out["torch_fd_float64_s"] / warm,
+        "hessian_ratio": out["torch_hessian_s"] / warm,
+    }
+
+
+def peak(name: str) -> dict:
+    """`memory_row` in a process of its own."""
+    command = [sys.executable, __file__, "--memory", name]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def memory_row(ff, name: str) -> dict:
+    """All irreducible rows of a supercell of about 1,000 atoms."""
+    make, repeat = LARGE[name]
+    phonon = phonons.make_phonon(make(), (repeat,) * 3)
+    took = seconds(lambda: phonons.force_constants(ff, phonon))
+    (needed,) = {needed for _, needed in hessian._programs.values()}
+    return {"crystal": name, "atoms": len(phonon.supercell), "rows": len(phonons.irreducible_displacements(phonon)),
+            "seconds_with_compilation": took, "temporary_GB": needed / 1e9,
+            "process_peak_GB": common.peak_memory_gb()}  # fmt: skip
+
+
+def best(call, times: int = 3) -> float:
+    return min(seconds(call) for _ in range(times))
 
 
 def seconds(call) -> float:

@@ -40,7 +40,7 @@ _programs: OrderedDict = OrderedDict()
 
 def _rotate(t, wave):
     """e^{i phi} t for edge values t [N, K, ...]; wave = (cos,) where phases are real, else (cos, sin), each [N, K]."""
-    cos, *sin = (w.reshape(w.shape + (1,) * (t.ndim - 2)) for w in wave)
+    cos, *sin = (w.reshape(w.shape + (1,) * (t.ndim - 2)).astype(t.dtype) for w in wave)
     if not sin:
         return cos * t
     other = jax.lax.ppermute(t, PAIR, [(0, 1), (1, 0)])
@@ -337,16 +337,16 @@ def _responses(ff, atoms, qpoints, slopes, dtype="float64", memory=None, progres
     n = len(atoms)
     graph = graphs.from_atoms(atoms, ff.config, heads=[ff.head_index(head)])
     real = not slopes and bool(np.allclose(2 * q, np.rint(2 * q), rtol=0, atol=1e-12))
-    pairs = np.repeat(q, 3 * n, axis=0).astype(dtype)
-    u = np.tile(hessian.unit_tangents(n, range(n)), (len(q), 1, 1)).astype(dtype)
+    pairs = np.repeat(q, 3 * n, axis=0)
+    u = np.tile(hessian.unit_tangents(n, range(n)), (len(q), 1, 1))
     out = np.zeros((len(pairs), 4 if slopes else 1, n, 3), complex)
-    with jax.enable_x64(dtype == "float64"):
-        arguments = ff.device_variables(dtype), jax.device_put(predict.cast(graph, dtype))
-        program, chunk = _fitting_program(ff.config, real, slopes, arguments, len(pairs), memory)
+    with jax.enable_x64(True):
+        arguments = ff.device_variables(dtype), jax.device_put(predict.cast(graph, "float64"))
+        program, chunk = _fitting_program((ff.config, dtype, real, slopes), arguments, len(pairs), memory)
         for first in tqdm(range(0, len(pairs), chunk), desc="columns of D(q)", disable=not progress):
             part = slice(first, first + chunk)
             count = len(pairs[part])
-            block = [np.concatenate([x[part], np.zeros((chunk - count, *x.shape[1:]), dtype)]) for x in (pairs, u)]
+            block = [np.concatenate([x[part], np.zeros((chunk - count, *x.shape[1:]))]) for x in (pairs, u)]
             values = np.asarray(program(*arguments, *block), float)[:count]
             out[part] = values if real else values[..., 0, :, :] + 1j * values[..., 1, :, :]
     return np.moveaxis(out.reshape(len(q), 3 * n, -1, 3 * n), 1, 3)
@@ -363,16 +363,19 @@ def _checked(atoms, qpoints, dtype):
     return q
 
 
-def _fitting_program(config, real, slopes, arguments, num, memory):
-    """The compiled program for the largest chunk of (q, column) pairs that fits the memory, and that chunk."""
+def _fitting_program(kind, arguments, num, memory):
+    """The compiled program for the largest chunk of (q, column) pairs that fits the memory, and that chunk.
+
+    `kind` is what `_columns` takes before its arrays: config, dtype, real, slopes.
+    """
+    *_, real, slopes = kind
     memory = hessian.default_memory() if memory is None else int(memory)
     width = len(arguments[1].senders) * (1 if real else 2) * (4 if slopes else 1)
     platform = jax.default_backend() if jax.default_backend() in hessian.CHUNK_SLOTS else "gpu"
     chunk = max(1, min(hessian.CHUNK_SLOTS[platform] // width, num))
     chunk = 1 << (chunk - 1).bit_length()  # few distinct programs
     while True:
-        program = _program(config, real, slopes, arguments, chunk)
-        needed = program.memory_analysis().temp_size_in_bytes
+        program, needed = _program(kind, arguments, chunk)
         if needed <= memory:
             return program, chunk
         if chunk == 1:
@@ -383,40 +386,42 @@ def _fitting_program(config, real, slopes, arguments, num, memory):
         chunk //= 2
 
 
-def _program(config, real, slopes, arguments, chunk):
-    """Compile `_columns`, or return the program compiled before for these shapes."""
+def _program(kind, arguments, chunk):
+    """`_columns` compiled for these shapes, kept, and its temporary memory in bytes."""
     positions = arguments[1].nodes["positions"]
-    key = (config, real, slopes, chunk, *((x.shape, x.dtype.name) for x in jax.tree.leaves(arguments[1])))
+    key = (*kind, chunk, *((x.shape, x.dtype.name) for x in jax.tree.leaves(arguments[1])))
     if key not in _programs:
         q = jax.ShapeDtypeStruct((chunk, 3), positions.dtype)
         u = jax.ShapeDtypeStruct((chunk, *positions.shape), positions.dtype)
-        _programs[key] = _columns.lower(config, real, slopes, *arguments, q, u).compile()
+        program = _columns.lower(*kind, *arguments, q, u).compile()
+        _programs[key] = program, program.memory_analysis().temp_size_in_bytes
         while len(_programs) > MAX_PROGRAMS:
             _programs.popitem(last=False)
     _programs.move_to_end(key)
     return _programs[key]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _columns(config, real, slopes, variables, graph, q, u):
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _columns(config, dtype, real, slopes, variables, graph, q, u):
     """[B, 1 or 4, (2,) N, 3]: the response and, with `slopes`, its derivatives by the components of q."""
 
     def column(q, u):
         if not slopes:
-            return _column(config, real, variables, graph, q, u)[None]
-        value, slope = jax.linearize(lambda q: _column(config, real, variables, graph, q, u), q)
+            return _column(config, dtype, real, variables, graph, q, u)[None]
+        value, slope = jax.linearize(lambda q: _column(config, dtype, real, variables, graph, q, u), q)
         return jnp.concatenate([value[None], jax.vmap(slope)(jnp.eye(3, dtype=q.dtype))])
 
     return jax.vmap(column)(q, u)
 
 
-def _column(config, real, variables, graph, q, u):
+def _column(config, dtype, real, variables, graph, q, u):
     """D_C(q) u without masses, [N, 3] if `real`, else [2, N, 3]; u [N, 3] real, q [3] fractional."""
     positions = jnp.asarray(graph.nodes["positions"])
     n = positions.shape[0]
     phase = 2 * np.pi * (graph.edges["shifts"].astype(positions.dtype) @ q).reshape(n, -1)
     wave = (jnp.cos(phase),) if real else (jnp.cos(phase), jnp.sin(phase))
-    gradient = jax.grad(lambda r: predict.total_energy(config, variables, graph, r, gather=wave_gather(wave)))
+    gather = wave_gather(wave)
+    gradient = jax.grad(lambda r: predict.total_energy(config, variables, graph, r, gather=gather, dtype=dtype))
 
     def response(t):
         return jax.jvp(gradient, (positions,), (t,))[1]

@@ -7,6 +7,7 @@ COMMANDS = {
     "adapters": "fold a fine-tuning adapter into its model, or print what it holds",
     "demo": "convert the bundled model, evaluate it and draw phonons of two crystals",
     "evaluate": "errors of a model on labelled structures: table, parity plot, one row a structure",
+    "expansion": "mode Grueneisen parameters and quasi-harmonic thermal expansion of a crystal",
     "finetune": "fit a model to labelled structures: LoRA, delta, freeze, naive, multihead replay",
     "kappa": "third-order force constants and lattice thermal conductivity, through phono3py",
     "md": "molecular dynamics: NVE, NVT, NPT with trajectories, logs and restarts",

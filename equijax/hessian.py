@@ -47,7 +47,8 @@ def hvp(
       ff: a ForceField.
       atoms: N atoms.
       tangents: [B, N, 3] A, displacement patterns.
-      dtype: of the model; "float32" halves memory, results are float64 arrays either way.
+      dtype: of the model. "float32" halves memory; edge vectors, and the sums over edges that make each atom's row,
+        stay in float64. Results are float64 arrays.
       memory: bytes a device may use, default `default_memory()`.
       progress: show rows done and time left.
       head: of a model with several.
@@ -194,19 +195,19 @@ def _push_batch(ff, batch, size, tangents, dtype, memory, bar):
     rows = np.array([sum(len(t) > i for t in tangents) for i in range(num)])  # of the user's rows in a packed one
     out = np.zeros_like(packed)
     if num:
-        with jax.enable_x64(dtype == "float64"):
-            _push(ff, predict.cast(batch, dtype), size, packed.astype(dtype), out, rows, memory, bar)
+        with jax.enable_x64(True):
+            _push(ff, predict.cast(batch, "float64"), size, packed, dtype, out, rows, memory, bar)
     return [out[: len(t), a:b] for t, a, b in zip(tangents, first, first[1:], strict=False)]
 
 
-def _push(ff, batch, size, packed, out, rows, memory, bar):
-    """Fill out [M, N, 3] (float64) with H times packed [M, N, 3]."""
-    variables = ff.device_variables(packed.dtype.name)
-    program, chunk = _fitting_program(ff.config, variables, batch, size, packed, memory)
+def _push(ff, batch, size, packed, dtype, out, rows, memory, bar):
+    """Fill out [M, N, 3] with H times packed [M, N, 3]."""
+    variables = ff.device_variables(dtype)
+    program, chunk = _fitting_program(ff.config, variables, batch, size, dtype, len(packed), memory)
     done, calls = 0, MAX_STEPS if bar.disable else 1  # the first call tells how long one takes
     while done < len(packed):
         part = packed[done : done + calls * chunk]
-        block = np.zeros((MAX_STEPS * chunk, *packed.shape[1:]), packed.dtype)
+        block = np.zeros((MAX_STEPS * chunk, *packed.shape[1:]))
         block[: len(part)] = part
         start = time.perf_counter()
         used = -(-len(part) // chunk)
@@ -218,13 +219,13 @@ def _push(ff, batch, size, packed, out, rows, memory, bar):
         calls = int(np.clip(REPORT_S / max(seconds, 1e-6), 2, MAX_STEPS))
 
 
-def _fitting_program(config, variables, batch, size, packed, memory):
+def _fitting_program(config, variables, batch, size, dtype, num, memory):
     """The compiled program with the largest chunk that fits the budget, and the tangents it takes at once."""
     devices = jax.local_device_count()
-    per_device = max(1, min(CHUNK_SLOTS[_platform()] // size.cost, -(-len(packed) // devices)))
+    per_device = max(1, min(CHUNK_SLOTS[_platform()] // size.cost, -(-num // devices)))
     per_device = 1 << (per_device - 1).bit_length()  # few distinct programs
     while True:
-        program, needed = _program(config, variables, batch, size, packed.dtype.name, per_device * devices)
+        program, needed = _program(config, variables, batch, size, dtype, per_device * devices)
         if needed <= memory:
             return program, per_device * devices
         if per_device == 1:
@@ -243,9 +244,9 @@ def _program(config, variables, batch, size, dtype, chunk):
     if key not in _programs:
         mesh = Mesh(np.array(devices), ("rows",))
         replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, "rows"))
-        shape = jax.ShapeDtypeStruct((MAX_STEPS, chunk, size.nodes, 3), dtype, sharding=split)
+        shape = jax.ShapeDtypeStruct((MAX_STEPS, chunk, size.nodes, 3), "float64", sharding=split)
         function = jax.shard_map(
-            partial(_linear_map, config), mesh=mesh, in_specs=(P(), P(), P(None, "rows"), P()),
+            partial(_linear_map, config, dtype), mesh=mesh, in_specs=(P(), P(), P(None, "rows"), P()),
             out_specs=P(None, "rows"), check_vma=False,
         )  # fmt: skip
         jitted = jax.jit(function, in_shardings=(replicated, replicated, split, replicated), out_shardings=split)
@@ -257,9 +258,9 @@ def _program(config, variables, batch, size, dtype, chunk):
     return _programs[key]
 
 
-def _linear_map(config, variables, batch, tangents, steps):
+def _linear_map(config, dtype, variables, batch, tangents, steps):
     """H t, or T[along, t], for the first `steps` chunks of tangents [MAX_STEPS, B, N, 3]; zero for the rest."""
-    gradient = jax.grad(lambda r: predict.total_energy(config, variables, batch, r))
+    gradient = jax.grad(lambda r: predict.total_energy(config, variables, batch, r, dtype=dtype))
     along = batch.nodes.get("along")
     pushed = gradient if along is None else lambda r: jax.jvp(gradient, (r,), (along,))[1]
     _, linear = jax.linearize(pushed, batch.nodes["positions"])

@@ -37,6 +37,8 @@ class KappaConfig:
     """Folder for the results."""
     relax: bool = False
     """Relax cell and ions first, keeping the symmetry."""
+    allow_unrelaxed: bool = False
+    """Go on where forces are above 0.05 eV/A."""
     fmax: float = 1e-5
     """eV/A, where the relaxation stops."""
     dtype: Literal["float64", "float32"] = "float64"
@@ -97,6 +99,8 @@ def run(config: KappaConfig) -> dict:
         ph3 = _phono3py(config, atoms)
     with timed(seconds, "forces"):
         residual = relax.static_residuals(ff, atoms, head)
+    if not config.allow_unrelaxed:
+        relax.refuse_unrelaxed(residual, str(config.structure))
     notes = relax.warn_unrelaxed(residual) + nac.warn_polar(ph3)
     memory = None if config.memory is None else int(config.memory * 1e9)
     with timed(seconds, "force constants"):

@@ -12,6 +12,8 @@ import ase
 import ase.io
 import numpy as np
 from phonopy import Phonopy
+from phonopy.harmonic.displacement import generate_systematic_displacements
+from phonopy.interface.fc_calculator import get_fc2
 from phonopy.structure.atoms import PhonopyAtoms
 from phonopy.structure.cells import guess_primitive_matrix
 
@@ -93,18 +95,19 @@ def supercell_matrix(supercell) -> np.ndarray:
 
 def irreducible_displacements(phonon: Phonopy) -> np.ndarray:
     """[B, n_s, 3] phonopy's symmetry-reduced displacements of the supercell, 1 A long, one sign only."""
-    return _displaced(phonon)[1]
+    return tangents(_dataset(phonon)["first_atoms"], len(phonon.supercell))
 
 
-def _displaced(phonon):
-    """A copy of the object with unit displacements (the user's dataset stays as it is), and them as [B, n_s, 3]."""
-    worker = phonon.replicate()
-    worker.generate_displacements(distance=1.0, is_plusminus=False)
-    first = worker.dataset["first_atoms"]
-    tangents = np.zeros((len(first), len(phonon.supercell), 3))
-    for row, entry in zip(tangents, first, strict=True):
+def _dataset(phonon):
+    return generate_systematic_displacements(phonon.supercell, phonon.symmetry, distance=1.0, is_plusminus=False)
+
+
+def tangents(entries, num_atoms: int) -> np.ndarray:
+    """[B, N, 3] of phonopy's entries, each the number and the displacement of one atom."""
+    out = np.zeros((len(entries), num_atoms, 3))
+    for row, entry in zip(out, entries, strict=True):
         row[entry["number"]] = entry["displacement"]
-    return worker, tangents
+    return out
 
 
 def force_constants(
@@ -124,13 +127,14 @@ def force_constants(
     Raises:
       ValueError, MemoryError: see `hessian.hvp`.
     """
-    worker, tangents = _displaced(phonon)
-    gradients = hessian.hvp(ff, to_ase(phonon.supercell), tangents, dtype, memory, progress, head)
-    worker.forces = -gradients
-    worker.produce_force_constants(
-        calculate_full_force_constants=full, fc_calculator="traditional", show_drift=False, fc_calculator_log_level=0
+    dataset = _dataset(phonon)
+    u = tangents(dataset["first_atoms"], len(phonon.supercell))
+    gradients = hessian.hvp(ff, to_ase(phonon.supercell), u, dtype, memory, progress, head)
+    for entry, gradient in zip(dataset["first_atoms"], gradients, strict=True):
+        entry["forces"] = -gradient
+    phonon.force_constants = get_fc2(
+        phonon.supercell, dataset, phonon.primitive, is_compact_fc=not full, symmetry=phonon.symmetry
     )
-    phonon.force_constants = worker.force_constants
     return phonon.force_constants
 
 

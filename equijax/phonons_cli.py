@@ -29,6 +29,8 @@ class PhononsConfig:
     """Folder for the results."""
     relax: bool = False
     """Relax cell and ions first, keeping the symmetry."""
+    allow_unrelaxed: bool = False
+    """Go on where forces are above 0.05 eV/A."""
     fmax: float = 1e-4
     """eV/A, where the relaxation stops."""
     fixed_cell: bool = False
@@ -122,6 +124,8 @@ def run(config: PhononsConfig) -> dict:
 def describe(ff, atoms, phonon, config: PhononsConfig, head: str) -> dict:
     """Certificate entries known before the force constants, warnings included."""
     residual = relax.static_residuals(ff, atoms, head)
+    if not config.allow_unrelaxed:
+        relax.refuse_unrelaxed(residual, str(config.structure))
     notes = relax.warn_unrelaxed(residual) + nac.warn_polar(phonon)
     return {
         "formula": atoms.get_chemical_formula(),

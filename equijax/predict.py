@@ -53,7 +53,13 @@ def edge_vectors(
 
 
 def energy(
-    config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, positions=None, strain=None, gather=gather_senders
+    config: ModelConfig,
+    variables: dict,
+    graph: jraph.GraphsTuple,
+    positions=None,
+    strain=None,
+    gather=gather_senders,
+    dtype=None,
 ) -> jax.Array:
     """Interaction energy of every atom, isolated-atom energies E0 not included; 0 for padding atoms.
 
@@ -61,15 +67,17 @@ def energy(
       config: hyper-parameters (static).
       variables: {"params": ..., "constants": ...}.
       graph: a batch from `equijax.graph`.
-      positions: [N, 3] A, default the graph's; its dtype is the dtype of the computation.
+      positions: [N, 3] A, default the graph's.
       strain: [G, 3, 3] or None.
       gather: sender gather (Bloch waves replace it).
+      dtype: of the computation, default that of `positions`. A lower one starts at the edge vectors: these, and the
+        sums over edges that give each atom's derivatives, keep the precision of `positions`.
 
     Returns:
       [N] eV.
     """
     positions = jnp.asarray(graph.nodes["positions"]) if positions is None else positions
-    vectors = edge_vectors(config, graph, positions, strain, gather)
+    vectors = edge_vectors(config, graph, positions, strain, gather).astype(dtype or positions.dtype)
     index = node_graph_index(graph)
     inputs = {
         "slot": graph.nodes["slot"],
@@ -91,14 +99,22 @@ def energy_from_vectors(config: ModelConfig, variables: dict, vectors: jax.Array
       vectors: [N, K, 3] receiver minus sender, A; masked slots longer than r_max.
       inputs: slot [N], table [S], head [N], senders [N*K], reverse [N*K]; see `equijax.graph`.
     """
+    return POTENTIALS[type(config)](config, variables, vectors, inputs)
+
+
+def _mace(config, variables, vectors, inputs):
     if config.spline is not None:
         return specialised.node_energies(config, variables["constants"], vectors, inputs)
     return MACE(config).apply(variables, vectors, inputs)
 
 
-def total_energy(config, variables, graph, positions=None, strain=None, gather=gather_senders) -> jax.Array:
+# `energy_from_vectors` of each kind of config
+POTENTIALS: dict = {ModelConfig: _mace}
+
+
+def total_energy(config, variables, graph, positions=None, strain=None, gather=gather_senders, dtype=None) -> jax.Array:
     """Sum of `energy` over all atoms of all graphs: the scalar whose gradient gives forces and stress."""
-    return energy(config, variables, graph, positions, strain, gather).sum()
+    return energy(config, variables, graph, positions, strain, gather, dtype).sum()
 
 
 def per_graph(graph: jraph.GraphsTuple, node_values: jax.Array) -> jax.Array:

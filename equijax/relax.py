@@ -18,6 +18,7 @@ SYMPREC_A = 1e-4  # symmetry is found and kept to this
 # Above these a second derivative describes a slope, not a minimum: phonons warn.
 MAX_FORCE = 1e-3  # eV/A
 MAX_STRESS = 1e-3  # eV/A^3, 0.16 GPa
+REFUSED_FORCE = 0.05  # eV/A: programs that need a minimum refuse to start above this
 MAX_STEP_A = 0.1
 
 
@@ -113,6 +114,19 @@ def warn_unrelaxed(found: dict, stacklevel: int = 2) -> list[str]:
     for text in texts:
         warnings.warn(text, stacklevel=stacklevel + 1)
     return texts
+
+
+def refuse_unrelaxed(found: dict, name: str) -> None:
+    """Stop before work starts where forces (from `residuals`) are so large that there is no harmonic analysis.
+
+    Raises:
+      ValueError: the largest force is above `REFUSED_FORCE`.
+    """
+    if found["max_force_eV_A"] > REFUSED_FORCE:
+        raise ValueError(
+            f"{name}: the largest force is {found['max_force_eV_A']:.3g} eV/A, expected below {REFUSED_FORCE:g}: this "
+            "is not a relaxed structure; relax it first (--relax), or go on as it is with --allow-unrelaxed"
+        )
 
 
 def space_group(atoms: ase.Atoms, symprec: float = SYMPREC_A) -> str | None:

@@ -1,7 +1,11 @@
-"""What tests of a potential need, shipped for users who build on it: tolerances, random models, equivariance."""
+"""What tests of a potential need, shipped for users who build on it: tolerances, random models, pair potentials whose
+answers are known on paper, equivariance."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 from ase.build import bulk
@@ -72,6 +76,34 @@ def random_forcefield(config: ModelConfig | None = None, seed: int = 0) -> Force
     rng = np.random.default_rng(seed)
     variables["constants"]["atomic_energies"] = rng.normal(size=(len(config.heads), len(config.species)))
     return ForceField(config, variables, {"source": f"random weights, seed {seed}"})
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """Atoms with a pair potential in the place of a MACE: everything built on `predict.energy` works with it."""
+
+    energy: Callable[[jax.Array], jax.Array]  # V(r) in eV of a pair, r in A
+    r_max: float  # A, where it is cut off sharply: keep it between shells of neighbours
+    species: tuple[int, ...]
+    heads: tuple[str, ...] = ("Default",)
+
+    def to_json(self) -> str:
+        """What there is to tell of it."""
+        return repr(self)
+
+    def node_energies(self, variables: dict, vectors: jax.Array, inputs: dict) -> jax.Array:
+        """[N] eV, half of each pair's energy to either atom."""
+        r = jnp.sqrt((vectors**2).sum(-1))
+        return 0.5 * jnp.where(r < self.r_max, self.energy(r), 0.0).sum(1)
+
+
+predict.POTENTIALS[PairConfig] = PairConfig.node_energies
+
+
+def pair_forcefield(energy: Callable, r_max: float, species: tuple[int, ...]) -> ForceField:
+    """A ForceField of a `PairConfig`."""
+    constants = {"atomic_energies": np.zeros((1, len(species)))}
+    return ForceField(PairConfig(energy, r_max, species), {"params": {}, "constants": constants}, {})
 
 
 def rattled(name: str = "NaCl", structure: str = "rocksalt", a: float = 5.6, repeat=(1, 1, 1), seed: int = 0) -> Atoms:

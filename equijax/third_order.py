@@ -93,23 +93,17 @@ def fill_forces(ff, ph3, dataset: dict, **options) -> None:
     Options are those of `hessian.hvp`.
     """
     atoms, first = phonons.to_ase(ph3.supercell), dataset["first_atoms"]
-    pushed = hessian.hvp(ff, atoms, np.array([_tangent(atoms, entry) for entry in first]), **options)
-    for entry, Hu in zip(first, pushed, strict=True):
+    directions = phonons.tangents(first, len(atoms))
+    for entry, Hu in zip(first, hessian.hvp(ff, atoms, directions, **options), strict=True):
         entry["forces"] = -Hu
     fc2 = get_fc2(ph3.supercell, dataset, primitive=ph3.primitive, is_compact_fc=False, symmetry=ph3.symmetry)
-    for entry in first:
+    for entry, along in zip(first, directions, strict=True):
         pairs = entry["second_atoms"]
-        which, sign, tangents = _distinct([_tangent(atoms, pair) for pair in pairs])
-        T = hessian.hvp(ff, atoms, tangents, along=_tangent(atoms, entry), **options)
+        which, sign, tangents = _distinct(phonons.tangents(pairs, len(atoms)))
+        T = hessian.hvp(ff, atoms, tangents, along=along, **options)
         for pair, i, s in zip(pairs, which, sign, strict=True):
             Hv = np.einsum("jab,a->jb", fc2[pair["number"]], pair["displacement"])
             pair["forces"] = entry["forces"] - Hv - s * T[i]
-
-
-def _tangent(atoms, entry):
-    out = np.zeros((len(atoms), 3))
-    out[entry["number"]] = entry["displacement"]
-    return out
 
 
 def _distinct(tangents):

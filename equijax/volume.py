@@ -64,6 +64,16 @@ def gruneisen(
     return {"qpoints": qpoints, "weights": weights, "frequencies": frequencies, "gruneisen": parameters}
 
 
+def check_strains(strains) -> None:
+    """Refuse volume strains that an equation of state cannot use.
+
+    Raises:
+      ValueError: fewer than 5, or one of -1 or less.
+    """
+    if len(strains) < 5 or min(strains) <= -1:
+        raise ValueError(f"volume strains {list(strains)}: expected at least 5, all above -1, for an equation of state")
+
+
 def quasi_harmonic(ff, atoms: ase.Atoms, supercell, strains=None, temperatures=None, mesh=(21, 21, 21), **options):
     """Thermal expansion, bulk modulus and C_P by phonopy's quasi-harmonic approximation.
 
@@ -80,8 +90,7 @@ def quasi_harmonic(ff, atoms: ase.Atoms, supercell, strains=None, temperatures=N
       ValueError: fewer than 5 volumes.
     """
     strains = np.linspace(-0.04, 0.08, 7) if strains is None else np.asarray(strains)
-    if len(strains) < 5:
-        raise ValueError(f"{len(strains)} volumes: expected at least 5 for an equation of state")
+    check_strains(strains)
     temperatures = np.arange(0.0, 1011.0, 10.0) if temperatures is None else temperatures
     cells, energies = series(ff, atoms, supercell, strains, **options)
     return phonopy.run_qha(cells, temperatures, internal_energies=energies, mesh=mesh, exclude_gamma_acoustic=True)

@@ -1,6 +1,7 @@
 """Hessian-vector products against a dense jax.hessian, structures batched against alone, eight devices against one."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,16 @@ def test_tangents_are_linear_and_a_second_call_compiles_nothing(ff, atoms, full)
     found = hessian.hvp(ff, atoms, tangents)
     assert set(hessian._programs) == compiled
     np.testing.assert_allclose(found, np.einsum("bia,iajc->bjc", tangents, full), rtol=0, atol=10 * EXACT)
+
+
+def test_float32_with_sums_in_float64(ff, atoms, full):
+    """Errors of single precision; edge vectors are the only edge arrays in float64."""
+    found = hessian.hessian(ff, atoms, dtype="float32")
+    assert 0 < np.abs(found - full).max() < 1e-5 * np.abs(full).max()
+    np.testing.assert_allclose(found.sum(2), 0, rtol=0, atol=1e-6 * np.abs(full).max())
+    (program, _), *_ = [p for key, p in hessian._programs.items() if "float32" in key and key[0] == ff.config]
+    wide = {shape for shape in re.findall(r"f64\[([\d,]+)\]", program.as_text()) if int(shape.split(",")[-1]) > 3}
+    assert not wide
 
 
 def test_wrong_input_is_refused_before_work(ff, atoms):

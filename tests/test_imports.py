@@ -34,7 +34,7 @@ LAYERS = (
     },
     {"feed", "task", "recipe", "store", "metrics", "report", "testing"},
     {"equijax"},
-    {"demo", "cli", "phonons_cli", "finetune", "evaluate", "rattle", "kappa"},
+    {"demo", "cli", "phonons_cli", "finetune", "evaluate", "rattle", "kappa", "expansion"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 TORCH = {"torch", "mace", "e3nn"}

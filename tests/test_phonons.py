@@ -110,6 +110,17 @@ def test_a_structure_off_its_minimum_is_named():
     assert [str(w.message)[:22] for w in found] == ["the largest force is 5", "the largest stress is "]
 
 
+def test_a_structure_far_from_its_minimum_is_refused(ff, tmp_path, capsys, monkeypatch):
+    checkpoint.save(tmp_path / "model", ff.config, ff.variables, {"source": "test"})
+    moved = bulk("NaCl", "rocksalt", a=5.4)
+    moved.positions[1] += [1.0, 0.0, 0.0]
+    moved.write(tmp_path / "moved.extxyz")
+    monkeypatch.setattr(relax, "REFUSED_FORCE", 0.01)  # the random model is soft
+    options = f"--model {tmp_path}/model --out {tmp_path}/out --supercell 2 2 2"
+    assert phonons_cli.main([str(tmp_path / "moved.extxyz"), *options.split()]) == 2
+    assert "not a relaxed structure" in capsys.readouterr().err
+
+
 def test_verdict_states_its_thresholds():
     assert verdict(-0.05) == {"0.02 THz": "unstable", "0.1 THz": "stable", "0.3 THz": "stable"}
 

@@ -1,5 +1,7 @@
 """The MACE potential: edge vectors and species in, one interaction energy per atom out."""
 
+import math
+
 import e3nn_jax as e3nn
 import flax.linen as nn
 import jax
@@ -37,7 +39,7 @@ class MACE(nn.Module):
         geometry = {"Y": Y, "basis": basis, "cutoff": cutoff}
 
         kernel = self.param("node_embedding", nn.initializers.normal(1.0), (len(cfg.species), cfg.channels))
-        embedding = kernel.astype(dtype)[graph["table"]] / np.sqrt(len(cfg.species))
+        embedding = kernel.astype(dtype)[graph["table"]] / math.sqrt(len(cfg.species))
         graph = graph | {"embedding": embedding}
         x = [embedding[graph["slot"]][:, None, :]]
         energy = ZBL(cfg, name="zbl")(r, z_sender, z_receiver) if cfg.pair_repulsion else jnp.zeros(shape[0], dtype)
