@@ -73,7 +73,8 @@ def node_energies(cfg: ModelConfig, folded: dict, vectors: jax.Array, graph: dic
             monomials = [cg.monomials(cfg.max_ell, L, nu) for nu in range(1, cfg.correlation[t] + 1)]
             y = polynomial(A, coefficients[table], monomials, slot) @ w
             x.append(y + residual[L] if L < len(residual) else y)
-        learned = learned + readout(cfg, t).apply(folded[f"readouts_{t}"], x[0][:, 0], graph["head"])
+        scalars = x[0][:, 0]
+        learned += jnp.asarray(readout(cfg, t).apply(folded[f"readouts_{t}"], scalars, graph["head"]))
     head = graph["head"]
     return folded["scale"][head] * (energy + learned) + folded["shift"][head]
 
