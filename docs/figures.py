@@ -1,7 +1,6 @@
 """Make the figures of the README with the bundled model: python docs/figures.py [phonons kappa modes expansion]"""
 
 import importlib
-import shutil
 import sys
 import tempfile
 from importlib import resources
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import ase.io
 from ase.build import bulk
+from PIL import Image
 
 from convert.__main__ import main as convert
 
@@ -33,7 +33,8 @@ def main(names):
             code = importlib.import_module(f"equijax.{name}").main([*common, *options.split()])
             if code:
                 sys.exit(code)
-            shutil.copy(work / name / figure, Path(__file__).parent / f"{name}.png")
+            # few colours: the files live in the repository
+            Image.open(work / name / figure).quantize(32).save(Path(__file__).parent / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
