@@ -41,8 +41,8 @@ def low_symmetry():
     """Orthorhombic CaTiO3, 20 atoms, rattled so that nothing is left to symmetry: all 60 rows."""
     cell = crystal(
         ("Ca", "Ti", "O", "O"),
-        [(0.0065, 0.0359, 0.25), (0, 0.5, 0), (0.5711, 0.4838, 0.25), (0.2897, 0.2888, 0.0371)],
-        spacegroup="P b n m", cellpar=[5.38, 5.44, 7.64, 90, 90, 90],
+        [(0.0359, 0.25, 0.9935), (0, 0, 0.5), (0.4838, 0.25, 0.0711), (0.2888, 0.0371, 0.7103)],
+        spacegroup=62, cellpar=[5.44, 7.64, 5.38, 90, 90, 90],
     )  # fmt: skip
     cell.rattle(0.02, seed=0)
     return cell
@@ -127,7 +127,8 @@ def torch_row(ff, phonon, warm: float) -> dict:
         print(f"mace-torch is not timed: {error}")
         return {}
     for dtype, call in calls.items():
-        call()
+        for _ in range(3):  # TorchScript optimises what it has seen run
+            call()
         out[f"torch_fd_{dtype}_s"] = best(call) * number
     few, many = (best(peers.mace_torch(ff.config, atoms, "float64", rows), 2) for rows in (1, 1 + HESSIAN_ROWS))
     out["torch_hessian_s"] = few + (many - few) / HESSIAN_ROWS * 3 * len(atoms)
