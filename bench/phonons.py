@@ -1,13 +1,14 @@
 """How long from a relaxed structure to force constants, against finite differences and Hessians of mace-torch?
 
     python bench/phonons.py [--crystals Si NaCl] [--model DIR] [--no-torch]
-    python bench/phonons.py --memory Si          one supercell of about 1,000 atoms in a process of its own
+    python bench/phonons.py --memory Si [--fast]  one supercell of about 1,000 atoms in a process of its own
 
 Published shape, random weights (the cost does not depend on them), float64 on both sides: finite differences in single
 precision lose the soft modes; their float32 time is given too. One force call of mace-torch is timed and multiplied by
 the number of displaced supercells that phonopy asks for. mace-torch's `get_hessian` differentiates the forces once for
 each of the 3N coordinates: `HESSIAN_ROWS` of them are timed and the time is multiplied up to 3N; its batched variant
 does not fit into memory at this size.
+`fast` is the model specialised for the elements of the crystal, with its own error in the Hessian beside it.
 Rows are merged by crystal into the result file, so that crystals may be run one at a time.
 """
 
@@ -69,19 +70,21 @@ class Options:
     """Time mace-torch, where it is installed."""
     memory: str | None = None
     """Force constants of one large supercell, peak memory of this process."""
+    fast: bool = False
+    """That of the specialised model."""
 
 
 def main(options: Options) -> None:
     """Measure, print a table, write JSON."""
     ff = forcefield.load(options.model) if options.model else testing.random_forcefield(common.published_config())
     if options.memory:
-        print(json.dumps(memory_row(ff, options.memory)))
+        print(json.dumps(memory_row(ff, options.memory, options.fast)))
         return
     rows = []
     for name in options.crystals:
         rows.append(row(ff, name, options.torch))
         common.print_table(rows[-1:])
-    memory = [peak(name) for name in LARGE if name in options.crystals]
+    memory = [peak(name, fast) for name in LARGE if name in options.crystals for fast in (False, True)]
     common.write("phonons", merged("rows", "crystal", rows), dtype="float64", hessian_rows_timed=HESSIAN_ROWS,
                  memory=merged("memory", "crystal", memory))  # fmt: skip
 
@@ -100,6 +103,10 @@ def row(ff, name: str, with_torch: bool) -> dict:
     phonon = phonons.make_phonon(make(), (repeat,) * 3)
     cold = seconds(lambda: phonons.force_constants(ff, phonon))
     warm = best(lambda: phonons.force_constants(ff, phonon))
+    temporary = max(needed for _, needed in hessian._programs.values()) / 1e9
+    fast = ff.specialise(phonon.supercell.numbers)
+    phonons.force_constants(fast, phonon)
+    fast_warm = best(lambda: phonons.force_constants(fast, phonon))
     displacements, atoms = len(phonons.irreducible_displacements(phonon)), len(phonon.supercell)
     tangents = np.random.default_rng(0).normal(size=(32, atoms, 3))
     many = best(lambda: hessian.hvp(ff, phonons.to_ase(phonon.supercell), tangents), 2)
@@ -110,12 +117,14 @@ def row(ff, name: str, with_torch: bool) -> dict:
         "cold_s": cold,
         "warm_s": warm,
         "us_per_atom_hvp": 1e6 * many / len(tangents) / atoms,
-        "temporary_GB": max(needed for _, needed in hessian._programs.values()) / 1e9,
+        "temporary_GB": temporary,
+        "fast_warm_s": fast_warm,
+        "fast_hvp_error_eV_A2": fast.metadata["specialised"]["hvp"],
     }
-    return out | (torch_row(ff, phonon, warm) if with_torch else {})
+    return out | (torch_row(ff, phonon, warm, fast_warm) if with_torch else {})
 
 
-def torch_row(ff, phonon, warm: float) -> dict:
+def torch_row(ff, phonon, warm: float, fast_warm: float) -> dict:
     """mace-torch: phonopy's number of force calls in either precision, and rows of its Hessian times 3N."""
     finite = phonon.replicate()
     finite.generate_displacements(distance=0.01)
@@ -135,25 +144,32 @@ def torch_row(ff, phonon, warm: float) -> dict:
     return out | {
         "fd_ratio_float32": out["torch_fd_float32_s"] / warm,
         "fd_ratio": out["torch_fd_float64_s"] / warm,
+        "fast_fd_ratio": out["torch_fd_float64_s"] / fast_warm,
         "hessian_ratio": out["torch_hessian_s"] / warm,
     }
 
 
-def peak(name: str) -> dict:
+def peak(name: str, fast: bool) -> dict:
     """`memory_row` in a process of its own."""
-    command = [sys.executable, __file__, "--memory", name]
+    command = [sys.executable, __file__, "--memory", name, *(["--fast"] if fast else [])]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
-def memory_row(ff, name: str) -> dict:
+def memory_row(ff, name: str, fast: bool) -> dict:
     """All irreducible rows of a supercell of about 1,000 atoms."""
     make, repeat = LARGE[name]
+    ff = ff.specialise(set(make().numbers)) if fast else ff
     phonon = phonons.make_phonon(make(), (repeat,) * 3)
     took = seconds(lambda: phonons.force_constants(ff, phonon))
     (needed,) = {needed for _, needed in hessian._programs.values()}
-    return {"crystal": name, "atoms": len(phonon.supercell), "rows": len(phonons.irreducible_displacements(phonon)),
-            "seconds_with_compilation": took, "temporary_GB": needed / 1e9,
-            "process_peak_GB": common.peak_memory_gb()}  # fmt: skip
+    return {
+        "crystal": f"{name}, fast" if fast else name,
+        "atoms": len(phonon.supercell),
+        "rows": len(phonons.irreducible_displacements(phonon)),
+        "seconds_with_compilation": took,
+        "temporary_GB": needed / 1e9,
+        "process_peak_GB": common.peak_memory_gb(),
+    }
 
 
 def best(call, times: int = 3) -> float:
