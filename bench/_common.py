@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import resource
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -72,8 +71,9 @@ def machine() -> dict:
 
 
 def peak_memory_gb() -> float:
-    """Largest resident size of this process so far, GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    """Largest resident size of this process so far, GB (getrusage's is inherited from the parent process)."""
+    (line,) = (line for line in _lines("/proc/self/status") if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e9
 
 
 def write(name: str, rows: list[dict], **extra) -> Path:
