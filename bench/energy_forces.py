@@ -55,6 +55,7 @@ def compiled(ff, atoms, dtype):
 
 
 def cpu_rows(ff, options):
+    """One row a structure: plain, specialised and the peers, timed in turn."""
     rows = []
     for name, repeat in CPU_CASES:
         atoms = crystal(name, repeat)
@@ -77,6 +78,7 @@ def cpu_rows(ff, options):
 
 
 def accelerator_rows(ff, options):
+    """One row a size of silicon up to `options.largest` atoms."""
     rows = []
     for repeat in ACCELERATOR_REPEATS:
         if 8 * repeat**3 > options.largest:
@@ -128,6 +130,7 @@ def in_process_of_its_own(what, options, caches=None):
 
 
 def main():
+    """Measure, print the table, write the JSON."""
     options = tyro.cli(Options)
     ff = testing.random_forcefield(published_config())
     if options.alone:
