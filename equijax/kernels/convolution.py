@@ -59,8 +59,9 @@ def table_sum(h: list[jax.Array], phi, first, table, Y: jax.Array, paths, sender
 
 def radial_from_table(phi: jax.Array, first: jax.Array, table: jax.Array) -> jax.Array:
     """R[n, k, p, c] = sum_j phi[n, k, j] table[first[n, k] + j, p, c] as an array [N, K, P, C]."""
-    rows = first.reshape(phi.shape[:2])[..., None] + jnp.arange(phi.shape[-1], dtype=first.dtype)
-    return jnp.einsum("nkj,nkjpc->nkpc", phi, jnp.take(table, rows, axis=0, mode="clip"))
+    rows = first.reshape(phi.shape[:2])
+    # one gather a term, each fused into the sum: together they would be J times the size of R
+    return sum(phi[..., j, None, None] * jnp.take(table, rows + j, axis=0, mode="clip") for j in range(phi.shape[-1]))
 
 
 def _by_degree(form, operands, index, paths):
