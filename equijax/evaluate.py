@@ -193,7 +193,7 @@ def stress_warning(structures: Sequence[Labelled], found: Sequence[dict]) -> str
     """What `data.check_stress` has to say against the stress labels."""
     try:
         data.check_stress(structures, [f["stress"] for f in found])
-    except ValueError as error:
+    except (ValueError, FloatingPointError) as error:
         return str(error)
     return None
 

@@ -121,10 +121,10 @@ def pseudo_label(
       ValueError: a structure the model cannot describe, or a label that is not finite; source named.
     """
     items = data.prepare(structures, forcefield.config)  # refuses by source before anything is computed
-    found = forcefield.evaluate([s.atoms for s in structures], dtype=dtype, head=head)
+    found = forcefield.evaluate([s.atoms for s in structures], dtype=dtype, head=head, errors="report")
     out = []
     for s, f in zip(structures, found, strict=True):
-        if not (np.isfinite(f["energy"]) and np.isfinite(f["forces"]).all()):
+        if "error" in f:
             raise ValueError(
                 f"{s.source}: the starting model gives a non-finite energy or force: leave it out of replay"
             )
