@@ -12,8 +12,8 @@ from equijax.gather import gather_senders
 from equijax.kernels.convolution import available, neighbour_sum, radial_from_table, table_sum
 from equijax.nn import cg
 
-# Models of fewer channels run in a few milliseconds either way: not worth seconds of a C++ compiler.
-KERNEL_CHANNELS = 64
+# A register of float32 or two of float64: models of fewer channels are toys, not worth seconds of a C++ compiler.
+KERNEL_CHANNELS = 16
 
 
 def convolve(h, g, last, Y, paths, graph) -> list[jax.Array]:
