@@ -28,9 +28,7 @@ ASSETS = Path(equijax.__file__).parent / "assets"
 EVALUATE_EVERY = 3  # passes; every one of them would cost as much as the training
 DEFAULT = "lora r8"  # what the command does without options; others are set against it on their own materials
 AIM = {"better": 3.0, "worse": 10.0}  # phonons at least so many times better, retained forces at most so many % worse
-ALL_LAYERS = ("node_embedding", r"interactions_\d+/(linear.*|skip_tp|radial_mlp)", r"products_\d+/.*", r"readouts_\d+")
-ALL = {"rank": 8, "targets": ALL_LAYERS, "all_species": True, "lr": 5e-3}
-# name -> options that differ from the defaults; REPLAY is put in place of the replay file
+# name -> options that differ from the defaults, chosen by tuning.py; REPLAY is put in place of the replay file
 CASES: dict[str, dict] = {
     "zero-shot": {"strategy": "zero-shot"},
     "scratch": {"strategy": "scratch"},
@@ -41,8 +39,8 @@ CASES: dict[str, dict] = {
     "lora r4": {"rank": 4},
     "lora r8": {"rank": 8},
     "lora r16": {"rank": 16},
-    "lora all layers + replay": {**ALL, "replay": "REPLAY"},
-    "naive + replay": {"strategy": "naive", "replay": "REPLAY"},
+    "lora r8 + self-replay": {"lr": 4e-2, "replay_self": "REPLAY"},
+    "naive + replay": {"strategy": "naive", "lr": 3e-4, "replay": "REPLAY"},
     "multihead + replay": {"strategy": "multihead", "replay": "REPLAY"},
 }
 
@@ -105,19 +103,25 @@ def missing(options: StrategiesConfig, names: list[str], rows: list[dict]):
 
 def inputs(options: StrategiesConfig, folder: Path) -> dict[str, Path | None]:
     """The starting model, and the replay structures: chosen once, not anew in every run."""
-    model = options.model
-    if model is None:
-        from convert.__main__ import main as convert
-
-        model = folder / "model"
-        convert([str(ASSETS / "mini.model"), str(model)])
+    model = starting_model(options.model, folder)
     chosen = None
     if options.replay:
         frames = ase.io.read(options.replay, ":")
-        picked = replay.pick(data.load(options.replay), recipe.FinetuneConfig.replay_number)
+        defaults = recipe.FinetuneConfig
+        picked = replay.pick(data.load(options.replay), defaults.replay_number, defaults.replay_pick)
         chosen = folder / "replay.extxyz"
         ase.io.write(chosen, [frames[i] for i in picked])
     return {"model": model, "replay": chosen}
+
+
+def starting_model(given: Path | None, folder: Path) -> Path:
+    """The given checkpoint, or the bundled model converted into `folder`."""
+    if given is not None:
+        return given
+    from convert.__main__ import main as convert
+
+    convert([str(ASSETS / "mini.model"), str(folder / "model")])
+    return folder / "model"
 
 
 def recipe_of(options: StrategiesConfig, files: dict, material: str, case: dict, out: Path) -> recipe.FinetuneConfig:

@@ -1,5 +1,6 @@
 """Band structure and density of states of a Phonopy object: seekpath's path, phonopy's numbers, one figure."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -10,16 +11,29 @@ from phonopy.phonon.band_structure import get_band_qpoints_by_seekpath
 POINTS = 51  # a segment of the path
 
 
-def band_structure(phonon: Phonopy, points: int = POINTS):
-    """Frequencies along seekpath's path through the Brillouin zone.
+def plot(axis, phonons: Sequence[tuple[Phonopy, dict]], points: int = POINTS) -> None:
+    """Draw band structures along seekpath's path through the Brillouin zone of the first one's primitive cell.
 
-    Returns:
-      (bands, labels, connections): phonopy's BandStructure (distances and frequencies in THz per segment), the names of
-      the special points, and whether each segment joins the next.
+    Args:
+      axis: of matplotlib; its y axis becomes the frequency in THz.
+      phonons: (Phonopy with force constants, keywords of `Axes.plot`) of each.
+      points: on a segment of the path.
     """
-    qpoints, labels, connections = get_band_qpoints_by_seekpath(phonon.primitive, points, is_const_interval=True)
-    bands = phonon.run_band_structure(qpoints, path_connections=connections, labels=labels)
-    return bands, labels, connections
+    primitive = phonons[0][0].primitive
+    qpoints, labels, connections = get_band_qpoints_by_seekpath(primitive, points, is_const_interval=True)
+    ticks = [0.0]
+    for phonon, style in phonons:
+        bands = phonon.run_band_structure(qpoints, path_connections=connections, labels=labels)
+        for i, (x, y) in enumerate(zip(bands.distances, bands.frequencies, strict=True)):
+            curves = axis.plot(x, y, **style | {"label": None})
+            if i == 0 and "label" in style:
+                curves[0].set_label(style["label"])
+        ticks = [bands.distances[0][0], *(x[-1] for x in bands.distances)]
+    axis.set_xticks(ticks, tick_labels(labels, connections))
+    for tick in ticks:
+        axis.axvline(tick, color="0.85", lw=0.8, zorder=0)
+    axis.axhline(0.0, color="k", lw=0.5)
+    axis.set(ylabel="frequency (THz), imaginary below 0", xlim=(ticks[0], ticks[-1]))
 
 
 def draw(phonon: Phonopy, path: str | Path, title: str = "", dos=None) -> None:
@@ -27,20 +41,12 @@ def draw(phonon: Phonopy, path: str | Path, title: str = "", dos=None) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    bands, labels, connections = band_structure(phonon)
     ratio = [4, 1] if dos is not None else [1]
     figure, axes = plt.subplots(
         1, len(ratio), figsize=(7, 4.5), sharey=True, squeeze=False, width_ratios=ratio, layout="constrained"
     )
-    axis = axes[0, 0]
-    for x, y in zip(bands.distances, bands.frequencies, strict=True):
-        axis.plot(x, y, color="C0", lw=1.0)
-    ticks = [bands.distances[0][0], *(x[-1] for x in bands.distances)]
-    axis.set_xticks(ticks, tick_labels(labels, connections))
-    for tick in ticks:
-        axis.axvline(tick, color="0.85", lw=0.8, zorder=0)
-    axis.axhline(0.0, color="k", lw=0.5)
-    axis.set(title=title, ylabel="frequency (THz), imaginary below 0", xlim=(ticks[0], ticks[-1]))
+    plot(axes[0, 0], [(phonon, {"color": "C0", "lw": 1.0})])
+    axes[0, 0].set_title(title)
     if dos is not None:
         axes[0, 1].plot(dos.dos, dos.frequency_points, color="C0", lw=1.0)
         axes[0, 1].set(xlabel="DOS (1/THz)", xlim=(0, None))

@@ -17,11 +17,10 @@ import numpy as np
 import phonopy
 import tyro
 from ase.stress import voigt_6_to_full_3x3_stress
-from phonopy.phonon.band_structure import get_band_qpoints_by_seekpath
 from tqdm import tqdm
 
 import equijax
-from equijax import finetune, phonons, recipe
+from equijax import bands, finetune, phonons, recipe
 
 ASSETS = resources.files("equijax") / "assets"
 LABELLED = ("mini_valid", "Si-dia_test", "NaCl-rs_test")  # extxyz files with energies, forces and stresses
@@ -237,34 +236,12 @@ def draw_bands(panels: dict[str, dict[str, phonopy.Phonopy]], path: Path) -> Non
 
     figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4.5), layout="constrained")
     for axis, (title, sources) in zip(axes, panels.items(), strict=True):
-        primitive = sources["reference"].primitive
-        qpoints, labels, connections = get_band_qpoints_by_seekpath(primitive, 51, is_const_interval=True)
-        for name, source in sources.items():
-            bands = source.run_band_structure(qpoints, path_connections=connections, labels=labels)
-            for x, y in zip(bands.distances, bands.frequencies, strict=True):
-                lines = axis.plot(x, y, **STYLES[name])
-            lines[0].set_label(name)
-        ticks = [bands.distances[0][0], *(x[-1] for x in bands.distances)]
-        axis.set_xticks(ticks, tick_labels(labels, connections))
-        for tick in ticks:
-            axis.axvline(tick, color="0.85", lw=0.8, zorder=0)
-        axis.axhline(0, color="k", lw=0.5)
+        bands.plot(axis, [(phonon, STYLES[name] | {"label": name}) for name, phonon in sources.items()])
         axis.set_ylim(top=1.15 * axis.get_ylim()[1])  # room for the legend
-        axis.set(title=title, ylabel="frequency (THz)", xlim=(ticks[0], ticks[-1]))
+        axis.set_title(title)
         axis.legend(loc="upper right", ncols=len(sources), frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
-
-
-def tick_labels(labels: list[str], connections: list[bool]) -> list[str]:
-    """One label a tick: where the path jumps, the end of one segment and the start of the next share it."""
-    names, left = [labels[0]], list(labels[1:])
-    for i, connected in enumerate(connections):
-        name = left.pop(0)
-        if not connected and i < len(connections) - 1:
-            name = f"{name}|{left.pop(0)}"
-        names.append(name)
-    return names
 
 
 def mean_difference(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:

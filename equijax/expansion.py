@@ -45,14 +45,7 @@ class ExpansionConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; 0 on success, 2 with one line on standard error for input that cannot be used."""
     config = tyro.cli(ExpansionConfig, args=argv, prog="equijax expansion")
-    try:
-        report = run(config)
-    except (ValueError, MemoryError, FileNotFoundError) as error:
-        print(f"equijax expansion: {error}", file=sys.stderr)
-        return 2
-    print(summary(report))
-    print(f"Everything is in {config.out}")
-    return 0
+    return certificate.command("expansion", run, config, summary)
 
 
 def run(config: ExpansionConfig) -> dict:

@@ -11,9 +11,9 @@ from equijax import data, graph, parallel, predict, train
 from equijax.config import ModelConfig
 
 EVALUATION_SLOTS = 16384  # edge slots N*K in a batch without gradients
-WASTE = (
-    4.0  # a known shape is reused up to this factor in edge slots: compiling a training step takes longer than a run
-)
+# In edge slots. Compiling a training step often takes longer than the whole run:
+WASTE = 4.0  # a known shape is reused up to this factor,
+LITTLE = 2.0  # and one shape for all batches is taken up to this one on average
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Feed:
     dtype: str = "float32"
     seed: int = 0
     mesh: Mesh | None = None
-    pool: graph.SizePool = field(default_factory=graph.SizePool)
+    pool: graph.SizePool = field(default_factory=graph.SizePool)  # shapes of training batches,
+    evaluation_pool: graph.SizePool = field(default_factory=graph.SizePool)  # and of batches without gradients
 
 
 def epoch(feed: Feed, number: int) -> list[train.Batch]:
@@ -75,7 +76,7 @@ def _batch(feed, groups):
     members = tuple(item for group in groups for item in group)
     names = tuple(item.labelled.source for item in members)
     needed = [data.size_of(group, feed.config) for group in groups]
-    size = shape(feed, graph.Size(*(max(column) for column in zip(*needed, strict=True))))
+    size = shape(feed.pool, graph.Size(*(max(column) for column in zip(*needed, strict=True))))
     if feed.mesh is None:
         return train.Batch(labelled_graph(feed, groups[0], size), names, members)
     graphs = [
@@ -105,10 +106,10 @@ def labelled_graph(feed: Feed, group: Sequence[data.Item], size: graph.Size | No
     return predict.cast(g, feed.dtype)
 
 
-def shape(feed: Feed, needed: graph.Size) -> graph.Size:
+def shape(pool: graph.SizePool, needed: graph.Size) -> graph.Size:
     """The padded shape of a batch: the cheapest known one that is not too wasteful, or a new one."""
-    known = [s for s in feed.pool.sizes if s.holds(needed) and s.cost <= WASTE * needed.cost]
-    return min(known, key=lambda s: s.cost) if known else feed.pool.fit(needed)
+    known = [s for s in pool.sizes if s.holds(needed) and s.cost <= WASTE * needed.cost]
+    return min(known, key=lambda s: s.cost) if known else pool.fit(needed)
 
 
 def evaluation_graphs(feed: Feed, items: Sequence[data.Item], graphs: int | None = None) -> list[jraph.GraphsTuple]:
@@ -117,16 +118,24 @@ def evaluation_graphs(feed: Feed, items: Sequence[data.Item], graphs: int | None
     order = sorted(range(len(items)), key=lambda i: (width[i].slots, width[i].nodes))
     groups = data.plan(items, graphs or len(items), EVALUATION_SLOTS, order=order)
     chosen = [[items[i] for i in group] for group in groups]
-    return [labelled_graph(feed, g, shape(feed, data.size_of(g, feed.config))) for g in chosen]
+    return [labelled_graph(feed, g, shape(feed.evaluation_pool, data.size_of(g, feed.config))) for g in chosen]
 
 
 def settle(feed: Feed, epochs: int) -> None:
-    """Fix the shapes of all epochs beforehand, largest first, so that they are few and a resumed run pads alike."""
-    sizes = set()
+    """Fix the shapes of all epochs beforehand, so that they are few and a resumed run pads alike.
+
+    One shape that holds every batch if that pads them little; else the largest first, each used for what it fits.
+    """
+    needed = []
     for number in range(epochs):
         rng = np.random.default_rng([feed.seed, number])
         groups = [[feed.items[i] for i in g] for g in data.plan(feed.items, feed.batch_size, feed.slots, rng)]
         groups = _with_replay(feed, groups, rng) if feed.replay_size else groups
-        sizes |= {graph.round_up(data.size_of(g, feed.config)) for g in groups}
-    for size in sorted(sizes, key=lambda s: -s.cost):
-        shape(feed, size)
+        needed += [graph.round_up(data.size_of(g, feed.config)) for g in groups]
+    if not needed:
+        return
+    everything = graph.Size(*(max(column) for column in zip(*needed, strict=True)))
+    if everything.cost <= LITTLE * np.mean([s.cost for s in needed]):
+        shape(feed.pool, everything)
+    for size in sorted(set(needed), key=lambda s: -s.cost):
+        shape(feed.pool, size)

@@ -66,14 +66,7 @@ class KappaConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; 0 on success, 2 with one line on standard error for input that cannot be used."""
     config = tyro.cli(KappaConfig, args=argv, prog="equijax kappa")
-    try:
-        report = run(config)
-    except (ValueError, MemoryError, FileNotFoundError, ImportError) as error:
-        print(f"equijax kappa: {error}", file=sys.stderr)
-        return 2
-    print(summary(report))
-    print(f"Everything is in {config.out}")
-    return 0
+    return certificate.command("kappa", run, config, summary, (*certificate.REFUSALS, ImportError))
 
 
 def run(config: KappaConfig) -> dict:

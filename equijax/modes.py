@@ -18,7 +18,7 @@ import spglib
 import tyro
 from tqdm import tqdm
 
-from equijax import distortions, forcefield, graph, relax
+from equijax import certificate, distortions, forcefield, graph, relax
 
 TOLERANCES_A = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)  # at which space groups are named
 NAMED_AT_A = 1e-2  # the one in the table, and at which a phase is reduced to its primitive cell
@@ -71,16 +71,13 @@ class ModesConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; 0 on success, 2 with one line on standard error for input that cannot be used."""
     config = tyro.cli(ModesConfig, args=argv, prog="equijax modes")
-    try:
-        report = run(config)
-    except (ValueError, MemoryError, FileNotFoundError) as error:
-        print(f"equijax modes: {error}", file=sys.stderr)
-        return 2
-    print(table(report["phases"]))
-    if "scores" in report:
-        print("against the reference: " + ", ".join(f"{k} {v:.3g}" for k, v in report["scores"].items()))
-    print(f"Everything is in {config.out}")
-    return 0
+    return certificate.command("modes", run, config, summary)
+
+
+def summary(report: dict) -> str:
+    """The lines printed at the end of a run."""
+    scores = ", ".join(f"{k} {v:.3g}" for k, v in report.get("scores", {}).items())
+    return table(report["phases"]) + (f"\nagainst the reference: {scores}" if scores else "")
 
 
 def run(config: ModesConfig) -> dict:

@@ -1,6 +1,5 @@
 """`python -m equijax.phonons STRUCTURE --model DIR --supercell 4 4 4 --out DIR`: a phonon run and its certificate."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,14 +65,7 @@ class PhononsConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; 0 on success, 2 with one line on standard error for input that cannot be used."""
     config = tyro.cli(PhononsConfig, args=argv, prog="equijax phonons")
-    try:
-        report = run(config)
-    except (ValueError, MemoryError, FileNotFoundError) as error:
-        print(f"equijax phonons: {error}", file=sys.stderr)
-        return 2
-    print(certificate.summary(report))
-    print(f"Everything is in {config.out}")
-    return 0
+    return certificate.command("phonons", run, config, certificate.summary)
 
 
 def run(config: PhononsConfig) -> dict:

@@ -79,9 +79,9 @@ class FinetuneConfig:
     """Structures to train on as well, labelled by the starting model."""
     replay_hessian: bool = False
     """Label --replay-self structures with Hessian-vector products too; they count with --hessian-weight."""
-    replay_number: int = 64
+    replay_number: int = 256
     """Replay structures to use, picked by --replay-pick."""
-    replay_pick: Literal["farthest", "random"] = "farthest"
+    replay_pick: Literal["farthest", "random"] = "random"
     """How to pick them."""
     replay_ratio: float = 4.0
     """Replay structures beside each training structure."""
@@ -154,7 +154,7 @@ LORA_TARGETS = ("node_embedding", r"interactions_\d+/skip_tp", r"products_\d+/co
 
 
 class Defaults(NamedTuple):
-    """What a strategy trains best with: see bench/strategies.py."""
+    """What a strategy trains best with: see bench/tuning.py."""
 
     lr: float
     ema: float = 0.99
@@ -172,11 +172,11 @@ class Defaults(NamedTuple):
 DEFAULTS = {
     "zero-shot": Defaults(lr=1.0),
     "scratch": Defaults(lr=1e-2, epochs=120),
-    "naive": Defaults(lr=3e-3, ema=0.999, clip=1.0),
-    "freeze": Defaults(lr=3e-3, ema=0.999, clip=1.0),
-    "delta": Defaults(lr=3e-3),
+    "naive": Defaults(lr=1e-3, ema=0.999, clip=1.0),
+    "freeze": Defaults(lr=1e-3, ema=0.999, clip=1.0),
+    "delta": Defaults(lr=1e-3),
     "lora": Defaults(lr=2e-2, epochs=12),
-    "multihead": Defaults(lr=3e-3, ema=0.999, loss="universal"),
+    "multihead": Defaults(lr=3e-4, ema=0.999, loss="universal"),
 }
 
 

@@ -77,7 +77,7 @@ def prepare(options: FinetuneConfig) -> Task:
         mesh=parallel.data_mesh(options.devices),
     )
     feed.settle(eats, options.epochs)
-    # structures like those of training go in batches like those of training: the same compiled program
+    # structures like those of training go in batches of one size: the same compiled program
     graphs = {
         name: feed.evaluation_graphs(eats, chosen, None if name == "retain" else options.batch_size)
         for name, chosen in items.items()

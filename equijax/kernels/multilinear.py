@@ -13,6 +13,7 @@ Every operand has a leading batch axis of size B or 1, which is all that `vmap` 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -35,6 +36,36 @@ class Form(NamedTuple):
     cpu: Callable
 
 
+class Family(NamedTuple):
+    """A form and its primitives.
+
+    Arguments of a variant: m - 1 operands; of push: one tangent per slot of `slots`, then m - 1 operands; of pull: the
+    cotangent, then m - 1 operands; each followed by the index arrays.
+    """
+
+    form: Form
+    variant_p: Primitive
+    push_p: Primitive
+    pull_p: Primitive
+
+    @property
+    def last(self) -> int:
+        """The slot of the value, and the number of its operands, m - 1."""
+        return self.form.slots - 1
+
+    def variant(self, slot: int, operands, index, **static) -> jax.Array:
+        """d Phi / d x_slot."""
+        return self.variant_p.bind(*operands, *index, slots=(slot,), **static)
+
+    def push(self, slots, t, x, index, **static) -> jax.Array:
+        """sum_s Phi(.., t_s, ..)"""
+        return self.push_p.bind(*t, *x, *index, slots=tuple(slots), **static)
+
+    def pull(self, slots, y, x, index, **static) -> list[jax.Array]:
+        """(d Phi(x, y) / d x_s)_s"""
+        return self.pull_p.bind(y, *x, *index, slots=tuple(slots), **static)
+
+
 def make(form: Form) -> Callable:
     """The value of a form as a differentiable function.
 
@@ -42,141 +73,144 @@ def make(form: Form) -> Callable:
       f(operands, index, shapes, static, slot=m - 1) -> variant `slot`; operands: the other slots' arrays in order, each
       [B or 1, ...]; index: integer arrays; shapes: tuple of all m shapes without batch axis; static: hashable.
     """
-    m = form.slots
-    variant_p, push_p, pull_p = (Primitive(f"{form.name}_{kind}") for kind in ("variant", "push", "pull"))
-    pull_p.multiple_results = True
-
-    def variant(slot, operands, index, **static):
-        return variant_p.bind(*operands, *index, slots=(slot,), **static)
-
-    # Values. Arguments: variant (m - 1 operands), push (one tangent per slot, m - 1 operands), pull (cotangent, m - 1
-    # operands), each followed by the index arrays.
-
-    def variant_xla(*args, slots, shapes, static):
-        return form.xla(slots[0], args[: m - 1], args[m - 1 :], shapes, static)
-
-    def variant_cpu(*args, slots, shapes, static):
-        others = [s for s in range(m) if s != slots[0]]
-        operands = dict(zip(others, args, strict=False))
-        out = form.cpu(slots, operands, args[m - 1 :], shapes, static)
-        return variant_xla(*args, slots=slots, shapes=shapes, static=static) if out is None else out[0]
-
-    def push_any(*args, slots, **static):
-        t, x, index = _split(args, len(slots), m - 1)
-        return sum(variant(m - 1, _set(x, s, ts), index, **static) for s, ts in zip(slots, t, strict=True))
-
-    def pull_xla(*args, slots, **static):
-        y, x, index = _split(args, 1, m - 1)
-        return [variant(s, _drop(x, s) + y, index, **static) for s in slots]
-
-    def pull_cpu(*args, slots, shapes, static):
-        y, x, index = _split(args, 1, m - 1)
-        out = form.cpu(slots, dict(enumerate(x + y)), index, shapes, static)
-        return pull_xla(*args, slots=slots, shapes=shapes, static=static) if out is None else out
-
-    # Derivatives.
-
-    def variant_jvp(primals, tangents, slots, **static):
-        (slot,) = slots
-        x, index = list(primals[: m - 1]), primals[m - 1 :]
-        moving = [i for i in range(m - 1) if type(tangents[i]) is not ad.Zero]
-        out = variant(slot, x, index, **static)
-        if not moving:
-            return out, ad.Zero(jax.core.get_aval(out))
-        if slot == m - 1:
-            t = [tangents[i] for i in moving]
-            return out, push_p.bind(*t, *x, *index, slots=tuple(moving), **static)
-        return out, sum(variant(slot, _set(x, i, tangents[i]), index, **static) for i in moving)
-
-    def push_jvp(primals, tangents, slots, **static):
-        t, x, index = _split(primals, len(slots), m - 1)
-        dt, dx, _ = _split(tangents, len(slots), m - 1)
-        moving = [i for i, d in enumerate(dt) if type(d) is not ad.Zero]
-        terms = []
-        if moving:
-            chosen = tuple(slots[i] for i in moving)
-            terms.append(push_p.bind(*(dt[i] for i in moving), *x, *index, slots=chosen, **static))
-        for s, ts in zip(slots, t, strict=True):
-            for j, d in enumerate(dx):
-                if j != s and type(d) is not ad.Zero:
-                    terms.append(variant(m - 1, _set(_set(x, s, ts), j, d), index, **static))
-        out = push_p.bind(*primals, slots=slots, **static)
-        return out, sum(terms) if terms else ad.Zero(jax.core.get_aval(out))
-
-    def pull_jvp(primals, tangents, slots, **static):
-        y, x, index = _split(primals, 1, m - 1)
-        (dy,), dx, _ = _split(tangents, 1, m - 1)
-        outs = pull_p.bind(*primals, slots=slots, **static)
-        if type(dy) is ad.Zero:
-            totals = [ad.Zero(jax.core.get_aval(out)) for out in outs]
-        else:
-            totals = pull_p.bind(dy, *x, *index, slots=slots, **static)
-        for i, s in enumerate(slots):
-            for j, d in enumerate(dx):
-                if j != s and type(d) is not ad.Zero:
-                    term = variant(s, _drop(_set(x, j, d), s) + y, index, **static)
-                    totals[i] = term if type(totals[i]) is ad.Zero else totals[i] + term
-        return outs, totals
-
-    def variant_transpose(ct, *args, slots, **static):
-        (slot,) = slots
-        linear = [i for i, a in enumerate(args[: m - 1]) if ad.is_undefined_primal(a)]
-        outs: list = [None] * len(args)
-        if len(linear) != 1:
-            raise RuntimeError(f"{form.name}: linear in one operand at a time, not in operands {linear}")
-        (i,) = linear
-        if type(ct) is ad.Zero:
-            outs[i] = ad.Zero(args[i].aval)
-            return outs
-        others = [s for s in range(m) if s != slot]
-        operands = dict(zip(others, args, strict=False)) | {slot: ct}
-        target = others[i]
-        operands = [operands[s] for s in range(m) if s != target]
-        outs[i] = unbatch(variant(target, operands, args[m - 1 :], **static), args[i].aval)
-        return outs
-
-    def push_transpose(ct, *args, slots, **static):
-        t, x, index = _split(args, len(slots), m - 1)
-        outs: list = [None] * len(args)
-        if type(ct) is ad.Zero:
-            grads = [ad.Zero(ts.aval) for ts in t]
-        else:
-            linear = [i for i, ts in enumerate(t) if ad.is_undefined_primal(ts)]
-            chosen = tuple(slots[i] for i in linear)
-            grads = pull_p.bind(ct, *x, *index, slots=chosen, **static)
-            grads = [unbatch(g, t[i].aval) for g, i in zip(grads, linear, strict=True)]
-            outs_t = dict(zip(linear, grads, strict=True))
-            grads = [outs_t.get(i) for i in range(len(t))]
-        outs[: len(t)] = grads
-        return outs
-
-    def pull_transpose(cts, *args, slots, **static):
-        y, x, index = _split(args, 1, m - 1)
-        outs: list = [None] * len(args)
-        live = [(s, c) for s, c in zip(slots, cts, strict=True) if type(c) is not ad.Zero]
-        if not live:
-            outs[0] = ad.Zero(y[0].aval)
-            return outs
-        chosen, t = zip(*live, strict=True)
-        outs[0] = unbatch(push_p.bind(*t, *x, *index, slots=chosen, **static), y[0].aval)
-        return outs
-
-    def abstract(*args, shapes, slots, static, primitive):
-        batch = max(a.shape[0] for a in args if jnp.issubdtype(a.dtype, jnp.floating))
-        kept = {variant_p: slots, push_p: (m - 1,), pull_p: slots}[primitive]
-        outs = [jax.core.ShapedArray((batch, *shapes[s]), args[0].dtype) for s in kept]
-        return outs if primitive is pull_p else outs[0]
-
+    family = Family(form, *(Primitive(f"{form.name}_{kind}") for kind in ("variant", "push", "pull")))
+    family.pull_p.multiple_results = True
     table = (
-        (variant_p, variant_xla, variant_cpu, variant_jvp, variant_transpose),
-        (push_p, push_any, push_any, push_jvp, push_transpose),
-        (pull_p, pull_xla, pull_cpu, pull_jvp, pull_transpose),
+        (family.variant_p, _variant_xla, _variant_cpu, _variant_jvp, _variant_transpose),
+        (family.push_p, _push_any, _push_any, _push_jvp, _push_transpose),
+        (family.pull_p, _pull_xla, _pull_cpu, _pull_jvp, _pull_transpose),
     )
-    for primitive, xla, cpu, jvp, transpose in table:
-        register(primitive, xla, cpu, jvp, transpose, abstract)
-    return lambda operands, index, shapes, static, slot=m - 1: variant(
+    for primitive, *rules in table:
+        register(primitive, *(partial(rule, family) for rule in (*rules, _abstract)))
+    return lambda operands, index, shapes, static, slot=family.last: family.variant(
         slot, operands, index, shapes=shapes, static=static
     )
+
+
+# Values.
+
+
+def _variant_xla(family, *args, slots, shapes, static):
+    return family.form.xla(slots[0], args[: family.last], args[family.last :], shapes, static)
+
+
+def _variant_cpu(family, *args, slots, shapes, static):
+    others = [s for s in range(family.form.slots) if s != slots[0]]
+    operands = dict(zip(others, args, strict=False))
+    out = family.form.cpu(slots, operands, args[family.last :], shapes, static)
+    return _variant_xla(family, *args, slots=slots, shapes=shapes, static=static) if out is None else out[0]
+
+
+def _push_any(family, *args, slots, **static):
+    t, x, index = _split(args, len(slots), family.last)
+    return sum(family.variant(family.last, _set(x, s, ts), index, **static) for s, ts in zip(slots, t, strict=True))
+
+
+def _pull_xla(family, *args, slots, **static):
+    y, x, index = _split(args, 1, family.last)
+    return [family.variant(s, _drop(x, s) + y, index, **static) for s in slots]
+
+
+def _pull_cpu(family, *args, slots, shapes, static):
+    y, x, index = _split(args, 1, family.last)
+    out = family.form.cpu(slots, dict(enumerate(x + y)), index, shapes, static)
+    return _pull_xla(family, *args, slots=slots, shapes=shapes, static=static) if out is None else out
+
+
+def _abstract(family, *args, shapes, slots, static, primitive):
+    batch = max(a.shape[0] for a in args if jnp.issubdtype(a.dtype, jnp.floating))
+    kept = (family.last,) if primitive is family.push_p else slots
+    outs = [jax.core.ShapedArray((batch, *shapes[s]), args[0].dtype) for s in kept]
+    return outs if primitive is family.pull_p else outs[0]
+
+
+# Derivatives.
+
+
+def _variant_jvp(family, primals, tangents, slots, **static):
+    (slot,) = slots
+    x, index = list(primals[: family.last]), primals[family.last :]
+    moving = [i for i in range(family.last) if type(tangents[i]) is not ad.Zero]
+    out = family.variant(slot, x, index, **static)
+    if not moving:
+        return out, ad.Zero(jax.core.get_aval(out))
+    if slot == family.last:
+        return out, family.push(moving, [tangents[i] for i in moving], x, index, **static)
+    return out, sum(family.variant(slot, _set(x, i, tangents[i]), index, **static) for i in moving)
+
+
+def _push_jvp(family, primals, tangents, slots, **static):
+    t, x, index = _split(primals, len(slots), family.last)
+    dt, dx, _ = _split(tangents, len(slots), family.last)
+    moving = [i for i, d in enumerate(dt) if type(d) is not ad.Zero]
+    terms = []
+    if moving:
+        terms.append(family.push([slots[i] for i in moving], [dt[i] for i in moving], x, index, **static))
+    for s, ts in zip(slots, t, strict=True):
+        for j, d in enumerate(dx):
+            if j != s and type(d) is not ad.Zero:
+                terms.append(family.variant(family.last, _set(_set(x, s, ts), j, d), index, **static))
+    out = family.push(slots, t, x, index, **static)
+    return out, sum(terms) if terms else ad.Zero(jax.core.get_aval(out))
+
+
+def _pull_jvp(family, primals, tangents, slots, **static):
+    y, x, index = _split(primals, 1, family.last)
+    (dy,), dx, _ = _split(tangents, 1, family.last)
+    outs = family.pull(slots, *y, x, index, **static)
+    if type(dy) is ad.Zero:
+        totals = [ad.Zero(jax.core.get_aval(out)) for out in outs]
+    else:
+        totals = family.pull(slots, dy, x, index, **static)
+    for i, s in enumerate(slots):
+        for j, d in enumerate(dx):
+            if j != s and type(d) is not ad.Zero:
+                term = family.variant(s, _drop(_set(x, j, d), s) + y, index, **static)
+                totals[i] = term if type(totals[i]) is ad.Zero else totals[i] + term
+    return outs, totals
+
+
+def _variant_transpose(family, ct, *args, slots, **static):
+    (slot,) = slots
+    linear = [i for i, a in enumerate(args[: family.last]) if ad.is_undefined_primal(a)]
+    if len(linear) != 1:
+        raise RuntimeError(f"{family.form.name}: linear in one operand at a time, not in operands {linear}")
+    (i,) = linear
+    outs: list = [None] * len(args)
+    if type(ct) is ad.Zero:
+        outs[i] = ad.Zero(args[i].aval)
+        return outs
+    others = [s for s in range(family.form.slots) if s != slot]
+    operands = dict(zip(others, args, strict=False)) | {slot: ct}
+    target = others[i]
+    operands = [operands[s] for s in range(family.form.slots) if s != target]
+    outs[i] = unbatch(family.variant(target, operands, args[family.last :], **static), args[i].aval)
+    return outs
+
+
+def _push_transpose(family, ct, *args, slots, **static):
+    t, x, index = _split(args, len(slots), family.last)
+    outs: list = [None] * len(args)
+    linear = [i for i, ts in enumerate(t) if ad.is_undefined_primal(ts)]
+    if type(ct) is ad.Zero:
+        grads = [ad.Zero(t[i].aval) for i in linear]
+    else:
+        grads = family.pull([slots[i] for i in linear], ct, x, index, **static)
+        grads = [unbatch(g, t[i].aval) for g, i in zip(grads, linear, strict=True)]
+    for i, g in zip(linear, grads, strict=True):
+        outs[i] = g
+    return outs
+
+
+def _pull_transpose(family, cts, *args, slots, **static):
+    y, x, index = _split(args, 1, family.last)
+    outs: list = [None] * len(args)
+    live = [(s, c) for s, c in zip(slots, cts, strict=True) if type(c) is not ad.Zero]
+    if not live:
+        outs[0] = ad.Zero(y[0].aval)
+        return outs
+    outs[0] = unbatch(family.push(*zip(*live, strict=True), x, index, **static), y[0].aval)
+    return outs
 
 
 def register(primitive, xla, cpu, jvp, transpose, abstract):

@@ -133,8 +133,22 @@ def test_other_strategies_run(strategy, more, folder, arguments, tmp_path):
         assert equijax.load(tmp_path / "run" / "best").config.heads == ("Default", "finetuned")
 
 
-def test_two_processes_give_what_one_gives(folder, arguments, tmp_path):
-    """Each process builds half of every batch, and the first writes the files."""
+# Process 1 alone gets a signal in the middle of the second epoch.
+CUT = """
+import os, signal, sys
+from equijax import finetune, report
+original = report.Log.__call__
+def cut(self, record):
+    original(self, record)
+    if record["epoch"] == 2 and record.get("batch") == 1 and sys.argv[-1] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+report.Log.__call__ = cut
+sys.exit(finetune.main())
+"""
+
+
+def test_two_processes_interrupted_and_resumed_give_what_one_gives(folder, arguments, tmp_path):
+    """Each process builds half of every batch, the first writes the files, a signal to the other stops both."""
     options = (
         "--test",
         folder / "test.extxyz",
@@ -148,22 +162,27 @@ def test_two_processes_give_what_one_gives(folder, arguments, tmp_path):
         1.0,
     )
 
-    def start(out, *more):
+    def start(program, *more):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        argv = [*arguments(out, *options, "--batch-size", 1, "--coordinator", f"127.0.0.1:{port}", "--processes", 2,
-                           *more), "--distributed"]  # fmt: skip
-        command = [sys.executable, "-m", "equijax.finetune", *argv]
+        argv = [*arguments(tmp_path / "two", *options, "--batch-size", 1, "--coordinator", f"127.0.0.1:{port}",
+                           "--processes", 2), "--distributed", *more]  # fmt: skip
+        command = [sys.executable, *program, *argv]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
         return [subprocess.Popen([*command, "--process", str(i)], env=environment, stdout=subprocess.PIPE,
                                  stderr=subprocess.STDOUT, text=True) for i in range(2)]  # fmt: skip
 
-    both = start(tmp_path / "two")
+    both = start(("-c", CUT))
     finetune.main(arguments(tmp_path / "one", *options))
-    said = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert "zero-shot" in said[0] and "zero-shot" not in said[1]
+    for again in (("-m", "equijax.finetune"), None):
+        said = [process.communicate(timeout=300)[0] for process in both]
+        assert [process.returncode for process in both] == [0, 0], said
+        assert "zero-shot" in said[0] and "zero-shot" not in said[1]
+        assert (tmp_path / "two" / "report.json").exists() == (again is None)
+        if again:
+            assert "stopped by a signal after epoch 1" in said[0]
+            both = start(again, "--resume")
     one, two = (variables_of(tmp_path / run / "best") for run in ("one", "two"))
     assert any(np.abs(one[name] - x).max() > 1e-3 for name, x in variables_of(folder / "model").items())
     for name in one:

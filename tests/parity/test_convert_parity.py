@@ -15,7 +15,7 @@ from convert import __main__ as cli
 from convert import mapping, verify
 from convert.modules import read_model
 from convert.to_torch import expand_u, use_reduced_basis, write_torch
-from equijax import checkpoint
+from equijax import checkpoint, lora, replay
 from equijax.nn import cg
 
 pytestmark = [
@@ -82,6 +82,25 @@ def test_variant_there_and_back(variant, tmp_path):
         for head in config.heads:
             found = verify.differences(file, config, variables, head)
             assert all(value <= verify.LIMITS["float64"][key] for key, value in found.items()), (file.name, found)
+
+
+def test_fine_tuned_models_go_to_torch(tmp_path):
+    """Adapters of every layer folded in, then a second head: mace-torch computes the numbers of the changed model."""
+    torch.save(torch_model(**VARIANTS["0b3"]), tmp_path / "start.model")
+    config, start = mapping.to_flax(read_model(tmp_path / "start.model"))
+    adapters = lora.init_lora(start["params"], rank=2, alpha=2)
+    rng = np.random.default_rng(0)
+    adapters = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape), adapters)
+    merged = lora.merge(start, adapters)
+    assert max(verify.differences(tmp_path / "start.model", config, merged, "Default").values()) > 1e-3
+    for name, (changed, variables) in {
+        "lora": (config, merged),
+        "head": replay.add_head(config, merged, "finetuned"),
+    }.items():
+        write_torch(tmp_path / f"{name}.model", changed, variables)
+        for head in changed.heads:
+            found = verify.differences(tmp_path / f"{name}.model", changed, variables, head)
+            assert all(value <= verify.LIMITS["float64"][key] for key, value in found.items()), (name, head, found)
 
 
 def test_command_line_there_and_back(tmp_path, capsys):
