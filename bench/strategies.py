@@ -26,7 +26,6 @@ from equijax import data, finetune, metrics, predict, recipe, replay, task
 
 ASSETS = Path(equijax.__file__).parent / "assets"
 EVALUATE_EVERY = 3  # passes; every one of them would cost as much as the training
-DEFAULT = "lora r8"  # what the command does without options; others are set against it on their own materials
 AIM = {"better": 3.0, "worse": 10.0}  # phonons at least so many times better, retained forces at most so many % worse
 # name -> options that differ from the defaults, chosen by tuning.py; REPLAY is put in place of the replay file
 CASES: dict[str, dict] = {
@@ -187,8 +186,8 @@ def table(rows: list[dict]) -> str:
     """Medians over materials, per strategy, as a Markdown table."""
     lines = [
         "| strategy | materials | trainable | forces, meV/A | phonons, THz | phonons better (least) | "
-        f"{DEFAULT} there | C_V error, J/K/mol | retained forces worse (most) | {DEFAULT} there | processor s |",
-        "| --- " * 11 + "|",
+        "C_V error, J/K/mol | retained forces worse (most) | processor s |",
+        "| --- " * 9 + "|",
     ]
     for name, chosen in by_strategy(rows).items():
 
@@ -196,14 +195,11 @@ def table(rows: list[dict]) -> str:
             return float(np.median([r[key] for r in chosen]))
 
         gains, losses = [better(r) for r in chosen], [worse(r) for r in chosen]
-        materials = {r["material"] for r in chosen}
-        beside = [r for r in rows if r["strategy"] == DEFAULT and r["material"] in materials]
-        there = (f"{np.median([better(r) for r in beside]):.2f}x", f"{np.median([worse(r) for r in beside]):+.1f} %")
         cells = [
             name, str(len(chosen)), f"{int(median('trainable')):,}", f"{1e3 * median('forces_mae_after'):.1f}",
-            f"{median('frequency_mae_after'):.3f}", f"{np.median(gains):.2f}x ({min(gains):.2f}x)", there[0],
+            f"{median('frequency_mae_after'):.3f}", f"{np.median(gains):.2f}x ({min(gains):.2f}x)",
             f"{median('heat_capacity_error_after'):.3f}", f"{np.median(losses):+.1f} % ({max(losses):+.1f} %)",
-            there[1], f"{median('processor_seconds'):.0f}",
+            f"{median('processor_seconds'):.0f}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
