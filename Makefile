@@ -6,7 +6,7 @@ CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
 IS_NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in $(CANDIDATES); do $$p -c '$(IS_NEW_ENOUGH)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
-BENCHES := $(filter-out bench/_% bench/peers.py,$(wildcard bench/*.py))
+BENCHES := $(filter-out bench/_% bench/peers.py bench/tuning.py,$(wildcard bench/*.py))
 MODEL ?=
 OUT ?= demo_output
 

@@ -144,14 +144,28 @@ def run(options: StrategiesConfig, files: dict, material: str, name: str, before
     if name == "zero-shot":
         return row | {k.replace("_before", "_after"): v for k, v in row.items() if k.endswith("_before")} | {
             "trainable": 0, "best_epoch": 0, "seconds": 0.0, "processor_seconds": 0.0}  # fmt: skip
+    variables, found = fit(made, errors(made, made.variables, "valid")["loss"])
+    found |= {"seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - processor}
+    return row | found | assessed(made, variables, "after")
+
+
+def fit(made: task.Task, start: float) -> tuple[dict, dict]:
+    """Train; `start` is the validation loss of the starting model.
+
+    Returns:
+      variables of the result; how many numbers were trained and the best pass.
+    """
     trained = recipe.trainable(made.options, made.config, made.variables, made.numbers)
-    start = predict.cast(made.variables, made.options.dtype)
-    valid = metrics.label_errors(made.config, start, made.graphs["valid"], recipe.losses(made.options))
     with tempfile.TemporaryDirectory() as folder:
-        best, progress, _ = finetune.optimise(made, trained, valid["loss"], Path(folder).absolute())
-    row |= {"trainable": recipe.count(trained.start), "best_epoch": progress.best_epoch,
-            "seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - processor}  # fmt: skip
-    return row | assessed(made, finetune.finished(made, trained, best), "after")
+        best, progress, _ = finetune.optimise(made, trained, start, Path(folder).absolute())
+    found = {"trainable": recipe.count(trained.start), "best_epoch": progress.best_epoch}
+    return finetune.finished(made, trained, best), found
+
+
+def errors(made: task.Task, variables: dict, name: str) -> dict:
+    """Loss and errors on one of the sets."""
+    on_device, losses = predict.cast(variables, made.options.dtype), recipe.losses(made.options)
+    return metrics.label_errors(made.config, on_device, made.graphs[name], losses)
 
 
 def assessed(made: task.Task, variables: dict, when: str) -> dict:

@@ -155,11 +155,13 @@ class _Machine:
         self.memo[index] = self.top()
 
     def get(self, index: int) -> None:
+        """Push a memo entry."""
         if index not in self.memo:
             raise UnreadableModel(f"memo entry {index} is read before it is written")
         self.stack.append(self.memo[index])
 
     def name(self, module: object, name: object) -> None:
+        """Push the name of a class or function, which is looked up nowhere; refused unless MACE files need it."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise UnreadableModel("a global name that is not text")
         dotted = f"{module}.{name}"
@@ -171,6 +173,7 @@ class _Machine:
         self.stack.append(Global(module, name))
 
     def call(self, args: object, kwargs: object = None) -> None:
+        """Replace a name by what its builder here makes of the arguments, or by a record of the call."""
         function = self.pop()
         if not isinstance(function, Global):
             raise UnreadableModel(f"a call of something that is not a named class or function: {shorten(function)}")
@@ -188,6 +191,7 @@ class _Machine:
             raise UnreadableModel(f"{function.dotted}: arguments of the wrong form ({str(error)[:120]})") from None
 
     def build(self) -> None:
+        """Keep the state of an object with its record."""
         state, target = self.pop(), self.top()
         if isinstance(target, dict):
             return  # an OrderedDict's own attributes, such as the version notes of a state_dict

@@ -21,14 +21,11 @@ def plot(axis, phonons: Sequence[tuple[Phonopy, dict]], points: int = POINTS) ->
     """
     primitive = phonons[0][0].primitive
     qpoints, labels, connections = get_band_qpoints_by_seekpath(primitive, points, is_const_interval=True)
-    ticks = [0.0]
-    for phonon, style in phonons:
-        bands = phonon.run_band_structure(qpoints, path_connections=connections, labels=labels)
+    found = [p.run_band_structure(qpoints, path_connections=connections, labels=labels) for p, _ in phonons]
+    for bands, (_, style) in zip(found, phonons, strict=True):
         for i, (x, y) in enumerate(zip(bands.distances, bands.frequencies, strict=True)):
-            curves = axis.plot(x, y, **style | {"label": None})
-            if i == 0 and "label" in style:
-                curves[0].set_label(style["label"])
-        ticks = [bands.distances[0][0], *(x[-1] for x in bands.distances)]
+            axis.plot(x, y, **style | ({"label": None} if i else {}))  # one entry in the legend
+    ticks = [found[0].distances[0][0], *(x[-1] for x in found[0].distances)]
     axis.set_xticks(ticks, tick_labels(labels, connections))
     for tick in ticks:
         axis.axvline(tick, color="0.85", lw=0.8, zorder=0)

@@ -166,16 +166,16 @@ class Defaults(NamedTuple):
     energy_weight: float = 1.0
     forces_weight: float = 10.0
     stress_weight: float = 100.0
-    epochs: int = 60
+    epochs: int = 12
 
 
 DEFAULTS = {
     "zero-shot": Defaults(lr=1.0),
-    "scratch": Defaults(lr=1e-2, epochs=120),
+    "scratch": Defaults(lr=1e-2, epochs=120),  # 12 teach it little, and it has nothing to forget
     "naive": Defaults(lr=1e-3, ema=0.999, clip=1.0),
     "freeze": Defaults(lr=1e-3, ema=0.999, clip=1.0),
     "delta": Defaults(lr=1e-3),
-    "lora": Defaults(lr=2e-2, epochs=12),
+    "lora": Defaults(lr=2e-2),
     "multihead": Defaults(lr=3e-4, ema=0.999, loss="universal"),
 }
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from equijax import data, replay, testing
+from equijax import data, feed, graph, replay, testing
 from equijax.forcefield import ForceField
 
 
@@ -95,3 +95,20 @@ def test_new_heads_predict_what_the_copied_head_does(model):
         replay.add_head(start.config, start.variables, "fourth")
     assert model.variables["params"]["readouts_0"]["linear"].shape == (4, 1)
     assert dataclasses.replace(two[0], heads=("Default",)) == model.config
+
+
+def test_training_batches_with_replay_share_a_shape_that_evaluation_leaves_alone(folder, student):
+    """Salt with one or two cells of silicon of different sizes beside it, in any combination: one compiled step."""
+    salt = data.prepare(data.load(folder / "train.extxyz"), student.config)
+    labelled = data.load(folder / "other.extxyz")
+    larger = [dataclasses.replace(s, atoms=s.atoms.repeat((2, 1, 1)), forces=None, energy=None) for s in labelled]
+    again = data.prepare([*labelled, *larger], student.config)
+    energies = student.variables["constants"]["atomic_energies"]
+    eats = feed.Feed(student.config, energies, salt, replay=again, batch_size=1, replay_size=2)
+    feed.settle(eats, 3)
+    needed = {graph.round_up(data.size_of([salt[0], a, b], student.config)) for a in again for b in again if a is not b}
+    assert len(needed) > 1
+    for items in (salt, again):
+        feed.evaluation_graphs(eats, items)
+    batches = [batch for number in range(3) for batch in feed.epoch(eats, number)]
+    assert len({(b.graph.nodes["positions"].shape, b.graph.senders.shape) for b in batches}) == 1
