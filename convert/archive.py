@@ -26,10 +26,9 @@ _STORAGE_DTYPES = {
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """A tensor of the file: a read-only view of its storage, and whether torch would train it."""
+    """A tensor of the file: a read-only view of its storage."""
 
     array: np.ndarray
-    trainable: bool = False
 
 
 def read_archive(path: Path) -> object:
@@ -152,9 +151,11 @@ def _sizes(values: object, what: str) -> tuple[int, ...]:
     return values
 
 
-def _rebuild_tensor(storage: object, offset: object, size: object, stride: object, trainable: object = False,
-                    hooks: object = None, metadata: object = None) -> Tensor:  # fmt: skip
-    """`torch._utils._rebuild_tensor_v2`: a strided view, every index checked to lie in the storage."""
+def _rebuild_tensor(storage: object, offset: object, size: object, stride: object, *rest: object) -> Tensor:
+    """`torch._utils._rebuild_tensor_v2`: a strided view, every index checked to lie in the storage.
+
+    The rest (requires_grad, hooks, metadata) is not used: mace-torch saves all parameters frozen in some versions.
+    """
     if not isinstance(storage, np.ndarray):
         raise UnreadableModel(f"a tensor over {shorten(storage)} instead of a storage")
     shape, strides = _sizes(size, "size"), _sizes(stride, "stride")
@@ -170,13 +171,13 @@ def _rebuild_tensor(storage: object, offset: object, size: object, stride: objec
     if not count:
         return Tensor(np.zeros(shape, storage.dtype))
     steps = [s * storage.itemsize for s in strides]
-    return Tensor(np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False), trainable is True)
+    return Tensor(np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False))
 
 
-def _rebuild_parameter(tensor: object, trainable: object, hooks: object, state: object = None) -> Tensor:
+def _rebuild_parameter(tensor: object, *rest: object) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise UnreadableModel(f"a parameter over {shorten(tensor)} instead of a tensor")
-    return Tensor(tensor.array, trainable is True)
+    return tensor
 
 
 def _rebuild_from_type(function: object, kind: object, args: object, state: object) -> object:

@@ -30,7 +30,7 @@ class TorchModel:
 
     classes: dict[str, str]  # module name -> dotted class name
     tensors: dict[str, np.ndarray]  # parameters and buffers
-    trainable: frozenset[str]  # names in `tensors` that torch would train
+    parameters: frozenset[str]  # names in `tensors` that are parameters of torch, frozen or not
     attributes: dict[str, object]  # plain values: numbers, text, None, tuples; irreps as text; others as `Opaque`
 
 
@@ -64,9 +64,9 @@ def flatten(top: object) -> TorchModel:
     if not isinstance(top, Instance) or "_modules" not in top.state:
         raise UnreadableModel(f"expected a whole torch module, found {_found(top)}")
     model = TorchModel({}, {}, frozenset(), {})
-    trainable: set[str] = set()
-    _walk(top, "", model, trainable, _Budget(MAX_VALUES))
-    return TorchModel(model.classes, model.tensors, frozenset(trainable), model.attributes)
+    parameters: set[str] = set()
+    _walk(top, "", model, parameters, _Budget(MAX_VALUES))
+    return TorchModel(model.classes, model.tensors, frozenset(parameters), model.attributes)
 
 
 def _found(top: object) -> str:
@@ -89,7 +89,7 @@ class _Budget:
             raise UnreadableModel(f"attributes hold more than {MAX_VALUES} values")
 
 
-def _walk(module: Instance, name: str, model: TorchModel, trainable: set[str], budget: _Budget) -> None:
+def _walk(module: Instance, name: str, model: TorchModel, parameters: set[str], budget: _Budget) -> None:
     if name.count(".") > MAX_DEPTH or len(model.classes) >= MAX_MODULES:
         raise UnreadableModel(f"module tree deeper than {MAX_DEPTH} or above {MAX_MODULES} modules at {shorten(name)}")
     model.classes[name] = module.cls
@@ -101,15 +101,15 @@ def _walk(module: Instance, name: str, model: TorchModel, trainable: set[str], b
             if not isinstance(value, Tensor):
                 raise UnreadableModel(f"{prefix}{key} is {shorten(value)}, expected a tensor")
             model.tensors[prefix + key] = value.array
-            if kind == "_parameters" and value.trainable:
-                trainable.add(prefix + key)
+            if kind == "_parameters":
+                parameters.add(prefix + key)
     for key, value in module.state.items():
         if isinstance(key, str) and len(key) <= MAX_NAME and key not in _MACHINERY:
             model.attributes[prefix + key] = _plain(value, budget)
     for key, value in _children(module, name, "_modules").items():
         if not isinstance(value, Instance):
             raise UnreadableModel(f"{prefix}{key} is {shorten(value)}, expected a module")
-        _walk(value, prefix + key, model, trainable, budget)
+        _walk(value, prefix + key, model, parameters, budget)
 
 
 def _children(module: Instance, name: str, kind: str) -> dict[str, object]:
