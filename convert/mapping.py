@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convert.errors import UnreadableModel, UnsupportedModel, shorten
 from convert.hyper import read_config
 from convert.modules import TorchModel
-from convert.unpickle import UnreadableModel, UnsupportedModel, shorten
 from equijax.config import ModelConfig
 from equijax.nn import cg
 
