@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 
 import equijax
-from equijax import adapters, data
+from equijax import adapters, data, runner
 from equijax.data import Keys, Labelled
 from equijax.forcefield import ForceField
 
@@ -55,12 +55,9 @@ class EvaluateConfig:
     """Names of the labels in the files."""
 
 
+@runner.program("equijax evaluate")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table, write everything to the output folder.
-
-    Raises:
-      FileNotFoundError, ValueError: see `equijax.load` and `equijax.data.load`.
-    """
+    """Print the table, write everything to the output folder."""
     options = tyro.cli(EvaluateConfig, args=argv, prog="equijax evaluate")
     started = time.perf_counter()
     ff = equijax.load(options.model)

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-from equijax import certificate, forcefield, graph, phonons, relax, volume
+from equijax import certificate, forcefield, graph, phonons, relax, runner, volume
 from equijax.certificate import timed
 from equijax.units import GPA_PER_EV_A3
 
@@ -42,10 +42,13 @@ class ExpansionConfig:
     """Head of a model that has several."""
 
 
+@runner.program("equijax expansion")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run it; 0 on success, 2 with one line on standard error for input that cannot be used."""
+    """Run it and print its summary."""
     config = tyro.cli(ExpansionConfig, args=argv, prog="equijax expansion")
-    return certificate.command("expansion", run, config, summary)
+    print(summary(run(config)))
+    print(f"Everything is in {config.out}")
+    return 0
 
 
 def run(config: ExpansionConfig) -> dict:

@@ -17,6 +17,7 @@ from equijax import (
     checkpoint,
     evaluate,
     feed,
+    folders,
     lora,
     loss,
     metrics,
@@ -24,21 +25,26 @@ from equijax import (
     predict,
     recipe,
     report,
+    runner,
     store,
     train,
 )
 from equijax.recipe import FinetuneConfig
 from equijax.task import SETS, Task, prepare, provenance
 
+RUN = folders.Kind(
+    "a fine-tuning run",
+    "config.json",
+    frozenset({"model", "train", "strategy", "out"}),
+    frozenset({"config.json"}),
+    frozenset({"metrics.jsonl", "report.json", "learning_curve.png", "parity.png", "best", "adapter", "checkpoints"}),
+)
 JOB = ("coordinator", "process")  # options that differ between processes, or from one start to the next
 
 
+@runner.program("equijax finetune")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; prints the final table.
-
-    Raises:
-      SystemExit: bad options.
-    """
+    """Entry point; prints the final table."""
     options = recipe.resolve(recipe.read(sys.argv[1:] if argv is None else argv))
     if options.distributed:
         parallel.join(options.coordinator, options.processes, options.process)

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-from equijax import certificate, forcefield, graph, nac, phonons, relax, third_order
+from equijax import certificate, forcefield, graph, nac, phonons, relax, runner, third_order
 from equijax.certificate import timed
 
 COMPONENTS = ("xx", "yy", "zz", "yz", "xz", "xy")  # of the conductivity, phono3py's order
@@ -63,10 +63,13 @@ class KappaConfig:
     """Head of a model that has several."""
 
 
+@runner.program("equijax kappa")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run it; 0 on success, 2 with one line on standard error for input that cannot be used."""
+    """Run it and print its summary."""
     config = tyro.cli(KappaConfig, args=argv, prog="equijax kappa")
-    return certificate.command("kappa", run, config, summary, (*certificate.REFUSALS, ImportError))
+    print(summary(run(config)))
+    print(f"Everything is in {config.out}")
+    return 0
 
 
 def run(config: KappaConfig) -> dict:

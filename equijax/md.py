@@ -24,7 +24,7 @@ import tyro
 from tqdm import tqdm
 
 from equijax import neighbors as nl
-from equijax import trajectory
+from equijax import runner, trajectory
 from equijax.forcefield import load
 from equijax.jaxmd import Lost as Lost
 from equijax.jaxmd import blocks as blocks
@@ -99,13 +99,12 @@ class MDConfig:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected a multiple of log_every = {self.log_every}")
 
 
+@runner.program("equijax md")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 when all steps were done, 1 when the simulation broke down."""
     config = tyro.cli(MDConfig, args=argv, prog="equijax md")
     try:
         simulate(config)
-    except (ValueError, FileExistsError, FileNotFoundError) as error:
-        raise SystemExit(f"equijax md: {error}") from error
     except Lost as error:
         print(f"equijax md: {error}. The last good checkpoint is {config.out / 'checkpoint.npz'}.", file=sys.stderr)
         return 1

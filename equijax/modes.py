@@ -18,7 +18,7 @@ import spglib
 import tyro
 from tqdm import tqdm
 
-from equijax import certificate, distortions, forcefield, graph, relax
+from equijax import distortions, forcefield, graph, relax, runner, structures
 
 TOLERANCES_A = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)  # at which space groups are named
 NAMED_AT_A = 1e-2  # the one in the table, and at which a phase is reduced to its primitive cell
@@ -68,10 +68,13 @@ class ModesConfig:
     """Head of a model that has several."""
 
 
+@runner.program("equijax modes")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run it; 0 on success, 2 with one line on standard error for input that cannot be used."""
+    """Run it and print its summary."""
     config = tyro.cli(ModesConfig, args=argv, prog="equijax modes")
-    return certificate.command("modes", run, config, summary)
+    print(summary(run(config)))
+    print(f"Everything is in {config.out}")
+    return 0
 
 
 def summary(report: dict) -> str:
@@ -86,11 +89,9 @@ def run(config: ModesConfig) -> dict:
     Raises:
       ValueError, FileNotFoundError: unusable input, before work starts.
     """
-    for path in (config.structure, *([config.reference] if config.reference else [])):
-        if not path.is_file():
-            raise FileNotFoundError(f"structure file {path} does not exist")
+    atoms = structures.read(config.structure)
+    reference = [] if config.reference is None else structures.read_all(config.reference)
     ff = forcefield.load(config.model)
-    atoms = ase.io.read(config.structure)
     graph.check_atoms(atoms, ff.config, str(config.structure))
     if not atoms.pbc.all():
         raise ValueError(f"{config.structure}: periodic along {atoms.pbc.tolist()}, phonons need all three directions")
@@ -106,7 +107,7 @@ def run(config: ModesConfig) -> dict:
               "scans": scans}  # fmt: skip
     if config.reference is not None:
         found = {label(p["atoms"]) for p in phases[1:] if p["stable"]}
-        report["scores"] = scores(found, {label(a) for a in ase.io.read(config.reference, index=":")})
+        report["scores"] = scores(found, {label(a) for a in reference})
     (config.out / "report.json").write_text(json.dumps(report, indent=2))
     (config.out / "table.txt").write_text(table(phases) + "\n")
     return report

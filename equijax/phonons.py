@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ase
-import ase.io
 import numpy as np
 from phonopy import Phonopy
 from phonopy.harmonic.displacement import generate_systematic_displacements
@@ -17,7 +16,7 @@ from phonopy.interface.fc_calculator import get_fc2
 from phonopy.structure.atoms import PhonopyAtoms
 from phonopy.structure.cells import guess_primitive_matrix
 
-from equijax import hessian
+from equijax import hessian, structures
 
 FINITE_STEP_A = 0.01  # of the finite-difference spot check
 
@@ -26,11 +25,9 @@ def read(path: str | Path) -> ase.Atoms:
     """The last structure in a file that ASE reads.
 
     Raises:
-      FileNotFoundError: no such file.
+      FileNotFoundError, ValueError: see `equijax.structures.read`.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"structure file {path} does not exist")
-    return ase.io.read(path)
+    return structures.read(path)
 
 
 def to_phonopy(atoms: ase.Atoms) -> PhonopyAtoms:

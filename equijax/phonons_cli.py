@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 import equijax
-from equijax import bands, certificate, graph, nac, phonons, relax, thermo
+from equijax import bands, certificate, graph, nac, phonons, relax, runner, thermo
 from equijax.certificate import timed
 
 
@@ -62,10 +62,13 @@ class PhononsConfig:
     """Head of a model that has several."""
 
 
+@runner.program("equijax phonons")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run it; 0 on success, 2 with one line on standard error for input that cannot be used."""
+    """Run it and print its summary."""
     config = tyro.cli(PhononsConfig, args=argv, prog="equijax phonons")
-    return certificate.command("phonons", run, config, certificate.summary)
+    print(certificate.summary(run(config)))
+    print(f"Everything is in {config.out}")
+    return 0
 
 
 def run(config: PhononsConfig) -> dict:

@@ -338,10 +338,18 @@ def make_probe(config: ModelConfig, combine: Callable[[Tree, Tree], Tree], losse
 
 @contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
-    """SIGTERM and SIGINT set a flag instead of killing the process; previous handlers come back afterwards."""
+    """SIGTERM and SIGINT set a flag instead of killing the process; previous handlers come back afterwards.
+
+    A second SIGINT does not wait for the end of the step: it is a KeyboardInterrupt.
+    """
     received: list[int] = []
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before = {s: signal.signal(s, lambda number, frame: received.append(number)) for s in signals}
+
+    def note(number, frame):
+        received.append(number)
+        if received.count(signal.SIGINT) > 1:
+            raise KeyboardInterrupt
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: bool(received)
     finally:
