@@ -1,5 +1,7 @@
 """Orbax checkpoints with the configuration beside the arrays; written beside, then renamed."""
 
+import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -10,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from equijax import trees
 from equijax.config import ModelConfig, from_dict
 
 FORMAT = 1  # raise when the meaning of a stored array or option changes
@@ -75,6 +78,20 @@ def load(path: str | Path) -> tuple[ModelConfig, dict, dict]:
         target = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), structure.tree)
         variables = checkpointer.restore(path / "arrays", target)
     return from_dict(ModelConfig, document["config"]), jax.tree.map(np.asarray, variables), document["metadata"]
+
+
+def fingerprint(config: ModelConfig, variables: dict) -> str:
+    """sha256 of a model: hyper-parameters and arrays, and nothing of where they came from.
+
+    Args:
+      config: hyper-parameters; those at their defaults do not count, so that new ones leave old fingerprints as they
+        are.
+      variables: nested dict of arrays, {"params": ..., "constants": ...}, in the dtypes of the model.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    chosen = {name: value for name, value in config.to_dict().items() if value != defaults[name]}
+    text = json.dumps({"config": chosen, "arrays": trees.sha256(variables)}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def alone() -> ocp.options.MultiprocessingOptions:

@@ -1,6 +1,5 @@
 """`python -m equijax.demo`: convert a MACE model, evaluate it, fine-tune it, draw phonons before and after."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from tqdm import tqdm
 
 import equijax
-from equijax import bands, finetune, phonons, recipe
+from equijax import bands, files, finetune, phonons, recipe
 
 ASSETS = resources.files("equijax") / "assets"
 LABELLED = ("mini_valid", "Si-dia_test", "NaCl-rs_test")  # extxyz files with energies, forces and stresses
@@ -57,9 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
       SystemExit: the conversion failed; its own message is above.
     """
-    config = tyro.cli(DemoConfig, args=argv, prog="equijax demo")
+    return run(tyro.cli(DemoConfig, args=argv, prog="equijax demo"))
+
+
+@files.locked
+def run(config: DemoConfig) -> int:
+    """The whole demo, in `config.out`."""
     out = config.out.absolute()
-    out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     panels, rows = {}, []
     with tqdm(total=TASKS, desc="demo", unit="step") as progress:
@@ -86,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "fine_tune_s": tuning_s,
         "total_s": time.perf_counter() - started,
     }
-    (out / "report.json").write_text(json.dumps(report, indent=1))
+    files.write_json(out / "report.json", report)
     print(summary(ff, report, out))
     return 0
 
@@ -200,7 +203,8 @@ def phonons_of(ff: equijax.ForceField, name: str, out: Path, head: str | None, n
     phonon = phonopy.Phonopy(reference.unitcell, reference.supercell_matrix, reference.primitive_matrix)
     first_s, _ = timed(phonons.force_constants, ff, phonon, progress=True, head=head)
     second_s, _ = timed(phonons.force_constants, ff, phonon, head=head)
-    phonon.save(out / f"{name}_phonopy_params.yaml", settings={"force_constants": True})
+    with files.beside(out / f"{name}_phonopy_params.yaml") as part:
+        phonon.save(part, settings={"force_constants": True})
     found, wanted = spectrum(phonon), spectrum(reference)
     row = {
         "crystal": CRYSTALS[name] + note,
@@ -240,7 +244,8 @@ def draw_bands(panels: dict[str, dict[str, phonopy.Phonopy]], path: Path) -> Non
         axis.set_ylim(top=1.15 * axis.get_ylim()[1])  # room for the legend
         axis.set_title(title)
         axis.legend(loc="upper right", ncols=len(sources), frameon=False)
-    figure.savefig(path, dpi=150)
+    with files.beside(path) as part:
+        figure.savefig(part, dpi=150)
     plt.close(figure)
 
 

@@ -1,6 +1,5 @@
 """`python -m equijax.rattle --structure POSCAR ...`: structures worth a DFT calculation, to fine-tune on."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from ase.optimize import FIRE
 from tqdm import tqdm
 
 import equijax
+from equijax import files
 from equijax.graph import neighbour_list
 from equijax.replay import descriptors, farthest
 
@@ -72,7 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
       SystemExit: bad options.
       ValueError: a crystal that cannot be made into candidates.
     """
-    options = tyro.cli(RattleConfig, args=argv, prog="equijax rattle")
+    return run(tyro.cli(RattleConfig, args=argv, prog="equijax rattle"))
+
+
+@files.locked
+def run(options: RattleConfig) -> int:
+    """Make candidates, pick from them and write what was picked to `options.out`.
+
+    Raises:
+      ValueError: a crystal that cannot be made into candidates.
+    """
     crystal = ase.io.read(options.structure, index=-1)
     assert isinstance(crystal, ase.Atoms)  # one frame, not a list
     if not crystal.pbc.all() or crystal.cell.rank < 3:
@@ -171,16 +180,18 @@ def relaxations(supercell: ase.Atoms, options: RattleConfig) -> list[tuple[ase.A
 def write(options: RattleConfig, supercell: ase.Atoms, picked: Sequence[tuple[ase.Atoms, str]]) -> None:
     """structures.extxyz, one POSCAR each, and what made them."""
     folder = options.out / "poscars"
-    folder.mkdir(parents=True, exist_ok=True)
     left = sorted(p.name for p in folder.glob("POSCAR-*"))
     if left:
         raise ValueError(f"{folder} holds {left[0]} and more already: choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
     for i, (atoms, kind) in enumerate(picked, start=1):
         atoms.info["kind"] = kind
-        ase.io.write(folder / f"POSCAR-{i:03d}", atoms, format="vasp", direct=True, vasp5=True)
-    ase.io.write(options.out / "structures.extxyz", [atoms for atoms, _ in picked])
+        with files.beside(folder / f"POSCAR-{i:03d}") as part:
+            ase.io.write(part, atoms, format="vasp", direct=True, vasp5=True)
+    with files.beside(options.out / "structures.extxyz") as part:
+        ase.io.write(part, [atoms for atoms, _ in picked])
     report = {"options": asdict(options), "atoms": len(supercell), "kinds": [kind for _, kind in picked]}
-    (options.out / "report.json").write_text(json.dumps(report, indent=1, default=str))
+    files.write_json(options.out / "report.json", report, default=str)
 
 
 def _pairs(cell):
