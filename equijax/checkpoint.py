@@ -1,5 +1,7 @@
 """Orbax checkpoints with the configuration beside the arrays; written beside, then renamed."""
 
+import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -12,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from equijax import folders
+from equijax import folders, trees
 from equijax.config import ModelConfig, from_dict
 
 FORMAT = 1  # raise when the meaning of a stored array or option changes
@@ -94,6 +96,20 @@ def system_errors(path: str | Path) -> Iterator[None]:
         raise
     finally:
         log.setLevel(level)
+
+
+def fingerprint(config: ModelConfig, variables: dict) -> str:
+    """sha256 of a model: hyper-parameters and arrays, and nothing of where they came from.
+
+    Args:
+      config: hyper-parameters; those at their defaults do not count, so that new ones leave old fingerprints as they
+        are.
+      variables: nested dict of arrays, {"params": ..., "constants": ...}, in the dtypes of the model.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    chosen = {name: value for name, value in config.to_dict().items() if value != defaults[name]}
+    text = json.dumps({"config": chosen, "arrays": trees.sha256(variables)}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def alone() -> ocp.options.MultiprocessingOptions:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # `x_cli` is what `python -m equijax.x` runs, and the room x may import it to do so.
 LAYERS = (
     {"units", "config", "trees", "screen", "precision", "parallel", "folders", "runner", "structures"},
+    {"files"},
     {"gather", "neighbors", "nn.cg"},
     {"graph", "kernels"},
     {"nn"},
