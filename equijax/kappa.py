@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-from equijax import certificate, forcefield, graph, nac, phonons, relax, third_order
+from equijax import certificate, forcefield, graph, nac, relax, structures, third_order
 from equijax.certificate import timed
 
 COMPONENTS = ("xx", "yy", "zz", "yz", "xz", "xy")  # of the conductivity, phono3py's order
@@ -77,7 +77,7 @@ def run(config: KappaConfig) -> dict:
       ImportError: phono3py is not installed.
     """
     seconds: dict[str, float] = {}
-    ff, atoms = forcefield.load(config.model), phonons.read(config.structure)
+    ff, atoms = forcefield.load(config.model), structures.read(config.structure)
     head = ff.config.heads[ff.head_index(config.head)]
     graph.check_atoms(atoms, ff.config, str(config.structure))
     if min(config.mesh) < 1 or min(config.temperatures, default=-1.0) <= 0:

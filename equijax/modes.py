@@ -18,7 +18,7 @@ import spglib
 import tyro
 from tqdm import tqdm
 
-from equijax import certificate, distortions, forcefield, graph, relax
+from equijax import certificate, distortions, forcefield, graph, relax, structures
 
 TOLERANCES_A = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)  # at which space groups are named
 NAMED_AT_A = 1e-2  # the one in the table, and at which a phase is reduced to its primitive cell
@@ -86,11 +86,9 @@ def run(config: ModesConfig) -> dict:
     Raises:
       ValueError, FileNotFoundError: unusable input, before work starts.
     """
-    for path in (config.structure, *([config.reference] if config.reference else [])):
-        if not path.is_file():
-            raise FileNotFoundError(f"structure file {path} does not exist")
     ff = forcefield.load(config.model)
-    atoms = ase.io.read(config.structure)
+    atoms = structures.read(config.structure)
+    known = structures.read_all(config.reference) if config.reference else []
     graph.check_atoms(atoms, ff.config, str(config.structure))
     if not atoms.pbc.all():
         raise ValueError(f"{config.structure}: periodic along {atoms.pbc.tolist()}, phonons need all three directions")
@@ -104,9 +102,9 @@ def run(config: ModesConfig) -> dict:
     plot(scans, config.out / "energy_of_Q.png")
     report = {"model": str(config.model), "phases": [{k: v for k, v in p.items() if k != "atoms"} for p in phases],
               "scans": scans}  # fmt: skip
-    if config.reference is not None:
+    if known:
         found = {label(p["atoms"]) for p in phases[1:] if p["stable"]}
-        report["scores"] = scores(found, {label(a) for a in ase.io.read(config.reference, index=":")})
+        report["scores"] = scores(found, {label(a) for a in known})
     (config.out / "report.json").write_text(json.dumps(report, indent=2))
     (config.out / "table.txt").write_text(table(phases) + "\n")
     return report
@@ -249,13 +247,16 @@ def _same(a, b):
 
 
 def _primitive(atoms):
-    """The primitive cell at `NAMED_AT_A` without moving atoms onto symmetry; relaxation does that."""
-    cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
+    """The primitive cell at `NAMED_AT_A`, isotopes apart, without moving atoms onto symmetry; relaxation does that."""
+    kinds = structures.isotopes(atoms.numbers, atoms.get_masses())
+    cell = (atoms.cell.array, atoms.get_scaled_positions(), kinds)
     primitive = spglib.standardize_cell(cell, to_primitive=True, no_idealize=True, symprec=NAMED_AT_A)
     if primitive is None:
         raise RuntimeError(f"spglib found no primitive cell of {atoms.get_chemical_formula()} at {NAMED_AT_A} A")
-    lattice, positions, numbers = primitive
-    return ase.Atoms(numbers, cell=lattice, scaled_positions=positions, pbc=True)
+    lattice, positions, found = primitive
+    like = [int(np.flatnonzero(kinds == kind)[0]) for kind in found]  # an atom of the same element and mass
+    return ase.Atoms(atoms.numbers[like], cell=lattice, scaled_positions=positions, pbc=True,
+                     masses=atoms.get_masses()[like] if atoms.has("masses") else None)  # fmt: skip
 
 
 def _heights(atoms):

@@ -15,6 +15,7 @@ from ase.optimize import FIRE
 from tqdm import tqdm
 
 import equijax
+from equijax import structures
 from equijax.graph import neighbour_list
 from equijax.replay import descriptors, farthest
 
@@ -73,8 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       ValueError: a crystal that cannot be made into candidates.
     """
     options = tyro.cli(RattleConfig, args=argv, prog="equijax rattle")
-    crystal = ase.io.read(options.structure, index=-1)
-    assert isinstance(crystal, ase.Atoms)  # one frame, not a list
+    crystal = structures.read(options.structure)
     if not crystal.pbc.all() or crystal.cell.rank < 3:
         raise ValueError(f"{options.structure} is not periodic in three directions")
     supercell = make_supercell(crystal, options.supercell, options.min_length)

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ase
-import ase.io
 import ase.units
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.geometry import complete_cell
 
-from equijax import graph, units
+from equijax import graph, structures, units
 from equijax import neighbors as nl
 from equijax.forcefield import ForceField
 from equijax.jaxmd import potential
@@ -45,7 +44,7 @@ def prepare(config, ff: ForceField) -> System:
     Raises:
       ValueError: see `equijax.graph.check_atoms`; NPT of a structure that is not periodic in all directions.
     """
-    atoms = ase.io.read(config.structure, index=-1).repeat(config.repeat)
+    atoms = structures.read(config.structure).repeat(config.repeat)
     graph.check_atoms(atoms, ff.config, str(config.structure))
     ff = ff.specialise(atoms.numbers) if config.fast else ff
     if config.ensemble == "npt" and not atoms.pbc.all():
