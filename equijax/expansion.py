@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-from equijax import certificate, files, forcefield, graph, phonons, relax, runner, volume
+from equijax import certificate, files, forcefield, graph, phonons, relax, runner, structures, volume
 from equijax.certificate import timed
 from equijax.units import GPA_PER_EV_A3
 
@@ -59,7 +59,7 @@ def run(config: ExpansionConfig) -> dict:
       ValueError, MemoryError, FileNotFoundError: unusable input, before work starts.
     """
     seconds: dict[str, float] = {}
-    ff, atoms = forcefield.load(config.model), phonons.read(config.structure)
+    ff, atoms = forcefield.load(config.model), structures.read(config.structure)
     head = ff.config.heads[ff.head_index(config.head)]
     graph.check_atoms(atoms, ff.config, str(config.structure))
     phonons.make_phonon(atoms, config.supercell)

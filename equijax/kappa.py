@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-from equijax import certificate, files, forcefield, graph, nac, phonons, relax, runner, third_order
+from equijax import certificate, files, forcefield, graph, nac, relax, runner, structures, third_order
 from equijax.certificate import timed
 
 COMPONENTS = ("xx", "yy", "zz", "yz", "xz", "xy")  # of the conductivity, phono3py's order
@@ -81,7 +81,7 @@ def run(config: KappaConfig) -> dict:
       ImportError: phono3py is not installed.
     """
     seconds: dict[str, float] = {}
-    ff, atoms = forcefield.load(config.model), phonons.read(config.structure)
+    ff, atoms = forcefield.load(config.model), structures.read(config.structure)
     head = ff.config.heads[ff.head_index(config.head)]
     graph.check_atoms(atoms, ff.config, str(config.structure))
     if min(config.mesh) < 1 or min(config.temperatures, default=-1.0) <= 0:

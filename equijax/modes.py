@@ -89,9 +89,9 @@ def run(config: ModesConfig) -> dict:
     Raises:
       ValueError, FileNotFoundError: unusable input, before work starts.
     """
-    atoms = structures.read(config.structure)
-    reference = [] if config.reference is None else structures.read_all(config.reference)
     ff = forcefield.load(config.model)
+    atoms = structures.read(config.structure)
+    known = structures.read_all(config.reference) if config.reference else []
     graph.check_atoms(atoms, ff.config, str(config.structure))
     if not atoms.pbc.all():
         raise ValueError(f"{config.structure}: periodic along {atoms.pbc.tolist()}, phonons need all three directions")
@@ -106,9 +106,9 @@ def run(config: ModesConfig) -> dict:
     plot(scans, config.out / "energy_of_Q.png")
     report = {"model": str(config.model), "phases": [{k: v for k, v in p.items() if k != "atoms"} for p in phases],
               "scans": scans}  # fmt: skip
-    if config.reference is not None:
+    if known:
         found = {label(p["atoms"]) for p in phases[1:] if p["stable"]}
-        report["scores"] = scores(found, {label(a) for a in reference})
+        report["scores"] = scores(found, {label(a) for a in known})
     files.write_json(config.out / "report.json", report)
     files.write_text(config.out / "table.txt", table(phases) + "\n")
     return report
@@ -251,13 +251,16 @@ def _same(a, b):
 
 
 def _primitive(atoms):
-    """The primitive cell at `NAMED_AT_A` without moving atoms onto symmetry; relaxation does that."""
-    cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
+    """The primitive cell at `NAMED_AT_A`, isotopes apart, without moving atoms onto symmetry; relaxation does that."""
+    kinds = structures.isotopes(atoms.numbers, atoms.get_masses())
+    cell = (atoms.cell.array, atoms.get_scaled_positions(), kinds)
     primitive = spglib.standardize_cell(cell, to_primitive=True, no_idealize=True, symprec=NAMED_AT_A)
     if primitive is None:
         raise RuntimeError(f"spglib found no primitive cell of {atoms.get_chemical_formula()} at {NAMED_AT_A} A")
-    lattice, positions, numbers = primitive
-    return ase.Atoms(numbers, cell=lattice, scaled_positions=positions, pbc=True)
+    lattice, positions, found = primitive
+    like = [int(np.flatnonzero(kinds == kind)[0]) for kind in found]  # an atom of the same element and mass
+    return ase.Atoms(atoms.numbers[like], cell=lattice, scaled_positions=positions, pbc=True,
+                     masses=atoms.get_masses()[like] if atoms.has("masses") else None)  # fmt: skip
 
 
 def _heights(atoms):

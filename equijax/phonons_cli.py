@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 import equijax
-from equijax import bands, certificate, files, graph, nac, phonons, relax, runner, thermo
+from equijax import bands, certificate, files, graph, nac, phonons, relax, runner, structures, thermo
 from equijax.certificate import timed
 
 
@@ -81,7 +81,7 @@ def run(config: PhononsConfig) -> dict:
     seconds: dict[str, float] = {}
     ff = equijax.load(config.model)
     head = ff.config.heads[ff.head_index(config.head)]
-    atoms = phonons.read(config.structure)
+    atoms = structures.read(config.structure)
     phonon = phonons.make_phonon(atoms, config.supercell, config.primitive, config.symprec)
     graph.check_atoms(atoms, ff.config, str(config.structure))
     ff = ff.specialise(atoms.numbers) if config.fast else ff
