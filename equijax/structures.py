@@ -70,7 +70,7 @@ def to_ase(cell: PhonopyAtoms) -> ase.Atoms:
 def to_phonopy(atoms: ase.Atoms) -> PhonopyAtoms:
     """The same cell for phonopy; masses only where they were set by hand, isotopes as symbols with a number.
 
-    Of a left-handed cell all three vectors are turned round: the same crystal, and phonopy takes right-handed ones only.
+    Of a left-handed cell all three vectors are turned round: the same crystal, right-handed as phonopy wants it.
 
     Raises:
       ValueError: not periodic in three directions, or a cell without volume.
