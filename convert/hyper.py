@@ -10,8 +10,8 @@ from typing import Any
 import e3nn_jax as e3nn
 import numpy as np
 
+from convert.errors import UnreadableModel, UnsupportedModel, shorten
 from convert.modules import TorchModel
-from convert.unpickle import UnreadableModel, UnsupportedModel, shorten
 from equijax.config import INTERACTIONS, ModelConfig
 from equijax.nn import cg
 

@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 import equijax
-from equijax import bands, certificate, graph, nac, phonons, relax, thermo
+from equijax import bands, certificate, files, graph, nac, phonons, relax, runner, structures, thermo
 from equijax.certificate import timed
 
 
@@ -62,12 +62,16 @@ class PhononsConfig:
     """Head of a model that has several."""
 
 
+@runner.program("equijax phonons")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run it; 0 on success, 2 with one line on standard error for input that cannot be used."""
+    """Run it and print its summary."""
     config = tyro.cli(PhononsConfig, args=argv, prog="equijax phonons")
-    return certificate.command("phonons", run, config, certificate.summary)
+    print(certificate.summary(run(config)))
+    print(f"Everything is in {config.out}")
+    return 0
 
 
+@files.locked
 def run(config: PhononsConfig) -> dict:
     """The whole run: input checks, relaxation, force constants, results, files; returns the certificate.
 
@@ -77,13 +81,12 @@ def run(config: PhononsConfig) -> dict:
     seconds: dict[str, float] = {}
     ff = equijax.load(config.model)
     head = ff.config.heads[ff.head_index(config.head)]
-    atoms = phonons.read(config.structure)
+    atoms = structures.read(config.structure)
     phonon = phonons.make_phonon(atoms, config.supercell, config.primitive, config.symprec)
     graph.check_atoms(atoms, ff.config, str(config.structure))
     ff = ff.specialise(atoms.numbers) if config.fast else ff
     if config.born is not None:
         nac.set_born(phonon, config.born)  # once here, so that a bad file is known before work starts
-    config.out.mkdir(parents=True, exist_ok=True)
     report: dict = {"relaxation": None}
     if config.relax:
         with timed(seconds, "relaxation"):
@@ -93,7 +96,8 @@ def run(config: PhononsConfig) -> dict:
         phonon = phonons.make_phonon(atoms, config.supercell, config.primitive, config.symprec)
         if config.born is not None:
             nac.set_born(phonon, config.born)
-    ase.io.write(config.out / "structure.extxyz", atoms)
+    with files.beside(config.out / "structure.extxyz") as part:
+        ase.io.write(part, atoms)
     with timed(seconds, "forces"):
         report |= describe(ff, atoms, phonon, config, head)
     with timed(seconds, "force constants"):
@@ -135,7 +139,8 @@ def describe(ff, atoms, phonon, config: PhononsConfig, head: str) -> dict:
 
 def results(phonon, config: PhononsConfig) -> dict:
     """Write phonopy_params.yaml, bands.png, dos.csv, thermal.csv; return what the certificate says of them."""
-    phonon.save(config.out / "phonopy_params.yaml", settings={"force_constants": True})
+    with files.beside(config.out / "phonopy_params.yaml") as part:
+        phonon.save(part, settings={"force_constants": True})
     mesh = phonon.run_mesh(config.mesh, is_gamma_center=True)
     dos = phonon.run_total_dos()
     bands.write_dos(dos, config.out / "dos.csv")

@@ -1,7 +1,6 @@
 """What a fine-tuning run tells: progress bar, metrics.jsonl, tables, plots, report.json."""
 
 import dataclasses
-import io
 import json
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import matplotlib
 import numpy as np
 from tqdm import tqdm
 
-from equijax import parallel
+from equijax import files, parallel
 from equijax.train import Progress
 
 UNITS = {"energy": ("meV/atom", 1e3), "forces": ("meV/A", 1e3), "stress": ("meV/A^3", 1e3)}
@@ -20,11 +19,10 @@ class Log:
 
     def __init__(self, path: Path, progress: Progress, steps: int, done: int):
         if parallel.is_first():
-            kept = []
-            if path.exists():  # a resumed run repeats what came after its checkpoint
-                kept = [line for line in path.read_text().splitlines() if json.loads(line)["epoch"] <= progress.epoch]
-            path.write_text("".join(line + "\n" for line in kept))
-        self._file = path.open("a") if parallel.is_first() else io.StringIO()
+            # a resumed run repeats what came after its checkpoint
+            kept = [record for record in read_history(path) if record["epoch"] <= progress.epoch]
+            files.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = files.open_at(path, path.stat().st_size) if parallel.is_first() else None
         self._bar = tqdm(total=steps, initial=done, desc="train", unit="step", dynamic_ncols=True,
                          disable=not parallel.is_first())  # fmt: skip
         self._shown: dict[str, str] = {}
@@ -34,19 +32,38 @@ class Log:
 
     def __exit__(self, *_) -> None:
         self._bar.close()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def __call__(self, record: dict) -> None:
         if "batch" in record:
             self._bar.update()
             self._shown |= {"epoch": str(record["epoch"]), "loss": f"{float(record['loss']):.3g}"}
         else:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+            if self._file is not None:
+                files.append(self._file, (json.dumps(record) + "\n").encode())
             self._shown["valid"] = f"{record['loss']:.3g}"
             if record.get("forces_mae") is not None:
                 self._shown["F"] = f"{1e3 * record['forces_mae']:.1f} meV/A"
         self._bar.set_postfix(self._shown, refresh=False)
+
+
+def read_history(path: Path) -> list[dict]:
+    """Records of metrics.jsonl, the last one of each epoch; a last line cut short by a crash is left out.
+
+    Raises:
+      ValueError: another line is not JSON.
+    """
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    records = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            records[record["epoch"]] = record
+        except ValueError as error:
+            if number < len(lines) or line.endswith("\n"):
+                raise ValueError(f"{path}, line {number}: not a record of this program: {error}") from error
+    return list(records.values())
 
 
 def errors_table(models: dict[str, dict[str, dict]]) -> str:
@@ -128,10 +145,8 @@ def summary(result: dict) -> str:
 
 def write(out: Path, result: dict) -> None:
     """report.json, and the learning curve."""
-    (out / "report.json").write_text(json.dumps(result, indent=1, default=_plain))
-    log = out / "metrics.jsonl"
-    history = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []  # zero-shot: none
-    if history:
+    files.write_json(out / "report.json", result, default=_plain)
+    if history := read_history(out / "metrics.jsonl"):  # zero-shot has none
         learning_curve(history, result["before"]["errors"]["valid"], out / "learning_curve.png")
 
 
@@ -156,7 +171,8 @@ def learning_curve(history: list[dict], zero_shot: dict, path: Path) -> None:
         axes[1].set_ylim(bottom=0.0)
         axes[1].axhline(1e3 * zero_shot["forces_mae"], color="k", ls="--", lw=0.8)
     axes[1].set(xlabel="epoch", ylabel="validation force MAE (meV/A)")
-    figure.savefig(path, dpi=120)
+    with files.beside(path) as part:
+        figure.savefig(part, dpi=120)
     plt.close(figure)
 
 

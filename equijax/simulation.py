@@ -4,18 +4,19 @@ The command line is `equijax.md`. Integrators are jax_md's: velocity Verlet, Nos
 isotropic Martyna-Tobias-Klein NPT.
 """
 
+import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ase
-import ase.io
 import ase.units
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.geometry import complete_cell
+from ase.io.jsonio import encode
 
-from equijax import graph, units
+from equijax import checkpoint, graph, structures, units
 from equijax import neighbors as nl
 from equijax.forcefield import ForceField
 from equijax.jaxmd import potential
@@ -43,9 +44,10 @@ def prepare(config, ff: ForceField) -> System:
     """Structure, potential and integrator.
 
     Raises:
-      ValueError: see `equijax.graph.check_atoms`; NPT of a structure that is not periodic in all directions.
+      FileNotFoundError, ValueError: see `equijax.structures.read` and `equijax.graph.check_atoms`; NPT of a structure
+        that is not periodic in all directions.
     """
-    atoms = ase.io.read(config.structure, index=-1).repeat(config.repeat)
+    atoms = structures.read(config.structure).repeat(config.repeat)
     graph.check_atoms(atoms, ff.config, str(config.structure))
     ff = ff.specialise(atoms.numbers) if config.fast else ff
     if config.ensemble == "npt" and not atoms.pbc.all():
@@ -62,6 +64,16 @@ def prepare(config, ff: ForceField) -> System:
         atoms, ff.device_variables(config.dtype), energy_fn, neighbor_fn, initial(config, atoms), init, apply, box_of,
         conserved, dof, e0,
     )  # fmt: skip
+
+
+def inputs(ff: ForceField, atoms: ase.Atoms) -> dict[str, str]:
+    """sha256 of what a run begins with, by what it is: the model, and each property of the structure."""
+    constraints = encode([constraint.todict() for constraint in atoms.constraints])
+    values = {"elements": atoms.numbers, "masses": atoms.get_masses(), "cell": atoms.cell.array, "pbc": atoms.pbc,
+              "positions": atoms.positions}  # fmt: skip
+    found = {name: hashlib.sha256(np.ascontiguousarray(x, float).tobytes()).hexdigest() for name, x in values.items()}
+    found["constraints"] = hashlib.sha256(constraints.encode()).hexdigest()
+    return {"model": checkpoint.fingerprint(ff.config, ff.variables), **found}
 
 
 def initial(config, atoms: ase.Atoms) -> tuple:
@@ -83,7 +95,10 @@ def integrator(config, atoms: ase.Atoms, cell: np.ndarray, energy_fn: Callable, 
     real coordinates and not of fractional ones. Its thermostats count 3N degrees of freedom; where the centre of mass
     is at rest they are given the temperature that leaves the remaining 3N - 3 at the one asked for.
     """
-    from jax_md import simulate as md  # an optional dependency: `pip install equijax[md]`
+    try:
+        from jax_md import simulate as md
+    except ImportError as error:
+        raise ImportError("molecular dynamics needs jax_md: pip install 'equijax[md]'") from error
 
     dt, mass = config.timestep * FS, jnp.asarray(atoms.get_masses(), config.dtype)
     kT = units.KB_EV_PER_K * config.temperature * dof / (3 * len(atoms))

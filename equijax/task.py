@@ -1,6 +1,7 @@
 """What a fine-tuning run starts from: model, labelled sets, isolated-atom energies, batches; made from the options."""
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import numpy as np
 from equijax import checkpoint, data, feed, parallel, recipe, replay
 from equijax.config import ModelConfig
 from equijax.data import Labelled
-from equijax.data.phonopy_files import is_phonopy
+from equijax.data.phonopy_files import YAML_NAMES, is_phonopy
 from equijax.forcefield import ForceField
 from equijax.recipe import FinetuneConfig
 
 SETS = ("train", "valid", "test", "retain")
+FILES = ("train", "valid", "test", "retain", "replay", "replay_self", "phonons")  # options that name files
+PHONOPY_NAMES = (*YAML_NAMES, "FORCE_SETS", "FORCE_CONSTANTS", "force_constants.hdf5")
 NEW_HEAD = "finetuned"
 
 
@@ -43,6 +46,27 @@ class Task:
     def dataset_sha256(self) -> str:
         """Fingerprint of the training structures."""
         return data.sha256(i.labelled for i in self.items["train"])
+
+
+def inputs(options: FinetuneConfig) -> dict[str, str]:
+    """sha256 of what a run begins with, by option and path: the model, and every file that holds structures.
+
+    Raises:
+      FileNotFoundError: no such model or file.
+    """
+    config, variables, _ = checkpoint.load(options.model)
+    found = {f"--model {options.model}": checkpoint.fingerprint(config, variables)}
+    for name in FILES:
+        for path in (p for given in getattr(options, name) for p in _read_together(Path(given))):
+            with open(path, "rb") as file:
+                found[f"--{name.replace('_', '-')} {path}"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _read_together(path: Path) -> list[Path]:
+    """A file, and those beside it that phonopy keeps the rest in."""
+    beside = PHONOPY_NAMES if is_phonopy(path) else ()
+    return [path, *(p for name in beside if (p := path.with_name(name)).is_file() and p != path)]
 
 
 def prepare(options: FinetuneConfig) -> Task:

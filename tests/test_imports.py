@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # `equijax/__init__.py` re-exports. `nn.cg` holds numbers alone, so it is a room of its own below the rest of `nn`;
 # `x_cli` is what `python -m equijax.x` runs, and the room x may import it to do so.
 LAYERS = (
-    {"units", "config", "trees", "screen", "precision", "parallel", "compiled"},
+    {"units", "config", "trees", "screen", "precision", "parallel", "folders", "runner", "structures", "memory", "compiled"},
+    {"files"},
     {"gather", "neighbors", "nn.cg"},
     {"graph", "kernels"},
     {"nn"},
@@ -38,7 +39,18 @@ LAYERS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 TORCH = {"torch", "mace", "e3nn"}
-CONVERT_MAY_IMPORT = {"equijax", "units", "config", "graph", "nn", "nn.cg", "predict", "checkpoint"}
+CONVERT_MAY_IMPORT = {
+    "equijax",
+    "units",
+    "config",
+    "graph",
+    "nn",
+    "nn.cg",
+    "predict",
+    "checkpoint",
+    "folders",
+    "runner",
+}
 CONVERT_WITH_TORCH = {"to_torch.py", "verify.py"}  # need the parity extra
 
 

@@ -55,7 +55,7 @@ def test_shipped_model_is_read():
     model = read_model(MINI)
     assert model.classes[""] == "mace.modules.models.ScaleShiftMACE"
     assert model.tensors["products.0.symmetric_contractions.contractions.1.U_matrix_3"].shape == (3, 16, 16, 16, 51)
-    assert "interactions.0.linear_up.weight" in model.trainable and "r_max" not in model.trainable
+    assert "interactions.0.linear_up.weight" in model.parameters and "r_max" not in model.parameters
     assert model.attributes["interactions.1.conv_tp.irreps_out"].startswith("24x0e+24x0e+24x1o")
     assert model.attributes["readouts.1.non_linearity.acts.0.f"] == "torch.nn.functional.silu"
     np.testing.assert_allclose(model.tensors["r_max"], 5.0)
