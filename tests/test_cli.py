@@ -1,6 +1,7 @@
 """The `equijax` command: its table is complete, and a wrong name is answered with the right ones."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,9 @@ def test_every_program_is_a_sub_command():
     assert set(cli.COMMANDS) == entry_points() - {"cli"}
 
 
-def test_unknown_command_lists_the_known_ones():
-    with pytest.raises(SystemExit, match=r"unknown command 'phonon'(.|\n)*phonons"):
-        cli.main(["phonon"])
+def test_unknown_command_lists_the_known_ones(capsys):
+    assert cli.main(["phonon"]) == 2
+    assert re.search(r"unknown command 'phonon'.*phonons", capsys.readouterr().err)
 
 
 def test_arguments_reach_the_program(monkeypatch):
