@@ -23,7 +23,7 @@ LAYERS = (
         "memory",
         "compiled",
     },
-    {"files", "compiled"},
+    {"files"},
     {"gather", "neighbors", "nn.cg"},
     {"graph", "kernels"},
     {"nn"},
