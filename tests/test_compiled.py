@@ -1,12 +1,16 @@
 """Compiled programs on disk: turned on by programs and the calculator alone, in a safe place, shared by crystals."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import pytest
+from ase.build import bulk
 
-from equijax import compiled, runner, testing
+from equijax import compiled, hessian, runner, testing
 
 FOLDER, SIZE, SECONDS = (
     "jax_compilation_cache_dir",
@@ -77,3 +81,43 @@ def test_a_folder_of_several_users_is_not_used(cache, caplog, mode):
     compiled.use_cache()
     assert jax.config.jax_compilation_cache_dir is None
     assert len(caplog.records) == 1 and "chmod go-w" in caplog.text
+
+
+CRYSTALS = {"Si": ("diamond", 5.43, 1), "NaCl": ("rocksalt", 5.6, 2)}
+
+
+def work(name: str) -> None:
+    """What a phonon run asks of XLA, for one of `CRYSTALS`: their sizes are alike, their numbers of rows are not."""
+    structure, a, rows = CRYSTALS[name]
+    ff = testing.random_forcefield(
+        testing.random_config(channels=2, radial_mlp=(4,), max_ell=1, num_interactions=1, correlation=(1,))
+    )
+    atoms = bulk(name, structure, a=a)
+    atoms.calc = ff.calculator()
+    atoms.get_stress()
+    hessian.hessian(ff, atoms.repeat(2), rows=range(rows))
+
+
+def test_another_crystal_in_another_process_compiles_nothing(tmp_path):
+    script = f"""
+import sys, collections, importlib.util, jax
+spec = importlib.util.spec_from_file_location("compiled_tests", {__file__!r})
+tests = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tests)
+tests.compiled.use_cache()
+counts = collections.Counter()
+jax.monitoring.register_event_listener(lambda event, **_: counts.update([event.split("/")[-1]]))
+tests.work(sys.argv[1])
+print(counts["compile_requests_use_cache"], counts["cache_hits"], counts["cache_misses"])
+"""
+    root = Path(compiled.__file__).parent.parent
+    env = os.environ | {"EQUIJAX_CACHE": str(tmp_path), "PYTHONPATH": str(root)}
+    env.pop("JAX_COMPILATION_CACHE_DIR")
+    counts = {}
+    for name in CRYSTALS:
+        done = subprocess.run([sys.executable, "-c", script, name], capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stderr[-2000:]
+        counts[name] = tuple(map(int, done.stdout.split()[-3:]))
+    (_, _, first), (requests, hits, misses) = counts.values()
+    assert first > 0
+    assert requests == hits > 0 and misses == 0, counts
