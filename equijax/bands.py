@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import seekpath
 from phonopy import Phonopy
@@ -67,6 +66,8 @@ def _label(name):
 
 def draw(phonon: Phonopy, path: str | Path, title: str = "", dos=None) -> None:
     """Draw the band structure, and the total density of states beside it where one is given, into a file."""
+    import matplotlib  # only where a figure is drawn
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

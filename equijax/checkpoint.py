@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from equijax import folders, trees
 from equijax.config import ModelConfig, from_dict
@@ -45,7 +44,7 @@ def save(path: str | Path, config: ModelConfig, variables: dict, metadata: dict)
     with folders.replaced(path, folders.MODEL) as beside:
         check_room(beside, variables)
         # the checkpointer finishes writing in the background; leaving the context waits for it
-        with system_errors(path), ocp.StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
+        with _checkpointer(path) as checkpointer:
             checkpointer.save(beside / "arrays", jax.tree.map(np.asarray, variables))
         document = {"format": FORMAT, "config": config.to_dict(), "metadata": metadata}
         (beside / "config.json").write_text(json.dumps(document, indent=1))
@@ -73,7 +72,7 @@ def load(path: str | Path) -> tuple[ModelConfig, dict, dict]:
         raise ValueError(f"{path} is not an equijax model directory: config.json is not what `convert` writes")
     if document["format"] != FORMAT:
         raise ValueError(f"{path} has format {document['format']}, this version reads {FORMAT}: convert again")
-    with system_errors(path), ocp.StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
+    with _checkpointer(path) as checkpointer:
         structure = checkpointer.metadata(path / "arrays").item_metadata
         if structure is None:
             raise ValueError(f"{path}: arrays/ is missing or damaged; convert or copy the model again")
@@ -103,6 +102,14 @@ def check_room(folder: Path, tree: Any) -> None:
         raise OSError(error.errno, os.strerror(error.errno or errno.EIO), str(folder.parent)) from error
     finally:
         place.unlink(missing_ok=True)
+
+
+@contextmanager
+def _checkpointer(path: str | Path) -> Iterator:
+    import orbax.checkpoint as ocp  # not at the top: half a second that no `--help` needs
+
+    with system_errors(path), ocp.StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
+        yield checkpointer
 
 
 @contextmanager
@@ -136,8 +143,10 @@ def fingerprint(config: ModelConfig, variables: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def alone() -> ocp.options.MultiprocessingOptions:
+def alone():
     """Orbax in this process without waiting for the others of a job: all may read, the caller says who writes."""
+    import orbax.checkpoint as ocp
+
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
     index = jax.process_index()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import ase.io
 import jax
-import matplotlib
 import numpy as np
 import phonopy
 import tyro
@@ -248,6 +247,8 @@ def spectrum(phonon: phonopy.Phonopy) -> dict:
 
 def draw_bands(panels: dict[str, dict[str, phonopy.Phonopy]], path: Path) -> None:
     """Band structures by crystal, one curve a model over its reference."""
+    import matplotlib  # only where a figure is drawn
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

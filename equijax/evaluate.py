@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
 import numpy as np
 import tyro
 
@@ -168,6 +167,8 @@ def write_csv(path: Path, structures: Sequence[Labelled], found: Sequence[dict],
 
 def draw_parity(path: Path, structures: Sequence[Labelled], found: Sequence[dict]) -> None:
     """Prediction against label: energy per atom, force and stress components."""
+    import matplotlib  # only where a figure is drawn
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
@@ -107,6 +106,8 @@ def write(report: dict, modes: dict, folder: Path) -> None:
     with files.beside(folder / "gruneisen.csv") as part:
         np.savetxt(part, np.column_stack([frequencies, parameters]), delimiter=",", fmt="%.10g",
                    header="frequency_THz,gruneisen", comments="")  # fmt: skip
+    import matplotlib.pyplot as plt  # only where a figure is drawn
+
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
     axes[0].plot(frequencies, parameters, ".", ms=3)
     axes[0].set(xlabel="frequency (THz)", ylabel="mode Grüneisen parameter", title=report["formula"])

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
@@ -161,6 +160,8 @@ def write(ph3, report: dict, folder: Path) -> None:
         rows = csv.writer(file)
         rows.writerow(["temperature_K", *(f"kappa_{c}_W/m/K" for c in COMPONENTS)])
         rows.writerows([f"{x:.10g}" for x in (t, *k)] for t, k in zip(temperatures, conductivity, strict=True))
+    import matplotlib.pyplot as plt  # only where a figure is drawn
+
     figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
     for c in range(3):
         axes.plot(temperatures, conductivity[:, c], ".-", label=f"$\\kappa_{{{COMPONENTS[c]}}}$")

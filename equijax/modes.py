@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated
 
 import ase.io
-import matplotlib.pyplot as plt
 import numpy as np
 import spglib
 import tyro
@@ -315,6 +314,8 @@ def _text(value):
 
 def plot(scans: list[dict], path: Path) -> None:
     """E(Q) of every distortion that was scanned."""
+    import matplotlib.pyplot as plt  # only where a figure is drawn
+
     figure, axes = plt.subplots(figsize=(6, 4.5))
     for scan in scans:
         star = _text(scan["q"][:1]) + ("..." if len(scan["q"]) > 1 else "")

@@ -4,7 +4,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from tqdm import tqdm
 
@@ -177,6 +176,8 @@ def learning_curve(history: list[dict], zero_shot: dict, path: Path) -> None:
 
 
 def _pyplot():
+    import matplotlib  # only where a figure is drawn
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
