@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # `equijax/__init__.py` re-exports. `nn.cg` holds numbers alone, so it is a room of its own below the rest of `nn`;
 # `x_cli` is what `python -m equijax.x` runs, and the room x may import it to do so.
 LAYERS = (
-    {"units", "config", "trees", "screen", "precision", "parallel", "structures"},
+    {"units", "config", "trees", "screen", "precision", "parallel", "structures", "projection"},
     {"gather", "neighbors", "nn.cg"},
     {"graph", "kernels"},
     {"nn"},
