@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from equijax import certificate, files, forcefield, graph, nac, relax, runner, structures, third_order
+from equijax import certificate, files, forcefield, graph, nac, projection, relax, runner, structures, third_order
 from equijax.certificate import timed
 
 COMPONENTS = ("xx", "yy", "zz", "yz", "xz", "xy")  # of the conductivity, phono3py's order
@@ -103,8 +103,8 @@ def run(config: KappaConfig) -> dict:
         third_order.force_constants(ff, ph3, dtype=config.dtype, memory=memory, progress=True, head=head)
     raw = third_order.residuals(ph3)
     if config.projection == "symfc":
-        ph3.symmetrize_fc3(use_symfc_projector=True)
-        ph3.symmetrize_fc2(use_symfc_projector=True)
+        ph3.fc3 = projection.project(ph3.fc3, ph3.supercell, ph3.primitive, ph3.symmetry)
+        ph3.fc2 = projection.project(ph3.fc2, ph3.phonon_supercell, ph3.phonon_primitive, ph3.phonon_supercell_symmetry)
     with timed(seconds, "conductivity"):
         conductivity, frequencies = solve(ph3, config)
     report |= certificate.provenance(ff, head) | {

@@ -47,7 +47,7 @@ def prepare(config, ff: ForceField) -> System:
       FileNotFoundError, ValueError: see `equijax.structures.read` and `equijax.graph.check_atoms`; NPT of a structure
         that is not periodic in all directions.
     """
-    atoms = structures.read(config.structure).repeat(config.repeat)
+    atoms = structures.right_handed(structures.read(config.structure)).repeat(config.repeat)
     graph.check_atoms(atoms, ff.config, str(config.structure))
     ff = ff.specialise(atoms.numbers) if config.fast else ff
     if config.ensemble == "npt" and not atoms.pbc.all():

@@ -22,7 +22,7 @@ RELEASES = tuple(range(3, 17))  # mace-torch 0.3.3 to 0.3.16: all that the packa
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is written: options of the training command, or a calculator that holds the model of another recipe."""
+    """How a model is written: options of the training command, or a calculator that holds another recipe's model."""
 
     options: tuple[str, ...] = ()
     since: int = RELEASES[0]  # first release 0.3.x that has the options
