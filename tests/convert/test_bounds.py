@@ -67,7 +67,7 @@ PAIR = text("k") + b"N\x86"
 
 # name -> pickle whose reading would unfold to gigabytes, or never end
 HOSTILE: dict[str, bytes] = {
-    "state copied to many objects": numbered(20_000, b"N") + memo(0) + b"]" + (MODULE + get(0) + b"b0") * 15_000,
+    "state copied to many objects": numbered(20_000, b"N") + memo(0) + b"]" + (MODULE + get(0) + b"ba") * 14_000,
     "state tuples copied": b"(" + b"K\x01" * 100_000 + b"t" + memo(0) + MODULE + (get(0) + b"b") * 200_000,
     "ordered dicts copied": b"("
     + PAIR * 20_000
