@@ -116,6 +116,20 @@ def whole(path: str | Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+@contextmanager
+def together(path: str | Path) -> Iterator[Path]:
+    """An empty folder to fill, whose files and folders go into `path` when the block ends; none of them if it fails."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".results.", dir=path))
+    try:
+        yield beside
+        for entry in beside.iterdir():
+            os.replace(entry, path / entry.name)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
 def _exchange(new: Path, path: Path) -> None:
     """Put `new` at `path`; at every moment one of the two is found by `present`."""
     old = previous(path)
