@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 
 import equijax
-from equijax import adapters, data, folders, runner
+from equijax import adapters, data, runner
 from equijax.data import Keys, Labelled
 from equijax.forcefield import ForceField
 
@@ -72,14 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         first += len(chosen)
     if len(files) > 1:
         rows.append({"file": "all", **summarise(errors)})
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_csv(options.out / "structures.csv", structures, found, errors)
+    draw_parity(options.out / "parity.png", structures, found)
     warning = stress_warning(structures, found)
     report = {"model": str(options.model), "head": options.head, "dtype": options.dtype, "metadata": ff.metadata,
               "dataset_sha256": data.sha256(structures), "errors": rows, "warning": warning,
               "seconds": time.perf_counter() - started}  # fmt: skip
-    with folders.together(options.out) as folder:
-        write_csv(folder / "structures.csv", structures, found, errors)
-        draw_parity(folder / "parity.png", structures, found)
-        (folder / "report.json").write_text(json.dumps(report, indent=1))
+    (options.out / "report.json").write_text(json.dumps(report, indent=1))
     print(table(rows))
     if warning:
         print(f"WARNING: {warning}")

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-from equijax import certificate, folders, forcefield, graph, nac, phonons, relax, runner, third_order
+from equijax import certificate, forcefield, graph, nac, phonons, relax, runner, third_order
 from equijax.certificate import timed
 
 COMPONENTS = ("xx", "yy", "zz", "yz", "xz", "xy")  # of the conductivity, phono3py's order
@@ -123,8 +123,8 @@ def run(config: KappaConfig) -> dict:
         "conductivity_W_m_K": conductivity,
         "seconds": seconds,
     }
-    with folders.together(config.out) as folder:
-        write(ph3, report, folder)
+    config.out.mkdir(parents=True, exist_ok=True)
+    write(ph3, report, config.out)
     return report
 
 

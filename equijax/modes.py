@@ -18,7 +18,7 @@ import spglib
 import tyro
 from tqdm import tqdm
 
-from equijax import distortions, folders, forcefield, graph, relax, runner, structures
+from equijax import distortions, forcefield, graph, relax, runner, structures
 
 TOLERANCES_A = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)  # at which space groups are named
 NAMED_AT_A = 1e-2  # the one in the table, and at which a phase is reduced to its primitive cell
@@ -98,27 +98,19 @@ def run(config: ModesConfig) -> dict:
     if min(config.mesh) < 1 or config.threshold <= 0:
         raise ValueError(f"mesh {config.mesh} and threshold {config.threshold}: expected positive numbers")
     phases, scans = search(ff, atoms, config)
-    report = {
-        "model": str(config.model),
-        "phases": [{k: v for k, v in p.items() if k != "atoms"} for p in phases],
-        "scans": scans,
-    }
+    config.out.mkdir(parents=True, exist_ok=True)
+    for i, phase in enumerate(phases):
+        ase.io.write(config.out / f"phase_{i}.extxyz", phase["atoms"])
+        ase.io.write(config.out / f"phase_{i}.vasp", phase["atoms"], format="vasp", direct=True)
+    plot(scans, config.out / "energy_of_Q.png")
+    report = {"model": str(config.model), "phases": [{k: v for k, v in p.items() if k != "atoms"} for p in phases],
+              "scans": scans}  # fmt: skip
     if config.reference is not None:
         found = {label(p["atoms"]) for p in phases[1:] if p["stable"]}
         report["scores"] = scores(found, {label(a) for a in reference})
-    with folders.together(config.out) as folder:
-        write(report, phases, folder)
+    (config.out / "report.json").write_text(json.dumps(report, indent=2))
+    (config.out / "table.txt").write_text(table(phases) + "\n")
     return report
-
-
-def write(report: dict, phases: list[dict], folder: Path) -> None:
-    """phase_N.extxyz and .vasp, energy_of_Q.png, report.json, table.txt."""
-    for i, phase in enumerate(phases):
-        ase.io.write(folder / f"phase_{i}.extxyz", phase["atoms"])
-        ase.io.write(folder / f"phase_{i}.vasp", phase["atoms"], format="vasp", direct=True)
-    plot(report["scans"], folder / "energy_of_Q.png")
-    (folder / "report.json").write_text(json.dumps(report, indent=2))
-    (folder / "table.txt").write_text(table(phases) + "\n")
 
 
 def search(ff, atoms: ase.Atoms, config: ModesConfig) -> tuple[list[dict], list[dict]]:

@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 import equijax
-from equijax import bands, certificate, folders, graph, nac, phonons, relax, runner, thermo
+from equijax import bands, certificate, graph, nac, phonons, relax, runner, thermo
 from equijax.certificate import timed
 
 
@@ -86,6 +86,7 @@ def run(config: PhononsConfig) -> dict:
     ff = ff.specialise(atoms.numbers) if config.fast else ff
     if config.born is not None:
         nac.set_born(phonon, config.born)  # once here, so that a bad file is known before work starts
+    config.out.mkdir(parents=True, exist_ok=True)
     report: dict = {"relaxation": None}
     if config.relax:
         with timed(seconds, "relaxation"):
@@ -95,6 +96,7 @@ def run(config: PhononsConfig) -> dict:
         phonon = phonons.make_phonon(atoms, config.supercell, config.primitive, config.symprec)
         if config.born is not None:
             nac.set_born(phonon, config.born)
+    ase.io.write(config.out / "structure.extxyz", atoms)
     with timed(seconds, "forces"):
         report |= describe(ff, atoms, phonon, config, head)
     with timed(seconds, "force constants"):
@@ -107,12 +109,10 @@ def run(config: PhononsConfig) -> dict:
     if config.projection != "none":
         phonons.project(phonon, config.projection)
         report["projected_residuals"] = phonons.residuals(phonon)
-    with folders.together(config.out) as folder:
-        ase.io.write(folder / "structure.extxyz", atoms)
-        with timed(seconds, "results"):
-            report |= results(phonon, config, folder)
-        report["seconds"] = seconds
-        certificate.write(report, folder / "report.json")
+    with timed(seconds, "results"):
+        report |= results(phonon, config)
+    report["seconds"] = seconds
+    certificate.write(report, config.out / "report.json")
     return report
 
 
@@ -136,16 +136,16 @@ def describe(ff, atoms, phonon, config: PhononsConfig, head: str) -> dict:
     } | certificate.provenance(ff, head)
 
 
-def results(phonon, config: PhononsConfig, folder: Path) -> dict:
+def results(phonon, config: PhononsConfig) -> dict:
     """Write phonopy_params.yaml, bands.png, dos.csv, thermal.csv; return what the certificate says of them."""
-    phonon.save(folder / "phonopy_params.yaml", settings={"force_constants": True})
+    phonon.save(config.out / "phonopy_params.yaml", settings={"force_constants": True})
     mesh = phonon.run_mesh(config.mesh, is_gamma_center=True)
     dos = phonon.run_total_dos()
-    bands.write_dos(dos, folder / "dos.csv")
-    bands.draw(phonon, folder / "bands.png", phonon.unitcell.formula, dos)
+    bands.write_dos(dos, config.out / "dos.csv")
+    bands.draw(phonon, config.out / "bands.png", phonon.unitcell.formula, dos)
     first, last, step = config.temperature
     thermal = thermo.harmonic(mesh.qpoints, mesh.frequencies, mesh.weights, np.arange(first, last + 0.5 * step, step))
-    thermal.write_csv(folder / "thermal.csv")
+    thermal.write_csv(config.out / "thermal.csv")
     optical = np.sort(mesh.frequencies[~thermo.gamma_acoustic(mesh.qpoints, mesh.frequencies)])
     return {
         "mesh": config.mesh,

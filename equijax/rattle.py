@@ -15,7 +15,7 @@ from ase.optimize import FIRE
 from tqdm import tqdm
 
 import equijax
-from equijax import folders, runner, structures
+from equijax import runner, structures
 from equijax.graph import check_atoms, neighbour_list
 from equijax.replay import descriptors, farthest
 
@@ -82,8 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         candidates += relaxations(supercell, options)
     chosen = sorted(farthest(descriptors([atoms for atoms, _ in candidates]), options.number, options.seed))
     picked = [candidates[i] for i in chosen]
-    with folders.together(options.out) as folder:
-        write(options, folder, supercell, picked)
+    write(options, supercell, picked)
     print(f"{len(picked)} of {len(candidates)} structures of {supercell.get_chemical_formula()} are in {options.out}:")
     print("\n".join(f"  POSCAR-{i:03d}  {kind}" for i, (_, kind) in enumerate(picked, start=1)))
     return 0
@@ -179,16 +178,16 @@ def check_free(out: Path) -> None:
         raise FileExistsError(f"{out / 'poscars'} holds {left[0]} and more already: choose another --out")
 
 
-def write(options: RattleConfig, out: Path, supercell: ase.Atoms, picked: Sequence[tuple[ase.Atoms, str]]) -> None:
+def write(options: RattleConfig, supercell: ase.Atoms, picked: Sequence[tuple[ase.Atoms, str]]) -> None:
     """structures.extxyz, one POSCAR each, and what made them."""
-    folder = out / "poscars"
-    folder.mkdir()
+    folder = options.out / "poscars"
+    folder.mkdir(parents=True, exist_ok=True)
     for i, (atoms, kind) in enumerate(picked, start=1):
         atoms.info["kind"] = kind
         ase.io.write(folder / f"POSCAR-{i:03d}", atoms, format="vasp", direct=True, vasp5=True)
-    ase.io.write(out / "structures.extxyz", [atoms for atoms, _ in picked])
+    ase.io.write(options.out / "structures.extxyz", [atoms for atoms, _ in picked])
     report = {"options": asdict(options), "atoms": len(supercell), "kinds": [kind for _, kind in picked]}
-    (out / "report.json").write_text(json.dumps(report, indent=1, default=str))
+    (options.out / "report.json").write_text(json.dumps(report, indent=1, default=str))
 
 
 def _pairs(cell):
