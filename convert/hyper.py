@@ -10,8 +10,9 @@ from typing import Any
 import e3nn_jax as e3nn
 import numpy as np
 
+from convert.errors import UnreadableModel, UnsupportedModel, shorten
+from convert.families import family
 from convert.modules import TorchModel
-from convert.unpickle import UnreadableModel, UnsupportedModel, shorten
 from equijax.config import INTERACTIONS, ModelConfig
 from equijax.nn import cg
 
@@ -166,9 +167,12 @@ def expect(name: str, found: object, wanted: object) -> None:
 
 def _check_classes(model: TorchModel) -> None:
     top = model.classes[""]
+    unknown = {cls: name for name, cls in model.classes.items() if cls not in KNOWN_CLASSES}
+    for cls in unknown:
+        if known := family(cls):
+            raise UnsupportedModel(f"{known} ({shorten(cls)})")
     if top not in MODELS:
         raise UnsupportedModel(f"model class {shorten(top)} is not supported; expected one of {', '.join(MODELS)}")
-    unknown = {cls: name for name, cls in model.classes.items() if cls not in KNOWN_CLASSES}
     if unknown:
         listed = "; ".join(f"{shorten(name)}: {shorten(cls)}" for cls, name in list(unknown.items())[:10])
         raise UnsupportedModel(f"modules of classes that are not supported: {listed}")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convert.errors import UnreadableModel, UnsupportedModel, shorten
 from convert.hyper import read_config
 from convert.modules import TorchModel
-from convert.unpickle import UnreadableModel, UnsupportedModel, shorten
 from equijax.config import ModelConfig
 from equijax.nn import cg
 
@@ -166,11 +166,13 @@ def to_flax(model: TorchModel, dtype: str | None = None) -> tuple[ModelConfig, d
 
 
 def source_dtype(model: TorchModel) -> str:
-    """The floating-point type of the trained tensors of the file."""
-    kinds = {model.tensors[name].dtype.name for name in model.trainable}
-    if len(kinds) != 1 or not kinds <= {"float32", "float64", "float16"}:
-        raise UnsupportedModel(f"trained tensors of types {sorted(kinds)}; expected float32 or float64 throughout")
-    return kinds.pop()
+    """The type that holds the weights of the file exactly: float64 if one of them is, else float32.
+
+    The weights are what `table` places in `params`, whether torch would train them or not; half precision is widened.
+    """
+    rows = [row for row in table(read_config(model)) if row.parts[0][0][0] == "params"]
+    kinds = {model.tensors[row.torch].dtype for row in rows if row.torch in model.tensors}
+    return np.result_type(np.float32, *(kind for kind in kinds if kind.kind == "f")).name
 
 
 def _check_names(model: TorchModel, wanted: set[str]) -> None:

@@ -9,16 +9,15 @@ if TYPE_CHECKING:
     from equijax.forcefield import load as load
 
 __version__ = "0.1.0"
-
-# Imported when asked for: a program that only prints its help, or that a file is missing, does not wait for JAX.
-_HOMES = {"ModelConfig": "equijax.config", "ForceField": "equijax.forcefield", "load": "equijax.forcefield"}
+HOMES = {"ModelConfig": "config", "ForceField": "forcefield", "load": "forcefield"}
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+def __getattr__(name: str):
+    """JAX is imported with the first of these names and not before: `equijax --help` answers without it."""
+    if name not in HOMES:
         raise AttributeError(f"module 'equijax' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(f"equijax.{HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return [*globals(), *HOMES]

@@ -39,7 +39,7 @@ from equijax.trees import paths_of as paths_of
 from equijax.trees import select as select
 from equijax.trees import sha256 as sha256
 
-FORMAT = 1  # raise when the meaning of a stored array or entry changes
+FORMAT = 2  # raise when the meaning of a stored array or entry changes
 
 
 def save(
@@ -60,7 +60,7 @@ def save(
       path: directory to make.
       adapters: to save.
       config: of the backbone.
-      variables: of the backbone as loaded, before any change of dtype: its sha256 is stored.
+      variables: of the backbone as loaded, before any change of dtype: its fingerprint is stored.
       energies: [H, Z] eV isolated-atom energies that belong to the adapters, where they differ from the backbone's.
       dataset_sha256: of the training data, see `equijax.data.sha256`.
       metadata: anything JSON can hold.
@@ -81,7 +81,7 @@ def save(
         "alpha": adapters.alpha,
         "ranks": {p: e["A"].shape[-1] if "A" in e else None for p, e in adapters.arrays.items()},
         "elements": None if adapters.rows is None else [chemical_symbols[config.species[i]] for i in adapters.rows],
-        "base_sha256": sha256(variables),
+        "base_sha256": checkpoint.fingerprint(config, variables),
         "energies": {} if energies is None else _changed_energies(config, variables, energies),
         "dataset_sha256": dataset_sha256,
         "arrays_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
@@ -109,10 +109,11 @@ def load(path: str | Path, config: ModelConfig, variables: dict) -> Saved:
       ValueError: another backbone, another format, or files that do not belong together.
     """
     path, document = folders.present(path), info(path)
-    found = sha256(variables)
+    # format 1 had the digest of the arrays alone
+    found = sha256(variables) if document["format"] == 1 else checkpoint.fingerprint(config, variables)
     if found != document["base_sha256"]:
         raise ValueError(
-            f"{path} belongs to the backbone with sha256 {document['base_sha256']}, this one has {found}: "
+            f"{path} belongs to the backbone with fingerprint {document['base_sha256']}, this one has {found}: "
             "load the checkpoint the adapter was trained from"
         )
     content = (path / "adapter.npz").read_bytes()
@@ -161,8 +162,8 @@ def info(path: str | Path) -> dict:
     document = folders.ADAPTER.read(folder)
     if document is None:
         raise ValueError(f"{path} is not an adapter directory: adapter.json is not what fine-tuning writes")
-    if document["format"] != FORMAT:
-        raise ValueError(f"{path} has adapter format {document['format']}, this version reads {FORMAT}")
+    if document["format"] not in (1, FORMAT):
+        raise ValueError(f"{path} has adapter format {document['format']}, this version reads 1 and {FORMAT}")
     return document
 
 

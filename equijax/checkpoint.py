@@ -1,6 +1,8 @@
 """Orbax checkpoints with the configuration beside the arrays; written beside, then renamed."""
 
+import dataclasses
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -13,9 +15,8 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
-from equijax import folders
+from equijax import folders, trees
 from equijax.config import ModelConfig, from_dict
 
 FORMAT = 1  # raise when the meaning of a stored array or option changes
@@ -43,7 +44,7 @@ def save(path: str | Path, config: ModelConfig, variables: dict, metadata: dict)
     with folders.replaced(path, folders.MODEL) as beside:
         check_room(beside, variables)
         # the checkpointer finishes writing in the background; leaving the context waits for it
-        with system_errors(path), ocp.StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
+        with _checkpointer(path) as checkpointer:
             checkpointer.save(beside / "arrays", jax.tree.map(np.asarray, variables))
         document = {"format": FORMAT, "config": config.to_dict(), "metadata": metadata}
         (beside / "config.json").write_text(json.dumps(document, indent=1))
@@ -71,7 +72,7 @@ def load(path: str | Path) -> tuple[ModelConfig, dict, dict]:
         raise ValueError(f"{path} is not an equijax model directory: config.json is not what `convert` writes")
     if document["format"] != FORMAT:
         raise ValueError(f"{path} has format {document['format']}, this version reads {FORMAT}: convert again")
-    with system_errors(path), ocp.StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
+    with _checkpointer(path) as checkpointer:
         structure = checkpointer.metadata(path / "arrays").item_metadata
         if structure is None:
             raise ValueError(f"{path}: arrays/ is missing or damaged; convert or copy the model again")
@@ -104,6 +105,14 @@ def check_room(folder: Path, tree: Any) -> None:
 
 
 @contextmanager
+def _checkpointer(path: str | Path) -> Iterator:
+    import orbax.checkpoint as ocp  # not at the top: half a second that no `--help` needs
+
+    with system_errors(path), ocp.StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
+        yield checkpointer
+
+
+@contextmanager
 def system_errors(path: str | Path) -> Iterator[None]:
     """Errors of the system under orbax, such as a full disk, as the OSError they are, and not in its log as well."""
     log = logging.getLogger("absl")
@@ -120,8 +129,24 @@ def system_errors(path: str | Path) -> Iterator[None]:
         log.setLevel(level)
 
 
-def alone() -> ocp.options.MultiprocessingOptions:
+def fingerprint(config: ModelConfig, variables: dict) -> str:
+    """sha256 of a model: hyper-parameters and arrays, and nothing of where they came from.
+
+    Args:
+      config: hyper-parameters; those at their defaults do not count, so that new ones leave old fingerprints as they
+        are.
+      variables: nested dict of arrays, {"params": ..., "constants": ...}, in the dtypes of the model.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    chosen = {name: value for name, value in config.to_dict().items() if value != defaults[name]}
+    text = json.dumps({"config": chosen, "arrays": trees.sha256(variables)}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def alone():
     """Orbax in this process without waiting for the others of a job: all may read, the caller says who writes."""
+    import orbax.checkpoint as ocp
+
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
     index = jax.process_index()

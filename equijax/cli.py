@@ -18,6 +18,7 @@ COMMANDS = {
     "phonons": "force constants, band structure and thermal properties of a crystal",
     "rattle": "rattled, strained and relaxing supercells worth a DFT calculation",
 }
+HOMES = {"phonons": "phonons_cli"}  # options apart from the imports of what they start
 
 
 @runner.program("equijax")
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         return 0
     if command not in COMMANDS:
         raise ValueError(f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}")
-    return importlib.import_module(f"equijax.{command}").main(rest)
+    return importlib.import_module(f"equijax.{HOMES.get(command, command)}").main(rest)
 
 
 def usage() -> str:

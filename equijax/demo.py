@@ -1,6 +1,5 @@
 """`python -m equijax.demo`: convert a MACE model, evaluate it, fine-tune it, draw phonons before and after."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import ase.io
 import jax
-import matplotlib
 import numpy as np
 import phonopy
 import tyro
@@ -20,7 +18,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from tqdm import tqdm
 
 import equijax
-from equijax import bands, finetune, folders, phonons, recipe, runner
+from equijax import bands, files, finetune, folders, phonons, recipe, runner
 
 ASSETS = resources.files("equijax") / "assets"
 LABELLED = ("mini_valid", "Si-dia_test", "NaCl-rs_test")  # extxyz files with energies, forces and stresses
@@ -55,9 +53,13 @@ class DemoConfig:
 @runner.program("equijax demo")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; print its tables, write models, bands.png, phonopy files and report.json to the output folder."""
-    config = tyro.cli(DemoConfig, args=argv, prog="equijax demo")
+    return run(tyro.cli(DemoConfig, args=argv, prog="equijax demo"))
+
+
+@files.locked
+def run(config: DemoConfig) -> int:
+    """The whole demo, in `config.out`."""
     out = config.out.absolute()
-    out.mkdir(parents=True, exist_ok=True)
     folders.check_replaceable(out / "model", folders.MODEL)
     check_earlier(out)
     started = time.perf_counter()
@@ -86,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "fine_tune_s": tuning_s,
         "total_s": time.perf_counter() - started,
     }
-    (out / "report.json").write_text(json.dumps(report, indent=1))
+    files.write_json(out / "report.json", report)
     print(summary(ff, report, out))
     return 0
 
@@ -213,7 +215,8 @@ def phonons_of(ff: equijax.ForceField, name: str, out: Path, head: str | None, n
     phonon = phonopy.Phonopy(reference.unitcell, reference.supercell_matrix, reference.primitive_matrix)
     first_s, _ = timed(phonons.force_constants, ff, phonon, progress=True, head=head)
     second_s, _ = timed(phonons.force_constants, ff, phonon, head=head)
-    phonon.save(out / f"{name}_phonopy_params.yaml", settings={"force_constants": True})
+    with files.beside(out / f"{name}_phonopy_params.yaml") as part:
+        phonon.save(part, settings={"force_constants": True})
     found, wanted = spectrum(phonon), spectrum(reference)
     row = {
         "crystal": CRYSTALS[name] + note,
@@ -244,6 +247,8 @@ def spectrum(phonon: phonopy.Phonopy) -> dict:
 
 def draw_bands(panels: dict[str, dict[str, phonopy.Phonopy]], path: Path) -> None:
     """Band structures by crystal, one curve a model over its reference."""
+    import matplotlib  # only where a figure is drawn
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -253,7 +258,8 @@ def draw_bands(panels: dict[str, dict[str, phonopy.Phonopy]], path: Path) -> Non
         axis.set_ylim(top=1.15 * axis.get_ylim()[1])  # room for the legend
         axis.set_title(title)
         axis.legend(loc="upper right", ncols=len(sources), frameon=False)
-    figure.savefig(path, dpi=150)
+    with files.beside(path) as part:
+        figure.savefig(part, dpi=150)
     plt.close(figure)
 
 

@@ -17,7 +17,6 @@ import ase
 import ase.data
 import jraph
 import numpy as np
-import vesin
 from ase.geometry import complete_cell
 
 from equijax.config import ModelConfig
@@ -88,6 +87,8 @@ def neighbour_list(atoms: ase.Atoms, cutoff: float, name: str = "structure") -> 
       ValueError: two atoms closer than 0.05 A, named.
     """
     cell = complete_cell(atoms.cell.array)
+    import vesin  # not at the top: it imports torch where that is installed
+
     calculator = vesin.NeighborList(cutoff=float(cutoff), full_list=True)
     i, j, shifts, d = calculator.compute(atoms.positions, cell, tuple(bool(p) for p in atoms.pbc), "ijSd")
     if d.size and d.min() < MIN_DISTANCE_A:

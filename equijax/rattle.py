@@ -1,6 +1,5 @@
 """`python -m equijax.rattle --structure POSCAR ...`: structures worth a DFT calculation, to fine-tune on."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from ase.optimize import FIRE
 from tqdm import tqdm
 
 import equijax
-from equijax import runner, structures
+from equijax import files, runner, structures
 from equijax.graph import check_atoms, neighbour_list
 from equijax.replay import descriptors, farthest
 
@@ -69,7 +68,16 @@ class RattleConfig:
 @runner.program("equijax rattle")
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the picked structures."""
-    options = tyro.cli(RattleConfig, args=argv, prog="equijax rattle")
+    return run(tyro.cli(RattleConfig, args=argv, prog="equijax rattle"))
+
+
+@files.locked
+def run(options: RattleConfig) -> int:
+    """Make candidates, pick from them and write what was picked to `options.out`.
+
+    Raises:
+      ValueError: a crystal that cannot be made into candidates.
+    """
     check_free(options.out)
     crystal = structures.read(options.structure)
     if not crystal.pbc.all() or crystal.cell.rank < 3:
@@ -184,10 +192,12 @@ def write(options: RattleConfig, supercell: ase.Atoms, picked: Sequence[tuple[as
     folder.mkdir(parents=True, exist_ok=True)
     for i, (atoms, kind) in enumerate(picked, start=1):
         atoms.info["kind"] = kind
-        ase.io.write(folder / f"POSCAR-{i:03d}", atoms, format="vasp", direct=True, vasp5=True)
-    ase.io.write(options.out / "structures.extxyz", [atoms for atoms, _ in picked])
+        with files.beside(folder / f"POSCAR-{i:03d}") as part:
+            ase.io.write(part, atoms, format="vasp", direct=True, vasp5=True)
+    with files.beside(options.out / "structures.extxyz") as part:
+        ase.io.write(part, [atoms for atoms, _ in picked])
     report = {"options": asdict(options), "atoms": len(supercell), "kinds": [kind for _, kind in picked]}
-    (options.out / "report.json").write_text(json.dumps(report, indent=1, default=str))
+    files.write_json(options.out / "report.json", report, default=str)
 
 
 def _pairs(cell):

@@ -4,6 +4,7 @@ The command line is `equijax.md`. Integrators are jax_md's: velocity Verlet, Nos
 isotropic Martyna-Tobias-Klein NPT.
 """
 
+import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.geometry import complete_cell
+from ase.io.jsonio import encode
 
-from equijax import graph, structures, units
+from equijax import checkpoint, graph, structures, units
 from equijax import neighbors as nl
 from equijax.forcefield import ForceField
 from equijax.jaxmd import potential
@@ -45,7 +47,7 @@ def prepare(config, ff: ForceField) -> System:
       FileNotFoundError, ValueError: see `equijax.structures.read` and `equijax.graph.check_atoms`; NPT of a structure
         that is not periodic in all directions.
     """
-    atoms = structures.read(config.structure).repeat(config.repeat)
+    atoms = structures.right_handed(structures.read(config.structure)).repeat(config.repeat)
     graph.check_atoms(atoms, ff.config, str(config.structure))
     ff = ff.specialise(atoms.numbers) if config.fast else ff
     if config.ensemble == "npt" and not atoms.pbc.all():
@@ -62,6 +64,16 @@ def prepare(config, ff: ForceField) -> System:
         atoms, ff.device_variables(config.dtype), energy_fn, neighbor_fn, initial(config, atoms), init, apply, box_of,
         conserved, dof, e0,
     )  # fmt: skip
+
+
+def inputs(ff: ForceField, atoms: ase.Atoms) -> dict[str, str]:
+    """sha256 of what a run begins with, by what it is: the model, and each property of the structure."""
+    constraints = encode([constraint.todict() for constraint in atoms.constraints])
+    values = {"elements": atoms.numbers, "masses": atoms.get_masses(), "cell": atoms.cell.array, "pbc": atoms.pbc,
+              "positions": atoms.positions}  # fmt: skip
+    found = {name: hashlib.sha256(np.ascontiguousarray(x, float).tobytes()).hexdigest() for name, x in values.items()}
+    found["constraints"] = hashlib.sha256(constraints.encode()).hexdigest()
+    return {"model": checkpoint.fingerprint(ff.config, ff.variables), **found}
 
 
 def initial(config, atoms: ase.Atoms) -> tuple:

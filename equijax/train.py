@@ -282,7 +282,7 @@ def fit(
       TrainingDiverged: a loss or gradient is not finite; the message names the structures.
     """
     with stop_signal() as stopped:
-        while progress.epoch < options.epochs:
+        while progress.epoch < options.epochs and progress.stale < options.patience:
             for batch in batches(progress.epoch)[progress.batch :]:
                 state, metrics = step(state, batch.graph)
                 metrics = jax.device_get(metrics)
@@ -303,9 +303,7 @@ def fit(
             progress, is_best = judge(progress, found["loss"])
             log({"epoch": progress.epoch, "train_loss": mean, "scale": float(state.plateau.scale), **found})
             save(state, progress, is_best)
-            if progress.stale >= options.patience:
-                return state, progress, "early stopping"
-    return state, progress, "finished"
+    return state, progress, "early stopping" if progress.stale >= options.patience else "finished"
 
 
 def judge(progress: Progress, value: float) -> tuple[Progress, bool]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from convert import archive
-from convert.mapping import table, to_flax, u_names
+from convert.mapping import source_dtype, table, to_flax, u_names
 from convert.modules import Opaque, TorchModel, flatten, read_model
 from convert.unpickle import UnreadableModel, UnsupportedModel, interpret
 from equijax import predict
@@ -66,7 +66,7 @@ def test_constants_of_the_file_are_those_of_the_flax_model(mini, initial):
 def test_every_value_of_the_file_is_placed_once(mini):
     config, variables = to_flax(mini)
     count = sum(a.size for a in jax.tree.leaves(variables["params"]))
-    assert count == sum(mini.tensors[name].size for name in mini.trainable)
+    assert count == sum(mini.tensors[name].size for name in mini.parameters)
     last = mini.tensors["interactions.1.conv_tp_weights.layer3.weight"][5, 7 * 24 : 8 * 24]
     np.testing.assert_array_equal(variables["params"]["interactions_1"]["radial_mlp"]["layer3"][5, 7], last)
     degree2 = mini.tensors["products.0.symmetric_contractions.contractions.1.weights.0"]
@@ -78,6 +78,47 @@ def test_dtype(mini, dtype, params):
     _, variables = to_flax(mini, dtype)
     assert {a.dtype.name for a in jax.tree.leaves(variables["params"])} == {params}
     assert {a.dtype.name for a in jax.tree.leaves(variables["constants"])} == {"float64"}
+
+
+def test_frozen_parameters_change_nothing(mini, tmp_path):
+    """mace-torch up to 0.3.5, its calculator and other trainers save every parameter with requires_grad=False."""
+    with zipfile.ZipFile(MINI) as file, zipfile.ZipFile(tmp_path / "frozen.model", "w") as frozen:
+        for name in file.namelist():
+            frozen.writestr(name, freeze(file.read(name)) if name.endswith("data.pkl") else file.read(name))
+    found = read_model(tmp_path / "frozen.model")
+    assert found.parameters == mini.parameters and len(found.parameters) > 20
+    assert source_dtype(found) == "float32"
+    jax.tree.map(np.testing.assert_array_equal, to_flax(found)[1], to_flax(mini)[1])
+
+
+def freeze(stream: bytes) -> bytes:
+    """`stream` with the requires_grad (True before the hooks: an empty OrderedDict) of every tensor switched off."""
+    frozen, count = re.subn(rb"\x88(?=(?:c|h|j)[^.]{0,40}?\)R)", b"\x89", stream)
+    assert count > 20
+    return frozen
+
+
+@pytest.mark.parametrize(
+    ("weights", "others", "wanted"),
+    [("f4", "f8", "float32"), ("f8", "f4", "float64"), ("f2", "f4", "float32"), ("f2", "f8", "float32")],
+)
+def test_dtype_is_that_of_the_weights(mini, weights, others, wanted):
+    """Buffers of another type change neither the type nor the weights; half precision is widened."""
+    half = {n: a.astype("f2").astype(weights) for n, a in mini.tensors.items() if n in mini.parameters}
+    rest = {n: a.astype(others) for n, a in mini.tensors.items() if n not in mini.parameters and a.dtype.kind == "f"}
+    model = changed(mini, tensors=half | rest)
+    variables = to_flax(model)[1]
+    assert source_dtype(model) == wanted
+    assert {a.dtype.name for a in jax.tree.leaves(variables["params"])} == {wanted}
+    total = sum(float(a.astype("f8").sum()) for a in jax.tree.leaves(variables["params"]))
+    assert total == pytest.approx(sum(float(a.astype("f8").sum()) for a in half.values()), rel=1e-9)
+
+
+def test_one_wide_weight_keeps_its_digits(mini):
+    name = "interactions.0.linear_up.weight"
+    value = mini.tensors[name].astype("f8") + 1e-12
+    _, variables = to_flax(changed(mini, tensors={name: value}))
+    np.testing.assert_array_equal(variables["params"]["interactions_0"]["linear_up"]["l0"].reshape(-1), value)
 
 
 def test_old_files_lack_attributes_and_buffers(mini):

@@ -42,7 +42,11 @@ def test_errors_are_the_known_ones(labelled, tmp_path, capsys):
     assert row["stress MAE (meV/A^3)"] == pytest.approx(0, abs=0.01)
     with (tmp_path / "structures.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 4 and rows[2]["source"].endswith("salt.extxyz:2") and rows[3]["stress_mae_meV_per_A3"] == ""
+    assert (
+        len(rows) == 4
+        and rows[2]["source"] == f"frame 2 of {labelled / 'salt.extxyz'}"
+        and rows[3]["stress_mae_meV_per_A3"] == ""
+    )
     assert float(rows[0]["forces_max_meV_per_A"]) == pytest.approx(200, abs=0.01)
     assert (tmp_path / "parity.png").stat().st_size > 1000
     assert "salt.extxyz" in capsys.readouterr().out
@@ -53,7 +57,7 @@ def test_an_adapter_and_a_missing_label(labelled, model, tmp_path, capsys):
     start.arrays["readouts_0/linear"]["delta"] = start.arrays["readouts_0/linear"]["delta"] + 1.0
     adapters.save(tmp_path / "adapter", start, model.config, model.variables)
     argv = ["--model", str(labelled / "model"), "--data", str(labelled / "salt.extxyz"), "--out", str(tmp_path / "out"),
-            "--adapter", str(tmp_path / "adapter"), "--keys.energy", "none"]  # fmt: skip
+            "--adapter", str(tmp_path / "adapter"), "--energy-key", "none"]  # fmt: skip
     assert evaluate.main(argv) == 0
     (row,) = json.loads((tmp_path / "out" / "report.json").read_text())["errors"]
     assert row["energy MAE (meV/atom)"] is None and row["stress MAE (meV/A^3)"] > 0.1
