@@ -11,13 +11,19 @@ import numpy as np
 from equijax import checkpoint, data, feed, parallel, recipe, replay
 from equijax.config import ModelConfig
 from equijax.data import Labelled
-from equijax.data.phonopy_files import YAML_NAMES, is_phonopy
+from equijax.data.phonon_reader import DESCRIPTIONS
+from equijax.data.phonopy_files import is_phonopy
 from equijax.forcefield import ForceField
 from equijax.recipe import FinetuneConfig
 
 SETS = ("train", "valid", "test", "retain")
 FILES = ("train", "valid", "test", "retain", "replay", "replay_self", "phonons")  # options that name files
-PHONOPY_NAMES = (*YAML_NAMES, "FORCE_SETS", "FORCE_CONSTANTS", "force_constants.hdf5")
+PHONOPY_NAMES = (
+    *(name for names in DESCRIPTIONS.values() for name in names),
+    "FORCE_SETS",
+    "FORCE_CONSTANTS",
+    "force_constants.hdf5",
+)
 NEW_HEAD = "finetuned"
 
 

