@@ -208,18 +208,6 @@ def test_a_full_disk_leaves_what_was_there(ff, tmp_path, kind, little_room, requ
     assert not list(tmp_path.iterdir()) and not capfd.readouterr().err
 
 
-def test_whole_files(tmp_path):
-    path = tmp_path / "a.json"
-    with folders.whole(path) as beside:
-        beside.write_text("first")
-        assert beside.suffix == ".json" and not path.exists()
-    with pytest.raises(ZeroDivisionError), folders.whole(path) as beside:
-        beside.write_text("half")
-        raise ZeroDivisionError
-    assert path.read_text() == "first" and [p.name for p in tmp_path.iterdir()] == ["a.json"]
-    assert path.stat().st_mode & 0o777 == 0o644
-
-
 @pytest.mark.parametrize("where", ["other run", "foreign file"])
 def test_the_demo_replaces_only_its_own_fine_tuning(tmp_path, capsys, where):
     path = tmp_path / "finetuned"

@@ -3,8 +3,10 @@
 import hashlib
 import http.server
 import re
+import ssl
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ from convert.download import PUBLISHED, ChecksumWarning, DownloadError, Publishe
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 NAME = "mace-mp-0b3-medium"
+CERTIFICATE = Path(__file__).parent / "localhost.pem"  # with its key, for these tests; valid for a hundred years
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -27,6 +30,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             start = int(found[1])
         if "missing" in self.path:
             return self.send_error(404)
+        if self.path.startswith("/moved/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/moved"))
+            return self.end_headers()
         if start >= len(CONTENT):
             return self.send_error(416)
         self.send_response(206 if start else 200)
@@ -202,3 +209,48 @@ def test_table_and_listing():
     for name, entry in PUBLISHED.items():
         assert name in text and entry.licence in download.LICENCES and entry.url.startswith("https://")
         assert entry.sha256 is None or re.fullmatch("[0-9a-f]{64}", entry.sha256)
+
+
+class Redirecting(http.server.BaseHTTPRequestHandler):
+    """Sends whoever asks to the address of the test."""
+
+    def do_GET(self):
+        self.send_response(302)
+        self.send_header("Location", self.server.location)
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def secure(monkeypatch):
+    """A https server with the certificate of localhost.pem, which is trusted here alone, that redirects."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as running:
+        running.socket = context.wrap_socket(running.socket, server_side=True)
+        thread = threading.Thread(target=running.serve_forever, args=[0.02])
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("secured", [True, False])
+def test_no_redirect_leaves_https(server, secure, monkeypatch, tmp_path, secured):
+    """From https to http is refused before anything is asked there; from http to http is not."""
+    secure.location = f"http://127.0.0.1:{server.server_address[1]}/model.model"
+    if secured:
+        url = f"https://127.0.0.1:{secure.server_address[1]}/model.model"
+    else:
+        url = f"http://127.0.0.1:{server.server_address[1]}/moved/model.model"
+    monkeypatch.setitem(PUBLISHED, NAME, replace(PUBLISHED[NAME], url=url, sha256=SHA256, size=len(CONTENT)))
+    if not secured:
+        assert fetch(NAME, cache=tmp_path).read_bytes() == CONTENT
+        return
+    with pytest.raises(DownloadError, match="redirected from https to http://127.0.0.1"):
+        fetch(NAME, cache=tmp_path)
+    assert server.log == [] and not (tmp_path / "model.model").exists()
