@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase.geometry import complete_cell
 
-from equijax import graph, units
+from equijax import graph, precision, units
 from equijax import neighbors as nl
 from equijax.forcefield import ForceField
 from equijax.jaxmd import potential
@@ -43,8 +43,10 @@ def prepare(config, ff: ForceField) -> System:
     """Structure, potential and integrator.
 
     Raises:
-      ValueError: see `equijax.graph.check_atoms`; NPT of a structure that is not periodic in all directions.
+      ValueError: see `equijax.graph.check_atoms`; NPT of a structure that is not periodic in all directions; float64
+        where JAX would compute in float32.
     """
+    precision.require(config.dtype)
     atoms = ase.io.read(config.structure, index=-1).repeat(config.repeat)
     graph.check_atoms(atoms, ff.config, str(config.structure))
     ff = ff.specialise(atoms.numbers) if config.fast else ff

@@ -76,9 +76,7 @@ def test_missing_labels_are_missing(tmp_path):
 
 def test_keys_weights_heads_and_virials(tmp_path):
     atoms = labelled_atoms(dft_e=-7.0, w=0.5, head="b", vir=np.diag([1.0, 2.0, 3.0]))
-    keys = data.Keys(
-        energy_key="dft_e", forces_key="none", stress_key="none", virials_key="vir", weight_key="w"
-    )
+    keys = data.Keys(energy_key="dft_e", forces_key="none", stress_key="none", virials_key="vir", weight_key="w")
     (found,) = data.load(write(tmp_path / "a.extxyz", atoms), keys)
     assert (found.energy, found.forces, found.weight, found.head) == (-7.0, None, 0.5, "b")
     np.testing.assert_allclose(found.stress, -np.diag([1.0, 2.0, 3.0]) / atoms.get_volume())

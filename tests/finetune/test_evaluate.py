@@ -42,7 +42,11 @@ def test_errors_are_the_known_ones(labelled, tmp_path, capsys):
     assert row["stress MAE (meV/A^3)"] == pytest.approx(0, abs=0.01)
     with (tmp_path / "structures.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 4 and rows[2]["source"] == f"frame 2 of {labelled / 'salt.extxyz'}" and rows[3]["stress_mae_meV_per_A3"] == ""
+    assert (
+        len(rows) == 4
+        and rows[2]["source"] == f"frame 2 of {labelled / 'salt.extxyz'}"
+        and rows[3]["stress_mae_meV_per_A3"] == ""
+    )
     assert float(rows[0]["forces_max_meV_per_A"]) == pytest.approx(200, abs=0.01)
     assert (tmp_path / "parity.png").stat().st_size > 1000
     assert "salt.extxyz" in capsys.readouterr().out
