@@ -16,7 +16,7 @@ import numpy as np
 from ase.geometry import complete_cell
 from ase.io.jsonio import encode
 
-from equijax import checkpoint, graph, structures, units
+from equijax import checkpoint, graph, precision, structures, units
 from equijax import neighbors as nl
 from equijax.forcefield import ForceField
 from equijax.jaxmd import potential
@@ -45,8 +45,9 @@ def prepare(config, ff: ForceField) -> System:
 
     Raises:
       FileNotFoundError, ValueError: see `equijax.structures.read` and `equijax.graph.check_atoms`; NPT of a structure
-        that is not periodic in all directions.
+        that is not periodic in all directions; float64 where JAX would compute in float32.
     """
+    precision.require(config.dtype)
     atoms = structures.right_handed(structures.read(config.structure)).repeat(config.repeat)
     graph.check_atoms(atoms, ff.config, str(config.structure))
     ff = ff.specialise(atoms.numbers) if config.fast else ff
