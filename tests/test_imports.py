@@ -29,6 +29,7 @@ LAYERS = (
         "modes",
         "third_order",
         "jaxmd",
+        "momenta",
         "simulation",
         "md",
     },
