@@ -30,6 +30,7 @@ LAYERS = (
         "modes",
         "third_order",
         "jaxmd",
+        "momenta",
         "simulation",
         "md",
     },
