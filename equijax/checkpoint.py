@@ -1,14 +1,17 @@
 """Orbax checkpoints with the configuration beside the arrays; written beside, then renamed."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,6 +42,7 @@ def save(path: str | Path, config: ModelConfig, variables: dict, metadata: dict)
         if not np.isfinite(np.asarray(leaf)).all():
             raise ValueError(f"refusing to save {path}: {jax.tree_util.keystr(key)} has non-finite values")
     with folders.replaced(path, folders.MODEL) as beside:
+        check_room(beside, variables)
         # the checkpointer finishes writing in the background; leaving the context waits for it
         with _checkpointer(path) as checkpointer:
             checkpointer.save(beside / "arrays", jax.tree.map(np.asarray, variables))
@@ -78,6 +82,26 @@ def load(path: str | Path) -> tuple[ModelConfig, dict, dict]:
         except ValueError as error:
             raise ValueError(f"{path}: arrays/ cannot be read ({error}); convert or copy the model again") from error
     return from_dict(ModelConfig, document["config"]), jax.tree.map(np.asarray, variables), document["metadata"]
+
+
+def check_room(folder: Path, tree: Any) -> None:
+    """Refuse to write arrays where they have no room: orbax ends badly on a full disk.
+
+    Raises:
+      OSError: what the system says to a file of that size.
+    """
+    size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tree))
+    place = folder / "room"
+    try:
+        with open(place, "wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, max(size, 1))
+            elif shutil.disk_usage(folder).free < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or errno.EIO), str(folder.parent)) from error
+    finally:
+        place.unlink(missing_ok=True)
 
 
 @contextmanager

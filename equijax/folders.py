@@ -98,24 +98,6 @@ def previous(path: str | Path) -> Path:
     return path.with_name(f".{path.name}.previous")
 
 
-@contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
-    """A name to write a file to, which becomes `path` when the block ends; nothing is left of it when the block fails.
-
-    The name has the suffix of `path`, by which libraries choose their formats.
-    """
-    path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    beside = Path(name)
-    beside.chmod(0o644)  # mkstemp makes it private
-    try:
-        yield beside
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def _exchange(new: Path, path: Path) -> None:
     """Put `new` at `path`; at every moment one of the two is found by `present`."""
     old = previous(path)

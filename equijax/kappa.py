@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from equijax import certificate, files, forcefield, graph, nac, relax, runner, structures, third_order
+from equijax import certificate, files, forcefield, graph, nac, projection, relax, runner, structures, third_order
 from equijax.certificate import timed
 
 COMPONENTS = ("xx", "yy", "zz", "yz", "xz", "xy")  # of the conductivity, phono3py's order
@@ -97,14 +97,14 @@ def run(config: KappaConfig) -> dict:
         residual = relax.static_residuals(ff, atoms, head)
     if not config.allow_unrelaxed:
         relax.refuse_unrelaxed(residual, str(config.structure))
-    notes = relax.warn_unrelaxed(residual) + nac.warn_polar(ph3)
+    notes = relax.warn_unrelaxed(residual) + relax.warn_fixed(atoms) + nac.warn_polar(ph3)
     memory = None if config.memory is None else int(config.memory * 1e9)
     with timed(seconds, "force constants"):
         third_order.force_constants(ff, ph3, dtype=config.dtype, memory=memory, progress=True, head=head)
     raw = third_order.residuals(ph3)
     if config.projection == "symfc":
-        ph3.symmetrize_fc3(use_symfc_projector=True)
-        ph3.symmetrize_fc2(use_symfc_projector=True)
+        ph3.fc3 = projection.project(ph3.fc3, ph3.supercell, ph3.primitive, ph3.symmetry)
+        ph3.fc2 = projection.project(ph3.fc2, ph3.phonon_supercell, ph3.phonon_primitive, ph3.phonon_supercell_symmetry)
     with timed(seconds, "conductivity"):
         conductivity, frequencies = solve(ph3, config)
     report |= certificate.provenance(ff, head) | {

@@ -18,7 +18,7 @@ from phonopy import Phonopy
 from phonopy.harmonic.displacement import generate_systematic_displacements
 from phonopy.interface.fc_calculator import get_fc2
 
-from equijax import hessian
+from equijax import hessian, projection
 from equijax.structures import primitive_matrix, to_ase, to_phonopy
 
 FINITE_STEP_A = 0.01  # of the finite-difference spot check
@@ -187,10 +187,13 @@ def project(phonon: Phonopy, method: str = "symfc") -> dict[str, float]:
       ValueError: unknown method, no force constants.
     """
     raw = residuals(phonon)
-    options = {"symfc": True, "phonopy": False}
-    if method not in options:
-        raise ValueError(f"projection {method!r}: expected one of {', '.join(options)}")
-    phonon.symmetrize_force_constants(use_symfc_projector=options[method], show_drift=False)
+    if method == "symfc":
+        cells = phonon.supercell, phonon.primitive, phonon.symmetry
+        phonon.force_constants = projection.project(phonon.force_constants, *cells)
+    elif method == "phonopy":
+        phonon.symmetrize_force_constants(show_drift=False)
+    else:
+        raise ValueError(f"projection {method!r}: expected 'symfc' or 'phonopy'")
     return raw
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import equijax
 from equijax import files, runner, structures
-from equijax.graph import neighbour_list
+from equijax.graph import check_atoms, neighbour_list
 from equijax.replay import descriptors, farthest
 
 MAX_ATTEMPTS = 50  # draws of one rattled structure before its shortest distance is given up
@@ -81,6 +81,8 @@ def run(options: RattleConfig) -> int:
     crystal = structures.read(options.structure)
     if not crystal.pbc.all() or crystal.cell.rank < 3:
         raise ValueError(f"{options.structure} is not periodic in three directions")
+    if options.model is not None:
+        check_atoms(crystal, equijax.load(options.model).config, str(options.structure))
     supercell = make_supercell(crystal, options.supercell, options.min_length)
     candidates = rattled(supercell, options)
     if options.model is not None:

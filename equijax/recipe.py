@@ -13,6 +13,7 @@ import yaml
 
 from equijax import lora, predict, runner, trees
 from equijax.config import ModelConfig
+from equijax.data import Keys
 from equijax.loss import LossConfig
 from equijax.train import TrainConfig
 
@@ -20,7 +21,7 @@ Strategy = Literal["zero-shot", "scratch", "naive", "freeze", "delta", "lora", "
 
 
 @dataclass(frozen=True)
-class FinetuneConfig:
+class FinetuneConfig(Keys):
     """Fine-tune a MACE model on a few labelled structures; options left out take the strategy's tuned defaults."""
 
     model: Path
@@ -45,16 +46,12 @@ class FinetuneConfig:
     """Reference phonons (phonopy files), compared before and after."""
     watch: tuple[Literal["train", "test", "retain", "phonons"], ...] = ()
     """Also measure these at each evaluation; --valid alone decides."""
-    energy_key: str = "auto"
-    """Name of the energy in extxyz files; auto: REF_energy, else ASE's own; none: do not read. Likewise the others."""
-    forces_key: str = "auto"
-    """See --energy-key."""
-    stress_key: str = "auto"
-    """See --energy-key."""
     head: str | None = None
     """Head to train, of a model with several; for multihead, the name of the new one."""
-    e0: Literal["model", "refit", "given"] = "model"
-    """Isolated-atom energies: the model's, re-fitted on its residual over the training set, or --e0-values."""
+    e0: Literal["auto", "model", "refit", "given"] = "auto"
+    """Isolated-atom energies E0. auto: of frames marked config_type=IsolatedAtom in --train, of other elements the
+    model's; given: --e0-values, then like auto; model: the model's; refit: the model's, shifted by a robust fit to its
+    residual over the training set."""
     e0_values: tuple[str, ...] = ()
     """Isolated-atom energies by hand in eV, like Si=-0.82 O=-1.5; other elements keep the model's."""
 

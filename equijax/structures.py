@@ -60,6 +60,14 @@ def check_ordered(atoms: ase.Atoms, name: str) -> None:
                          "expected 1: keep one of each set of alternatives")  # fmt: skip
 
 
+def right_handed(atoms: ase.Atoms) -> ase.Atoms:
+    """The same crystal, all three vectors of a left-handed cell turned round: phonopy and jax_md need it so."""
+    turned = atoms.copy()
+    if np.linalg.det(atoms.cell.array) < 0:
+        turned.set_cell(-atoms.cell.array)
+    return turned
+
+
 def to_ase(cell: PhonopyAtoms) -> ase.Atoms:
     """A phonopy cell as periodic ase.Atoms, with its masses."""
     return ase.Atoms(
@@ -80,11 +88,11 @@ def to_phonopy(atoms: ase.Atoms) -> PhonopyAtoms:
             f"{atoms.get_chemical_formula()} is periodic along {atoms.pbc.tolist()}: phonons need a crystal periodic "
             "in three directions; for a slab or a molecule set a cell with vacuum and pbc=True"
         )
-    turn = np.sign(np.linalg.det(atoms.cell.array))
+    atoms = right_handed(atoms)
     return PhonopyAtoms(
         symbols=_labels(atoms.numbers, atoms.get_masses()),
-        cell=turn * atoms.cell.array,
-        scaled_positions=turn * atoms.get_scaled_positions() % 1.0,
+        cell=atoms.cell.array,
+        scaled_positions=atoms.get_scaled_positions(),
         masses=atoms.get_masses() if atoms.has("masses") else None,
     )
 

@@ -1,7 +1,6 @@
 """The `equijax` command: its table is complete, and a wrong name is answered with the right ones."""
 
 import ast
-import re
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ def test_every_program_is_a_sub_command():
 
 def test_unknown_command_lists_the_known_ones(capsys):
     assert cli.main(["phonon"]) == 2
-    assert re.search(r"unknown command 'phonon'.*phonons", capsys.readouterr().err)
+    assert "unknown command 'phonon': expected one of adapters, " in capsys.readouterr().err
 
 
 def test_arguments_reach_the_program(monkeypatch):
