@@ -21,7 +21,10 @@ class ForceField:
     config: ModelConfig
     variables: dict  # {"params": ..., "constants": ...} numpy arrays
     metadata: dict
-    pool: graph.SizePool = field(default_factory=graph.SizePool, repr=False, compare=False)  # of single structures
+    # of single structures
+    pool: graph.SizePool = field(
+        default_factory=lambda: graph.SizePool(ladders=graph.SHARED), repr=False, compare=False
+    )
     batch_pool: graph.SizePool = field(default_factory=graph.SizePool, repr=False, compare=False)  # of `evaluate`
     _on_device: dict = field(default_factory=dict, repr=False, compare=False)
 

@@ -189,6 +189,24 @@ def size_of(structures: list[tuple[ase.Atoms, Edges]], config: ModelConfig | Non
     return Size(nodes, max(slots, 1), species, len(structures) + 1)
 
 
+class Ladder(NamedTuple):
+    """Rungs of padded shapes up to `cost` edge slots: `parts` in each factor of two, from these least numbers on."""
+
+    cost: float
+    parts: int
+    slots: int
+    species: int
+
+    def round(self, n: int, least: int) -> int:
+        step = max(1, _power_of_two(n) // (2 * self.parts))
+        return max(least, -(-n // step) * step)
+
+
+FINE = (Ladder(np.inf, 8, 1, 1),)  # at most 1/8 waste in nodes and in slots
+# Single small structures take less time to compute than a program takes to compile: different ones share a few.
+SHARED = (Ladder(1024, 1, 64, 4), Ladder(4096, 2, 16, 4), *FINE)
+
+
 @dataclass
 class SizePool:
     """The padded shapes in use, so that a thousand different structures compile a handful of programs.
@@ -198,6 +216,7 @@ class SizePool:
     """
 
     sizes: list[Size] = field(default_factory=list)
+    ladders: tuple[Ladder, ...] = FINE
 
     @property
     def full(self) -> bool:
@@ -215,41 +234,22 @@ class SizePool:
         fits = [s for s in self.sizes if s.holds(needed) and (full or s.cost <= MAX_WASTE * needed.cost)]
         if fits:
             return min(fits, key=lambda s: s.cost)
-        size = round_up(needed)
+        size = round_up(needed, self.ladders)
         if full:
             size = Size(*map(_power_of_two, size[:3]), max(size.graphs, *(s.graphs for s in self.sizes)))
         self.sizes.append(size)
         return size
 
 
-def round_up(size: Size) -> Size:
-    """Round up to a ladder of nodes and slots, `LADDERS`, and to powers of two in species and graphs.
-
-    Small structures take less time to compute than a program takes to compile: different ones share a few.
-    """
-    ladder = next(ladder for ladder in LADDERS if size.cost <= ladder.cost)
+def round_up(size: Size, ladders: tuple[Ladder, ...] = FINE) -> Size:
+    """Round nodes and slots up to the first ladder that goes so far, species and graphs to powers of two."""
+    ladder = next(ladder for ladder in ladders if size.cost <= ladder.cost)
     return Size(
         ladder.round(size.nodes, 1),
         ladder.round(size.slots, ladder.slots),
         max(ladder.species, _power_of_two(size.species)),
         1 + _power_of_two(size.graphs - 1),
     )
-
-
-class Ladder(NamedTuple):
-    """Rungs of padded shapes up to `cost` edge slots: `parts` in each factor of two, from these least numbers on."""
-
-    cost: float
-    parts: int
-    slots: int
-    species: int
-
-    def round(self, n: int, least: int) -> int:
-        step = max(1, _power_of_two(n) // (2 * self.parts))
-        return max(least, -(-n // step) * step)
-
-
-LADDERS = (Ladder(1024, 1, 64, 4), Ladder(4096, 2, 16, 4), Ladder(np.inf, 8, 1, 1))
 
 
 def _power_of_two(n: int) -> int:

@@ -91,7 +91,7 @@ def hvps(ff, images, tangents, dtype="float64", memory=None, progress=False, hea
         graph.check_atoms(atoms, ff.config, name)
         structures.append((atoms, graph.neighbour_list(atoms, ff.config.r_max, name)))
     memory = default_memory() if memory is None else int(memory)
-    pool, index = graph.SizePool(), ff.head_index(head)
+    pool, index = graph.SizePool(ladders=graph.SHARED), ff.head_index(head)
     results: list = [None] * len(images)
     with tqdm(total=sum(map(len, tangents)), desc="Hessian rows", unit="row", disable=not progress) as bar:
         for members in _groups(structures, [len(t) for t in tangents]):
