@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 BASE_BYTES = 256 * 2**20  # for any file, so that one under 1 MB never asks for 1 GB; published models need a tenth
-BYTES_PER_FILE_BYTE = 16  # on top: tensors in half precision become float64, once as read and once as converted
+BYTES_PER_FILE_BYTE = 24  # on top: what a tensor in half precision takes while it is converted, twice 24
 
 
 class UnreadableModel(ValueError):

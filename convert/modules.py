@@ -15,7 +15,7 @@ MAX_NAME = 200  # characters of one component of a name
 # What is counted against the budget, in bytes: a tree that shares parts unfolds, and they are counted once a name.
 NAME_BYTES = 256  # the entry of a module, tensor or attribute, beside its name
 VALUE_BYTES = 64  # a plain value in an attribute
-NUMBER_BYTES = 16  # an element of a tensor, read and converted to float64
+NUMBER_BYTES = 48  # an element of a tensor in float64, with the copies that its conversion makes
 MAX_PLAIN = 200  # elements of a tensor that is an attribute and no buffer, such as atomic_numbers of old files
 
 # Attributes of every torch module and of compiled code, which hold no hyper-parameters.
@@ -128,7 +128,9 @@ def _walk(module: Instance, path: tuple[str, ...], model: TorchModel, parameters
 
 def _children(module: Instance, name: str, kind: str, budget: Budget) -> dict[str, object]:
     """The entries of `_parameters`, `_buffers` or `_modules` that are not None; torch allows no name with a dot."""
-    found = module.state.get(kind) or {}
+    found = module.state.get(kind)
+    if found is None:
+        return {}
     budget.spend(VALUE_BYTES * len(found) if isinstance(found, dict) else 0)
     named = isinstance(found, dict) and all(isinstance(key, str) and 0 < len(key) <= MAX_NAME for key in found)
     if not named or any("." in key for key in found):

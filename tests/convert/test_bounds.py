@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickletools
 import struct
 import subprocess
 import sys
@@ -10,6 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convert import archive, mapping
+from convert.errors import Budget, UnreadableModel, UnsupportedModel
+from convert.modules import flatten
+from convert.unpickle import interpret
 
 ROOT = Path(__file__).parents[2]
 MODULE = b"cmace.modules.models\nMACE\n)R"  # an object without state
@@ -67,7 +75,7 @@ PAIR = text("k") + b"N\x86"
 
 # name -> pickle whose reading would unfold to gigabytes, or never end
 HOSTILE: dict[str, bytes] = {
-    "state copied to many objects": numbered(20_000, b"N") + memo(0) + b"]" + (MODULE + get(0) + b"b0") * 15_000,
+    "state copied to many objects": numbered(20_000, b"N") + memo(0) + b"]" + (MODULE + get(0) + b"ba") * 14_000,
     "state tuples copied": b"(" + b"K\x01" * 100_000 + b"t" + memo(0) + MODULE + (get(0) + b"b") * 200_000,
     "ordered dicts copied": b"("
     + PAIR * 20_000
@@ -183,3 +191,113 @@ def test_hostile_file_is_refused_in_one_line_within_bounds(name, outcomes):
     assert answer.startswith(("UnreadableModel", "UnsupportedModel")), answer
     assert "\n" not in answer and len(answer) < 1000 and "MemoryError" not in answer
     assert peak < 2**30
+
+
+# A small valid file: modules in modules, a parameter, a buffer, irreps, numbers, lists, a set, a shared dict.
+VALID = module(
+    _parameters=children("weight", child=expanded(16) + b"q\x01"),
+    _buffers=children("scale", child=get(1)),
+    _modules=children("0", "1", child=module(x=b"K\x01" + b"G" + struct.pack(">d", 2.5) + b"\x86") + b"q\x02"),
+    irreps=IRREPS % (IRREP * 2),
+    numbers=b"](K\x01M\xff\xffJ\xff\xff\xff\xff\x8a\x09" + b"\x01" * 9 + b"e",
+    kinds=b"\x8f(K\x01\x88N\x90",
+    shared=numbered(3, b"K\x07") + b"q\x03",
+    again=get(3),
+)
+SPECIAL = [
+    b"}",
+    b"]",
+    b")",
+    b"\x8f",
+    b"(",
+    b"0",
+    b"1",
+    b"2",
+    b"R",
+    b"\x81",
+    b"\x92",
+    b"b",
+    b"s",
+    b"u",
+    b"a",
+    b"e",
+    b"t",
+    b"\x85",
+    b"\x86",
+    b"\x87",
+    b"Q",
+    b"\x90",
+    b"\x91",
+    b"\x93",
+    b"\x94",
+    b"N",
+    b"l",
+    b"d",
+    b"o",
+    b"h\x01",
+    b"h\x02",
+    b"h\x03",
+    b"q\x01",
+    b"r\xff\xff\xff\xff",
+    b"cbuiltins\nset\n",
+    b"ccollections\nOrderedDict\n",
+    b"cbuiltins\ngetattr\n",
+    b"ctorch\nSize\n",
+    b"\x8a\xff" + b"\x7f" * 255,
+    b"J\xff\xff\xff\x7f",
+]
+
+
+def instructions(stream: bytes) -> list[bytes]:
+    starts = [at or 0 for _, _, at in pickletools.genops(stream)]
+    return [stream[a:b] for a, b in zip(starts, [*starts[1:], len(stream)], strict=True)]
+
+
+EDIT = st.tuples(
+    st.sampled_from(["drop", "double", "swap", "insert", "byte"]),
+    st.integers(0, 10_000),
+    st.integers(0, 10_000),
+    st.sampled_from(SPECIAL),
+)
+
+
+def edited(parts: list[bytes], edits: list[tuple[str, int, int, bytes]]) -> bytes:
+    """The stream with instructions dropped, doubled, swapped, inserted, or one byte of them changed."""
+    parts = list(parts)
+    for kind, i, j, special in edits:
+        i, j = i % len(parts), j % len(parts)
+        if kind == "drop" and len(parts) > 1:
+            del parts[i]
+        elif kind == "double":
+            parts.insert(j, parts[i])
+        elif kind == "swap":
+            parts[i], parts[j] = parts[j], parts[i]
+        elif kind == "insert":
+            parts.insert(i, special)
+        elif kind == "byte":
+            at = j % len(parts[i])
+            parts[i] = parts[i][:at] + bytes([special[-1]]) + parts[i][at + 1 :]
+    return b"".join(parts)
+
+
+def outcome(stream: bytes) -> str:
+    """What becomes of a pickle with one storage of 16 numbers, through to the mapping."""
+    budget = Budget()
+    try:
+        model = flatten(interpret(stream, lambda pid: np.zeros(16, np.float32), archive._BUILDERS, budget), budget)
+    except (UnreadableModel, UnsupportedModel) as error:
+        assert len(str(error)) < 1000 and "\n" not in str(error)
+        return "refused"
+    with pytest.raises((UnreadableModel, UnsupportedModel)):  # no model is this small
+        mapping.to_flax(model)
+    return "read"
+
+
+def test_valid_stream_is_read():
+    assert outcome(b"\x80\x02" + VALID + b".") == "read"
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(edits=st.lists(EDIT, min_size=1, max_size=6))
+def test_edited_instructions_never_crash(edits):
+    assert outcome(edited(instructions(b"\x80\x02" + VALID + b"."), edits)) in ("read", "refused")

@@ -138,6 +138,45 @@ def test_old_files_lack_attributes_and_buffers(mini):
     jax.tree.map(np.testing.assert_array_equal, variables, wanted)
 
 
+def test_numbers_of_old_files_are_plain_attributes(mini):
+    """Before mace-torch 0.2: atomic_numbers a list, scalars plain numbers, and bare tensors that are no buffers."""
+    names = {"r_max", "num_interactions", "radial_embedding.cutoff_fn.p", "radial_embedding.cutoff_fn.r_max",
+             "radial_embedding.bessel_fn.r_max", "radial_embedding.bessel_fn.prefactor"}  # fmt: skip
+    plain = {name: mini.tensors[name].reshape(()).item() for name in names}
+    plain |= {n: tuple(mini.tensors[n].tolist()) for n in ("atomic_numbers", "scale_shift.scale", "scale_shift.shift")}
+    old = changed(mini, drop=set(plain))
+    old = dataclasses.replace(old, attributes=old.attributes | plain)
+    config, variables = to_flax(old)
+    wanted_config, wanted = to_flax(mini)
+    assert config == wanted_config
+    jax.tree.map(np.testing.assert_array_equal, variables, wanted)
+
+
+@pytest.mark.parametrize("value", [(8, "O"), ((1,), (2, 3)), (8, None)])
+def test_species_that_are_no_numbers_are_refused(mini, value):
+    old = changed(mini, drop={"atomic_numbers"})
+    with pytest.raises(UnreadableModel, match="atomic_numbers"):
+        to_flax(dataclasses.replace(old, attributes=old.attributes | {"atomic_numbers": value}))
+
+
+@pytest.mark.parametrize("precision", [np.float16, "bfloat16"])
+def test_constants_in_half_precision_are_recognised(mini, precision):
+    """A float16 or bfloat16 file holds r_max and the prefactor rounded; another prefactor is still refused."""
+
+    def rounded(array):
+        if precision == "bfloat16":
+            return ((array.astype("f4").view("u4") + 0x8000) & 0xFFFF0000).view("f4")
+        return array.astype(precision)
+
+    floats = {n: rounded(a) for n, a in mini.tensors.items() if a.dtype.kind == "f" and "U_matrix" not in n}
+    _, variables = to_flax(changed(mini, tensors=floats))
+    weights = variables["params"]["interactions_0"]["linear_up"]["l0"].reshape(-1)
+    np.testing.assert_array_equal(weights, floats["interactions.0.linear_up.weight"].astype("f4"))
+    name = "radial_embedding.bessel_fn.prefactor"
+    with pytest.raises(UnsupportedModel, match=name):
+        to_flax(changed(mini, tensors=floats | {name: 1.05 * floats[name]}))
+
+
 def test_missing_and_extra_tensors_are_all_listed(mini):
     drop = {"interactions.1.linear.weight", "radial_embedding.distance_transform.q"}
     extra = {"surprise": np.zeros(3), "interactions.0.linear.bias": np.ones(2, np.float32)}
@@ -172,6 +211,7 @@ LINEAR = ((0, 0, (24, 24), 0.3),)
         ("readouts.1.non_linearity.acts.0.f", "torch.relu"), ("readouts.1.linear_1.irreps_out", "16x0e+4x1o"),
         ("products.1.use_sc", False), ("radial_embedding.out_dim", 10**12), ("heads", ()),
         ("interactions.0.skip_tp.instructions", ()),
+        ("radial_embedding.out_dim", 2**127), ("interactions.0.conv_tp_weights.hs", (8, 2**127, 64)),
     ],
 )  # fmt: skip
 def test_unsupported_options_are_named(mini, name, value):
@@ -208,6 +248,7 @@ def test_repulsion_switch_and_module_must_agree(mini):
         ("radial_embedding.cutoff_fn.r_max", np.float32(4.0)), ("radial_embedding.bessel_fn.prefactor", np.float32(1)),
         ("radial_embedding.cutoff_fn.p", np.float32(5.5)), ("scale_shift.scale", np.ones(2, np.float32)),
         ("node_embedding.linear.weight", np.full(792, np.nan, np.float32)), ("num_interactions", np.int64(3)),
+        ("num_interactions", np.int64(2**62)), ("num_interactions", np.float64(1e300)), ("r_max", np.float64(1e300)),
         (f"{SYMMETRIC}.U_matrix_2", np.float32(1)), (f"{SYMMETRIC}.U_matrix_2", np.zeros((9, 9, 4), np.float32)),
         (f"{SYMMETRIC}.U_matrix_2", np.ones((16, 16, 4), np.float32)),
     ],

@@ -10,6 +10,7 @@ import pytest
 import torch
 from e3nn import o3
 from mace import modules
+from mace.modules.lora import inject_LoRAs
 
 from convert import __main__ as cli
 from convert import mapping, verify
@@ -82,6 +83,22 @@ def test_variant_there_and_back(variant, tmp_path):
         for head in config.heads:
             found = verify.differences(file, config, variables, head)
             assert all(value <= verify.LIMITS["float64"][key] for key, value in found.items()), (file.name, found)
+
+
+def test_low_rank_adapters_of_mace_torch_are_folded(tmp_path):
+    """A model saved in the middle of `--lora` training: mace-torch runs it with its adapters."""
+    path = tmp_path / "lora.model"
+    model = inject_LoRAs(torch_model(**VARIANTS["0b3"]), rank=2, alpha=3)
+    torch.save(model, path)
+    config, start = mapping.to_flax(read_model(path))
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if ".lora_" in name:
+                value.copy_(0.1 * torch.randn_like(value))
+    torch.save(model, path)
+    found = verify.differences(path, config, mapping.to_flax(read_model(path))[1], "Default")
+    assert all(value <= verify.LIMITS["float64"][key] for key, value in found.items()), found
+    assert verify.differences(path, config, start, "Default")["energy"] > 1e-3
 
 
 def test_fine_tuned_models_go_to_torch(tmp_path):
