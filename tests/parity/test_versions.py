@@ -29,10 +29,9 @@ MIN_FORCE = 0.05  # eV/A, far above the limits
 @pytest.mark.parametrize("release", CASES)
 def test_files_of_a_release(release, tmp_path):
     try:
-        versions.install(release)
+        versions.write_models(release, CASES[release], tmp_path)
     except ConnectionError as error:
         pytest.skip(str(error))
-    versions.write_models(release, CASES[release], tmp_path)
     outcome = {name: outcome_of(tmp_path / name) for name in CASES[release]}
     if OUTCOME:
         write_outcome(Path(OUTCOME), f"0.3.{release}", outcome)
