@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from convert import archive
-from convert.mapping import source_dtype, table, to_flax, u_names
+from convert.mapping import _compress, source_dtype, table, to_flax, u_names
 from convert.modules import Opaque, TorchModel, flatten, read_model
 from convert.unpickle import UnreadableModel, UnsupportedModel, interpret
 from equijax import predict
@@ -261,6 +261,12 @@ def test_repulsion_switch_and_module_must_agree(mini):
 def test_contradicting_tensors_are_named(mini, name, value):
     with pytest.raises((UnsupportedModel, UnreadableModel), match=name):
         to_flax(changed(mini, tensors={name: np.asarray(value)}))
+
+
+def test_large_couplings_need_many_paths():
+    """A few bytes can describe a U tensor whose comparison would take gigabytes."""
+    with pytest.raises(UnsupportedModel, match="paths"):
+        _compress("U_matrix_3", np.broadcast_to(np.float32(0), (13, 49, 49, 49, 2)), 6, 6, 3)
 
 
 def test_damaged_pickle_never_crashes_the_mapping():
