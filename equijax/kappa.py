@@ -97,7 +97,7 @@ def run(config: KappaConfig) -> dict:
         residual = relax.static_residuals(ff, atoms, head)
     if not config.allow_unrelaxed:
         relax.refuse_unrelaxed(residual, str(config.structure))
-    notes = relax.warn_unrelaxed(residual) + nac.warn_polar(ph3)
+    notes = relax.warn_unrelaxed(residual) + relax.warn_fixed(atoms) + nac.warn_polar(ph3)
     memory = None if config.memory is None else int(config.memory * 1e9)
     with timed(seconds, "force constants"):
         third_order.force_constants(ff, ph3, dtype=config.dtype, memory=memory, progress=True, head=head)

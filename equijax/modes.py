@@ -17,6 +17,7 @@ import tyro
 from tqdm import tqdm
 
 from equijax import distortions, files, forcefield, graph, relax, runner, structures
+from equijax.constraints import refuse_fixed
 
 TOLERANCES_A = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)  # at which space groups are named
 NAMED_AT_A = 1e-2  # the one in the table, and at which a phase is reduced to its primitive cell
@@ -120,6 +121,7 @@ def search(ff, atoms: ase.Atoms, config: ModesConfig) -> tuple[list[dict], list[
     followed, its frequency_THz, Q_min (A sqrt(amu)) and well_meV_atom of the scan, energy_meV_atom against the first
     phase, converged, lowest_THz of its own spectrum on mesh, stable (None where it was not looked at).
     """
+    refuse_fixed(atoms, atoms.get_chemical_formula(), "modes are followed with all atoms free; remove the constraints")
     start = _primitive(atoms)
     start, report = relax.relax(
         ff, start, config.fmax, cell=not config.fixed_cell, steps=config.steps, head=config.head

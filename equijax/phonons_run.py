@@ -60,7 +60,7 @@ def describe(ff, atoms, phonon, config: PhononsConfig, head: str) -> dict:
     residual = relax.static_residuals(ff, atoms, head)
     if not config.allow_unrelaxed:
         relax.refuse_unrelaxed(residual, str(config.structure))
-    notes = relax.warn_unrelaxed(residual) + nac.warn_polar(phonon)
+    notes = relax.warn_unrelaxed(residual) + relax.warn_fixed(atoms) + nac.warn_polar(phonon)
     return {
         "formula": atoms.get_chemical_formula(),
         "space_group": relax.space_group(atoms, config.symprec),

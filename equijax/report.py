@@ -92,14 +92,15 @@ def phonons_table(before: list[dict], after: list[dict], name: str) -> str:
     """Per crystal: starting model, result and reference; F, S and C_V at 300 K per mole of primitive cells."""
     titles = ("MAE (THz)", "highest (THz)", "F (kJ/mol)", "S (J/K/mol)", "C_V (J/K/mol)", "imaginary")
     lines, thresholds = [], ""
-    lines.append(f"{'phonons':<20}{'model':<12}" + "".join(f"{title:>15}" for title in titles))
+    width = max(len(row["crystal"]) for row in after) + 2
+    lines.append(f"{'phonons':<{width}}{'model':<12}" + "".join(f"{title:>15}" for title in titles))
     for b, a in zip(before, after, strict=True):
         for model, row in (("zero-shot", b), (name, a)):
             agree = " ".join(f"{share:.0%}" for share in row["imaginary_agreement"].values())
             cells = [f"{row[k]:.4g}" for k in ("frequency_mae", *THERMAL)]
-            lines.append(f"{row['crystal']:<20}{model:<12}" + "".join(f"{c:>15}" for c in (*cells, agree)))
+            lines.append(f"{row['crystal']:<{width}}{model:<12}" + "".join(f"{c:>15}" for c in (*cells, agree)))
         cells = ["", *(f"{a[f'{k}_reference']:.4g}" for k in THERMAL)]
-        lines.append(f"{a['crystal']:<20}{'reference':<12}" + "".join(f"{c:>15}" for c in cells))
+        lines.append(f"{a['crystal']:<{width}}{'reference':<12}" + "".join(f"{c:>15}" for c in cells))
         thresholds = ", ".join(a["imaginary_agreement"])
     lines.append(f"imaginary: share of q that agree with the reference on modes below minus {thresholds} THz")
     return "\n".join(lines)

@@ -10,20 +10,13 @@ import numpy as np
 
 from equijax import checkpoint, data, feed, parallel, recipe, replay
 from equijax.config import ModelConfig
-from equijax.data import Labelled
-from equijax.data.phonon_reader import DESCRIPTIONS
+from equijax.data import Labelled, phonon_reader
 from equijax.data.phonopy_files import is_phonopy
 from equijax.forcefield import ForceField
 from equijax.recipe import FinetuneConfig
 
 SETS = ("train", "valid", "test", "retain")
 FILES = ("train", "valid", "test", "retain", "replay", "replay_self", "phonons")  # options that name files
-PHONOPY_NAMES = (
-    *(name for names in DESCRIPTIONS.values() for name in names),
-    "FORCE_SETS",
-    "FORCE_CONSTANTS",
-    "force_constants.hdf5",
-)
 NEW_HEAD = "finetuned"
 
 
@@ -65,16 +58,10 @@ def inputs(options: FinetuneConfig) -> dict[str, str]:
     config, variables, _ = checkpoint.load(options.model)
     found = {f"--model {options.model}": checkpoint.fingerprint(config, variables)}
     for name in FILES:
-        for path in (p for given in getattr(options, name) for p in _read_together(Path(given))):
+        for path in (p for given in getattr(options, name) for p in phonon_reader.files_of(Path(given))):
             with open(path, "rb") as file:
                 found[f"--{name.replace('_', '-')} {path}"] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
-
-
-def _read_together(path: Path) -> list[Path]:
-    """A file, and those beside it that phonopy keeps the rest in."""
-    beside = PHONOPY_NAMES if is_phonopy(path) else ()
-    return [path, *(p for name in beside if (p := path.with_name(name)).is_file() and p != path)]
 
 
 def prepare(options: FinetuneConfig) -> Task:

@@ -10,7 +10,19 @@ ROOT = Path(__file__).resolve().parent.parent
 # `equijax/__init__.py` re-exports. `nn.cg` holds numbers alone, so it is a room of its own below the rest of `nn`;
 # `x_cli` is what `python -m equijax.x` runs, and the room x may import it to do so; `x_run` is what `x_cli` may start.
 LAYERS = (
-    {"units", "config", "trees", "screen", "precision", "parallel", "folders", "runner", "structures", "memory"},
+    {
+        "units",
+        "config",
+        "trees",
+        "screen",
+        "precision",
+        "parallel",
+        "folders",
+        "runner",
+        "structures",
+        "memory",
+        "constraints",
+    },
     {"files", "compiled", "projection"},
     {"gather", "neighbors", "nn.cg"},
     {"graph", "kernels"},
@@ -30,6 +42,7 @@ LAYERS = (
         "modes",
         "third_order",
         "jaxmd",
+        "momenta",
         "simulation",
         "md",
     },
