@@ -40,7 +40,8 @@ RUN = folders.Kind(
     frozenset({"model", "train", "strategy", "out"}),
     frozenset({"config.json"}),
     frozenset(
-        {".lock", "metrics.jsonl", "report.json", "learning_curve.png", "parity.png", "best", "adapter", "checkpoints"}
+        {".lock", "inputs.json", "metrics.jsonl", "checkpoints", "report.json", "best", "adapter"}
+        | {"learning_curve.png", "parity.png"}
     ),
 )
 JOB = ("coordinator", "process")  # options that differ between processes, or from one start to the next

@@ -68,6 +68,7 @@ def test_report_tells_what_happened(lora_run, folder):
     assert [h["epoch"] for h in history] == [1, 2, 3]
     assert min(h["loss"] for h in history) == pytest.approx(after["valid"]["loss"], rel=1e-5)
     assert {"parity.png", "learning_curve.png", "config.json"} <= {p.name for p in out.iterdir()}
+    assert finetune.RUN.owns(out)  # every name in it is known, so that a demo may replace its own
     assert any("better: valid force MAE" in line for line in report["verdict"])
 
 
