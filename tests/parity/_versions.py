@@ -22,7 +22,7 @@ RELEASES = tuple(range(3, 17))  # mace-torch 0.3.3 to 0.3.16: all that the packa
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is written: options of the training command, or a calculator that holds another recipe's model."""
+    """How a model is written: by the training command, or out of a calculator that loaded another recipe's model."""
 
     options: tuple[str, ...] = ()
     since: int = RELEASES[0]  # first release 0.3.x that has the options
@@ -120,6 +120,9 @@ def write_models(release: int, names: list[str], folder: Path) -> None:
     """Let mace-torch 0.3.`release` write and evaluate the models of the recipes `names`, each in its folder.
 
     Recipes that others start from are made as well.
+
+    Raises:
+      RuntimeError: the process of that release ended before its recipes did.
     """
     for name, elements, seed in (("wide", ("Al", "Ni", "Cu"), 1), ("narrow", ("Al", "Ni"), 2)):
         images = structures(elements, 12, seed)
@@ -139,7 +142,10 @@ def write_models(release: int, names: list[str], folder: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(install(release)), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, str(DRIVER), "job.json"]
     with (folder / "log.txt").open("w") as log:
-        subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)
+        done = subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    if done.returncode:
+        end = (folder / "log.txt").read_text()[-2000:]
+        raise RuntimeError(f"mace-torch 0.3.{release} ended with status {done.returncode}: {end}")
 
 
 def _task(recipe: Recipe, release: int, folder: Path) -> dict:

@@ -73,7 +73,7 @@ def differences(path: Path) -> dict[str, float]:
             "stress": ours["stress"][: len(images)][crystal] - theirs[f"stress{i}"],
         }
         worst = {key: float(np.maximum(worst[key], np.abs(value).max())) for key, value in error.items()}
-    return worst
+    return {key: float(f"{value:.1e}") for key, value in worst.items()}
 
 
 def exceeds(found: dict[str, float], dtype: str) -> bool:
