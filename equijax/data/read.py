@@ -6,6 +6,7 @@ import ase
 import ase.io
 import numpy as np
 
+from equijax import structures
 from equijax.data import phonopy_files
 from equijax.data.labelled import Keys, Labelled, from_values
 
@@ -43,12 +44,14 @@ def load(
         raise ValueError(f"{path}: force-constant products need a phonopy file")
     keys = keys or Keys()
     frames = _read(path, index)
-    structures = [_frame(atoms, f"{path}:{i}", keys) for i, atoms in enumerate(frames)]
+    for i, atoms in enumerate(frames):
+        structures.check_ordered(atoms, f"{path}:{i}")
+    found = [_frame(atoms, f"{path}:{i}", keys) for i, atoms in enumerate(frames)]
     _check_keys(path, keys, frames)
-    if not any(s.has_first_order for s in structures):
+    if not any(s.has_first_order for s in found):
         raise ValueError(f"{path}: no energies, forces or stresses; the first frame has {_names(frames[0])}")
-    _check_zeros(path, structures)
-    return structures
+    _check_zeros(path, found)
+    return found
 
 
 def _read(path, index) -> list[ase.Atoms]:
