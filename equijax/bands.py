@@ -4,12 +4,13 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import seekpath
 from phonopy import Phonopy
 from phonopy.phonon.band_structure import get_band_qpoints
 from phonopy.structure.atoms import PhonopyAtoms
+
+from equijax import files
 
 POINTS = 51  # a segment of the path
 GREEK = ("GAMMA", "SIGMA", "DELTA", "LAMBDA")  # letters among seekpath's names of points
@@ -65,6 +66,8 @@ def _label(name):
 
 def draw(phonon: Phonopy, path: str | Path, title: str = "", dos=None) -> None:
     """Draw the band structure, and the total density of states beside it where one is given, into a file."""
+    import matplotlib  # only where a figure is drawn
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -77,7 +80,8 @@ def draw(phonon: Phonopy, path: str | Path, title: str = "", dos=None) -> None:
     if dos is not None:
         axes[0, 1].plot(dos.dos, dos.frequency_points, color="C0", lw=1.0)
         axes[0, 1].set(xlabel="DOS (1/THz)", xlim=(0, None))
-    figure.savefig(path, dpi=150)
+    with files.beside(path) as part:
+        figure.savefig(part, dpi=150)
     plt.close(figure)
 
 
@@ -94,11 +98,6 @@ def tick_labels(labels: list[str], connections: list[bool]) -> list[str]:
 
 def write_dos(dos, path: str | Path) -> None:
     """frequency (THz), states per THz and primitive cell."""
-    np.savetxt(
-        path,
-        np.column_stack([dos.frequency_points, dos.dos]),
-        delimiter=",",
-        header="frequency_THz,dos_1/THz",
-        comments="",
-        fmt="%.10g",
-    )
+    columns = np.column_stack([dos.frequency_points, dos.dos])
+    with files.beside(path) as part:
+        np.savetxt(part, columns, delimiter=",", header="frequency_THz,dos_1/THz", comments="", fmt="%.10g")

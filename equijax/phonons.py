@@ -7,6 +7,11 @@ phonopy's symmetry-reduced displacements u are the tangents of Hessian-vector pr
 import sys
 from collections.abc import Sequence
 
+if __name__ == "__main__":  # before the imports that --help does not need
+    from equijax import phonons_cli
+
+    sys.exit(phonons_cli.main())
+
 import ase
 import numpy as np
 from phonopy import Phonopy
@@ -250,7 +255,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     from equijax import phonons_cli
 
     return phonons_cli.main(argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

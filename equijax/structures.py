@@ -29,10 +29,10 @@ def read_all(path: str | Path, index: str = ":") -> list[ase.Atoms]:
     # the readers of ASE raise whatever their parsing meets; all of it means an unreadable file
     except Exception as error:
         raise ValueError(f"{path}: ASE cannot read it: {error}") from error
-    if not images:
-        raise ValueError(f"{path}: no structures")
+    if not images or not all(len(atoms) for atoms in images):
+        raise ValueError(f"{path}: no structure, or one without atoms")
     for i, atoms in enumerate(images):
-        check_ordered(atoms, f"{path}:{i}" if len(images) > 1 else str(path))
+        check_ordered(atoms, f"frame {i} of {path}" if len(images) > 1 else str(path))
     return images
 
 
@@ -76,7 +76,9 @@ def to_ase(cell: PhonopyAtoms) -> ase.Atoms:
 
 
 def to_phonopy(atoms: ase.Atoms) -> PhonopyAtoms:
-    """The cell for phonopy, right-handed; masses only where they were set by hand, isotopes numbered symbols.
+    """The same cell for phonopy; masses only where they were set by hand, isotopes as symbols with a number.
+
+    Of a left-handed cell all three vectors are turned round: the same crystal, right-handed as phonopy wants it.
 
     Raises:
       ValueError: not periodic in three directions, or a cell without volume.

@@ -8,6 +8,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 
+import equijax
 from equijax import (
     bands,
     bloch,
@@ -72,7 +73,7 @@ def test_sites_are_refused_unless_one_element_is_always_there(written):
     for i, atoms in enumerate(images):
         atoms.info["REF_energy"] = float(i)
     ase.io.write(written / "both.extxyz", images)
-    with pytest.raises(ValueError, match=r"both.extxyz:1: .* occupied by Na0.7"):
+    with pytest.raises(ValueError, match=r"frame 1 of .*both.extxyz: .* occupied by Na0.7"):
         data.load(written / "both.extxyz")
     atoms = Atoms("NaCl", positions=[[0, 0, 0], [0, 0, 2.5]])
     atoms.arrays["occupancy"] = np.array([0.6, 1.0])
@@ -223,7 +224,7 @@ def distinct_mesh(n):
     ],
 )
 def test_one_atom_without_a_mode_of_its_own(program, options, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(program.equijax if program is phonons_cli else program.forcefield, "load", lambda path: ARGON)
+    monkeypatch.setattr(equijax if program is phonons_cli else program.forcefield, "load", lambda path: ARGON)
     bulk("Ar", "fcc", a=5.3).write(tmp_path / "argon.extxyz")
     argv = [str(tmp_path / "argon.extxyz"), "--model", "none", "--out", str(tmp_path / "out"), *options.split()]
     assert program.main(argv) == 2
@@ -240,7 +241,7 @@ def test_one_atom_without_a_mode_of_its_own(program, options, message, tmp_path,
 )
 def test_few_modes_run_through(atoms, supercell, mesh, tmp_path, monkeypatch):
     """fcc on a mesh with modes, and Gamma alone of a crystal that has optical ones: numbers everywhere."""
-    monkeypatch.setattr(phonons_cli.equijax, "load", lambda path: ARGON)
+    monkeypatch.setattr(equijax, "load", lambda path: ARGON)
     monkeypatch.setattr(modes.forcefield, "load", lambda path: ARGON)
     atoms.write(tmp_path / "argon.extxyz")
     common = [str(tmp_path / "argon.extxyz"), "--model", "none", "--mesh", *mesh.split()]

@@ -120,6 +120,13 @@ def name_of(phonon: Phonopy, path: str | Path) -> str:
     return f"{path.parent.name}{file} {formula}"
 
 
+def files_of(path: Path) -> list[Path]:
+    """A file of phonopy or phono3py, and those beside it that may hold the rest of what is read with it."""
+    program = program_of(path)
+    names = () if program is None else (*DESCRIPTIONS[program], *VALUES[program])
+    return [path, *(found for found in _beside(path, names) if found != path)]
+
+
 def has_forces(dataset) -> bool:
     """Whether a displacement dataset of phonopy has the forces of at least one displacement."""
     if dataset is None:
