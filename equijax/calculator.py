@@ -10,6 +10,9 @@ from equijax import graph, predict
 class EquijaxCalculator(Calculator):
     """Energy, energies per atom, forces and stress for ASE; made by `ForceField.calculator`.
 
+    The stress is dE/dstrain over the volume of the cell, for every structure whose cell has one: that of a slab counts
+    the vacuum, as in `ForceField.evaluate`, mace-torch and ASE's own calculators.
+
     Neighbour lists are exact at every step. Padded shapes grow on a coarse ladder, so a moving system compiles once or
     twice, not at each change of its neighbour count. With `fast`, the model specialised for the structure's elements
     does the work; its errors are printed when it is made.
@@ -42,7 +45,7 @@ class EquijaxCalculator(Calculator):
             "energies": out["node_energy"][:n],
             "forces": out["forces"][:n],
         }
-        if self.atoms.cell.rank == 3 and self.atoms.pbc.any():
+        if graph.has_stress(self.atoms):
             self.results["stress"] = full_3x3_to_voigt_6_stress(out["stress"][0])
         elif "stress" in properties:
-            raise PropertyNotImplementedError("stress needs a periodic structure with three cell vectors")
+            raise PropertyNotImplementedError("stress needs three cell vectors that span a volume")

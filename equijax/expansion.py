@@ -61,7 +61,9 @@ def run(config: ExpansionConfig) -> dict:
     ff, atoms = forcefield.load(config.model), structures.read(config.structure)
     head = ff.config.heads[ff.head_index(config.head)]
     graph.check_atoms(atoms, ff.config, str(config.structure))
-    phonons.make_phonon(atoms, config.supercell)
+    phonon = phonons.make_phonon(atoms, config.supercell)
+    for mesh in (config.gruneisen_mesh, config.mesh):
+        phonons.check_mesh(phonon.supercell, phonon.primitive, mesh)
     volume.check_strains(config.strains)
     first, last, step = config.temperatures
     with timed(seconds, "relaxation"):

@@ -99,8 +99,8 @@ class ForceField:
           names: what messages call the structures, such as file and frame; their indices in `images` by default.
 
         Returns:
-          per structure: energy (eV), energies [n] (eV), forces [n, 3] (eV/A), stress [3, 3] (eV/A^3, ASE sign; NaN
-          where the structure is not periodic in all directions).
+          per structure: energy (eV), energies [n] (eV), forces [n, 3] (eV/A), stress [3, 3] (eV/A^3, ASE sign, over
+          the volume of the cell, a slab's vacuum included; NaN where the cell vectors span none).
 
         Raises:
           ValueError: a structure the model cannot describe, named (unknown elements and broken cells are
@@ -170,7 +170,7 @@ def _split(out: dict, images: list[ase.Atoms]) -> Iterator[dict]:
     for g, atoms in enumerate(images):
         rows = slice(first, first + len(atoms))
         first += len(atoms)
-        stress = out["stress"][g] if atoms.pbc.all() else np.full((3, 3), np.nan)
+        stress = out["stress"][g] if graph.has_stress(atoms) else np.full((3, 3), np.nan)
         yield {
             "energy": float(out["energy"][g]),
             "energies": out["node_energy"][rows],

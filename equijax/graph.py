@@ -92,6 +92,11 @@ def check_geometry(atoms: ase.Atoms, name: str = "structure") -> None:
         )
 
 
+def has_stress(atoms: ase.Atoms) -> bool:
+    """Whether the cell vectors span a volume for dE/dstrain to be divided by, vacuum included, periodic or not."""
+    return bool(atoms.cell.volume > 0)
+
+
 def neighbour_list(atoms: ase.Atoms, cutoff: float, name: str = "structure") -> Edges:
     """All ordered pairs within `cutoff` (A) with periodic images, self-images included.
 

@@ -14,10 +14,23 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from equijax import certificate, files, forcefield, graph, nac, projection, relax, runner, structures, third_order
+from equijax import (
+    certificate,
+    files,
+    forcefield,
+    graph,
+    nac,
+    phonons,
+    projection,
+    relax,
+    runner,
+    structures,
+    third_order,
+)
 from equijax.certificate import timed
 
 COMPONENTS = ("xx", "yy", "zz", "yz", "xz", "xy")  # of the conductivity, phono3py's order
+SMALLEST_EV_A3 = 1e-8  # third-order force constants below this are rounding: without anharmonicity no resistance
 
 
 @dataclass(frozen=True)
@@ -83,9 +96,12 @@ def run(config: KappaConfig) -> dict:
     ff, atoms = forcefield.load(config.model), structures.read(config.structure)
     head = ff.config.heads[ff.head_index(config.head)]
     graph.check_atoms(atoms, ff.config, str(config.structure))
-    if min(config.mesh) < 1 or min(config.temperatures, default=-1.0) <= 0:
-        raise ValueError(f"mesh {config.mesh}, temperatures {config.temperatures}: expected positive numbers")
+    if min(config.temperatures, default=-1.0) <= 0:
+        raise ValueError(f"temperatures {config.temperatures}: expected positive numbers")
+    if max(config.mesh) == 1:
+        raise ValueError(f"mesh {config.mesh} is Gamma alone, where no heat flows: use a finer one")
     ph3 = _phono3py(config, atoms)
+    phonons.check_mesh(ph3.phonon_supercell, ph3.phonon_primitive, config.mesh)
     report: dict = {"relaxation": None}
     if config.relax:
         with timed(seconds, "relaxation"):
@@ -102,6 +118,11 @@ def run(config: KappaConfig) -> dict:
     with timed(seconds, "force constants"):
         third_order.force_constants(ff, ph3, dtype=config.dtype, memory=memory, progress=True, head=head)
     raw = third_order.residuals(ph3)
+    if raw["scale_eV_A3"] < SMALLEST_EV_A3:
+        raise ValueError(
+            f"third-order force constants of this supercell vanish, the largest is {raw['scale_eV_A3']:.1e} eV/A^3: an "
+            "image on the other side cancels each; use a larger supercell"
+        )
     if config.projection == "symfc":
         ph3.fc3 = projection.project(ph3.fc3, ph3.supercell, ph3.primitive, ph3.symmetry)
         ph3.fc2 = projection.project(ph3.fc2, ph3.phonon_supercell, ph3.phonon_primitive, ph3.phonon_supercell_symmetry)

@@ -17,6 +17,7 @@ import numpy as np
 from phonopy import Phonopy
 from phonopy.harmonic.displacement import generate_systematic_displacements
 from phonopy.interface.fc_calculator import get_fc2
+from phonopy.structure.atoms import PhonopyAtoms
 
 from equijax import hessian, projection
 from equijax.structures import primitive_matrix, to_ase, to_phonopy
@@ -63,6 +64,28 @@ def supercell_matrix(supercell) -> np.ndarray:
     if cells == 0:
         raise ValueError(f"supercell {matrix.tolist()} has no volume")
     return matrix if cells > 0 else -matrix
+
+
+def check_mesh(supercell: PhonopyAtoms, primitive: PhonopyAtoms, mesh: Sequence[int]) -> None:
+    """Refuse a supercell and a q-mesh that hold no mode with a frequency of its own.
+
+    Args:
+      supercell, primitive: cells of a Phonopy or Phono3py object.
+      mesh: 3 integers, Gamma-centred.
+
+    Raises:
+      ValueError: a supercell of one atom, whose images move with it; a mesh of other than positive numbers, or of Gamma
+        alone where the primitive cell has one atom and only translations.
+    """
+    if len(supercell) == 1:
+        raise ValueError("a supercell of one atom has no force constants, its images move with it: use a larger one")
+    if min(mesh) < 1:
+        raise ValueError(f"mesh {tuple(mesh)}: expected positive numbers")
+    if max(mesh) == 1 and len(primitive) == 1:
+        raise ValueError(
+            f"mesh {tuple(mesh)} is Gamma alone, where a primitive cell of one atom has nothing but translations: "
+            "use a finer one"
+        )
 
 
 def irreducible_displacements(phonon: Phonopy) -> np.ndarray:

@@ -21,6 +21,7 @@ def run(config: PhononsConfig) -> dict:
     head = ff.config.heads[ff.head_index(config.head)]
     atoms = structures.read(config.structure)
     phonon = phonons.make_phonon(atoms, config.supercell, config.primitive, config.symprec)
+    phonons.check_mesh(phonon.supercell, phonon.primitive, config.mesh)
     graph.check_atoms(atoms, ff.config, str(config.structure))
     ff = ff.specialise(atoms.numbers) if config.fast else ff
     if config.born is not None:

@@ -133,7 +133,7 @@ def pseudo_label(
             raise ValueError(
                 f"{s.source}: the starting model gives a non-finite energy or force: leave it out of replay"
             )
-        stress = f["stress"] if np.isfinite(f["stress"]).all() else None
+        stress = f["stress"] if s.atoms.pbc.all() else None  # of crystals alone, as for labels from files
         out.append(
             replace(s, energy=f["energy"], forces=f["forces"], stress=stress, head=head, tangents=None, hvp=None)
         )

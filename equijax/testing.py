@@ -2,7 +2,7 @@
 answers are known on paper, equivariance."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import jax
 import jax.numpy as jnp
@@ -87,9 +87,9 @@ class PairConfig:
     species: tuple[int, ...]
     heads: tuple[str, ...] = ("Default",)
 
-    def to_json(self) -> str:
+    def to_dict(self) -> dict:
         """What there is to tell of it."""
-        return repr(self)
+        return asdict(self) | {"energy": repr(self.energy)}
 
     def node_energies(self, variables: dict, vectors: jax.Array, inputs: dict) -> jax.Array:
         """[N] eV, half of each pair's energy to either atom."""

@@ -68,8 +68,9 @@ def harmonic(qpoints, frequencies, weights=None, temperatures=None, cutoff_THz: 
     F, S, C = np.array([_at_temperature(energy, weight, t) for t in T]).reshape(-1, 3).T
     counted = (np.broadcast_to(w[:, None], v.shape) * ~acoustic).sum()
     dropped = (np.broadcast_to(w[:, None], v.shape) * (~used & ~acoustic)).sum()
+    imaginary = float(dropped / counted) if counted else 0.0  # of one atom at Gamma nothing is counted
     to_mol = KJ_PER_MOL_PER_EV
-    return Thermal(T, F * to_mol, 1e3 * S * to_mol, 1e3 * C * to_mol, int(acoustic.sum()), float(dropped / counted))
+    return Thermal(T, F * to_mol, 1e3 * S * to_mol, 1e3 * C * to_mol, int(acoustic.sum()), imaginary)
 
 
 def gamma_acoustic(qpoints, frequencies) -> np.ndarray:

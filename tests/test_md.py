@@ -450,3 +450,17 @@ def test_atoms_far_from_the_origin_move_alike(loaded, tmp_path, metal):
         for one, other in zip(frames["near"], frames[name], strict=True):
             np.testing.assert_allclose(other.get_forces(), one.get_forces(), rtol=0, atol=1e-4)
             np.testing.assert_allclose(other.positions - move, one.positions, rtol=0, atol=1e-4)
+
+
+def test_left_handed_cells(loaded, tmp_path, metal):
+    """jax_md takes the determinant of the cell for its volume: a left-handed one under pressure would grow."""
+    left = ase.io.read(metal)
+    left.set_cell(left.cell.array[[1, 0, 2]])
+    ase.io.write(tmp_path / "left.extxyz", left)
+    logs = [
+        run(tmp_path / name, path, "npt", 20, 1, "--pressure", 5, "--temperature", 100)
+        for name, path in (("right", metal), ("left", tmp_path / "left.extxyz"))
+    ]
+    assert logs[0]["volume_A3"][-1] < logs[0]["volume_A3"][0]
+    for name in ("volume_A3", "pressure_GPa", "potential_eV"):
+        np.testing.assert_allclose(logs[1][name], logs[0][name], rtol=1e-4, atol=1e-3)

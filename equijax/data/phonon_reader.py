@@ -139,7 +139,7 @@ def _read(path, program):
         stored, tolerance = _described(path)
         if stored.force_constants is None and not has_forces(stored.dataset):
             values = _beside(path, VALUES[program])
-            if not any(_reader(value, VALUES[program])(stored, value) for value in values):
+            if not any(_enter(stored, value, program) for value in values):
                 raise ValueError(f"{path}: neither forces nor force constants in it, nor any of "
                                  f"{', '.join(VALUES[program])} beside it that belong to it")  # fmt: skip
     else:
@@ -147,7 +147,7 @@ def _read(path, program):
         if not (found := _beside(path, names)):
             raise FileNotFoundError(f"{path} needs the structure it belongs to: one of {', '.join(names)} beside it")
         stored, tolerance = _described(found[0])
-        if not _reader(path, VALUES[program])(stored, path):
+        if not _enter(stored, path, program):
             raise ValueError(f"{path}: not the forces of the supercell for phonons in {found[0].name}")
     return _phonon(_in_eV_A(stored), tolerance, path)
 
@@ -165,6 +165,12 @@ def _is_yaml(path) -> bool:
 def _reader(path, readers):
     """The reader whose name a file has, perhaps with something after it."""
     return next((reader for name, reader in readers.items() if _plain_name(path).startswith(name)), None)
+
+
+def _enter(stored, path, program) -> bool:
+    """Enter what a file beside a description holds; False where it does not belong to it."""
+    reader = _reader(path, VALUES[program])
+    return reader is not None and reader(stored, path)
 
 
 def _beside(path, names) -> list[Path]:

@@ -14,6 +14,7 @@ from ase.utils import string2index
 
 from equijax.data import phonopy_files
 from equijax.data.labelled import Keys, Labelled, from_values
+from equijax.structures import check_ordered
 
 # What "auto" looks for: names of a reference first, then plain ones, ASE's own among them.
 AUTO = {
@@ -115,6 +116,8 @@ def _frames(path, index) -> list[tuple[int, ase.Atoms]]:
     frames = frames[chosen] if isinstance(chosen, slice) else [frames[chosen]]
     if not frames:
         raise ValueError(f"{path}: no structures")
+    for i, atoms in frames:
+        check_ordered(atoms, f"frame {i} of {path}")
     return frames
 
 
