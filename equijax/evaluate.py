@@ -1,7 +1,6 @@
 """`python -m equijax.evaluate --model CKPT --data a.extxyz ...`: errors of a model on labelled structures."""
 
 import csv
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -9,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
 import numpy as np
 import tyro
 
 import equijax
-from equijax import adapters, data
+from equijax import adapters, data, files, runner
 from equijax.data import Keys, Labelled
 
 # (name, unit, factor from eV and A)
@@ -52,36 +50,41 @@ class EvaluateConfig(Keys):
     """Precision of the model."""
 
 
+@runner.program("equijax evaluate")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table, write everything to the output folder.
+    """Print the table, write everything to the output folder."""
+    return run(tyro.cli(EvaluateConfig, args=argv, prog="equijax evaluate"))
+
+
+@files.locked
+def run(options: EvaluateConfig) -> int:
+    """Errors of `options.model` on `options.data`, printed and written to `options.out`.
 
     Raises:
       FileNotFoundError, ValueError: see `equijax.load` and `equijax.data.load`.
     """
-    options = tyro.cli(EvaluateConfig, args=argv, prog="equijax evaluate")
     started = time.perf_counter()
     ff = equijax.load(options.model)
     ff = ff if options.adapter is None else adapters.attach(ff, options.adapter)
     read = {str(path): data.read(path, options) for path in options.data}
     print("\n".join(text for file in read.values() for text in file.messages))
-    files = {path: file.structures for path, file in read.items()}
-    structures = [s for chosen in files.values() for s in chosen]
+    by_file = {path: file.structures for path, file in read.items()}
+    structures = [s for chosen in by_file.values() for s in chosen]
     found = data.predictions(ff, structures, dtype=options.dtype, head=options.head)
     errors = [structure_errors(s, f) for s, f in zip(structures, found, strict=True)]
     rows, first = [], 0
-    for path, chosen in files.items():
+    for path, chosen in by_file.items():
         rows.append({"file": path, **summarise(errors[first : first + len(chosen)])})
         first += len(chosen)
-    if len(files) > 1:
+    if len(by_file) > 1:
         rows.append({"file": "all", **summarise(errors)})
-    options.out.mkdir(parents=True, exist_ok=True)
     write_csv(options.out / "structures.csv", structures, found, errors)
     draw_parity(options.out / "parity.png", structures, found)
     warnings = [*(w for file in read.values() for w in file.warnings), *label_warnings(structures, found)]
     report = {"model": str(options.model), "head": options.head, "dtype": options.dtype, "metadata": ff.metadata,
               "dataset_sha256": data.sha256(structures), "errors": rows, "warnings": warnings,
               "seconds": time.perf_counter() - started}  # fmt: skip
-    (options.out / "report.json").write_text(json.dumps(report, indent=1))
+    files.write_json(options.out / "report.json", report)
     print(table(rows))
     for text in label_warnings(structures, found):
         print(f"WARNING: {text}")
@@ -128,7 +131,7 @@ def table(rows: Sequence[dict]) -> str:
 
 def write_csv(path: Path, structures: Sequence[Labelled], found: Sequence[dict], errors: Sequence[dict]) -> None:
     """One row a structure: source, formula, energies (eV), errors in the units of the column names."""
-    with path.open("w", newline="") as file:
+    with files.beside(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for s, f, e in zip(structures, found, errors, strict=True):
@@ -145,6 +148,8 @@ def write_csv(path: Path, structures: Sequence[Labelled], found: Sequence[dict],
 
 def draw_parity(path: Path, structures: Sequence[Labelled], found: Sequence[dict]) -> None:
     """Prediction against label: energy per atom, force and stress components."""
+    import matplotlib  # only where a figure is drawn
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -166,7 +171,8 @@ def draw_parity(path: Path, structures: Sequence[Labelled], found: Sequence[dict
         axis.plot(x[known], y[known], ".", ms=3, alpha=0.5)
         axis.locator_params(nbins=5)
         axis.set(title=title, xlabel="label", ylabel="model", aspect="equal")
-    figure.savefig(path, dpi=130)
+    with files.beside(path) as part:
+        figure.savefig(part, dpi=130)
     plt.close(figure)
 
 

@@ -18,6 +18,8 @@ from equijax import (
     data,
     evaluate,
     feed,
+    files,
+    folders,
     lora,
     loss,
     metrics,
@@ -25,21 +27,28 @@ from equijax import (
     predict,
     recipe,
     report,
+    runner,
     store,
     train,
 )
 from equijax.recipe import FinetuneConfig
-from equijax.task import SETS, Task, prepare, provenance
+from equijax.task import SETS, Task, inputs, prepare, provenance
 
+RUN = folders.Kind(
+    "a fine-tuning run",
+    "config.json",
+    frozenset({"model", "train", "strategy", "out"}),
+    frozenset({"config.json"}),
+    frozenset(
+        {".lock", "metrics.jsonl", "report.json", "learning_curve.png", "parity.png", "best", "adapter", "checkpoints"}
+    ),
+)
 JOB = ("coordinator", "process")  # options that differ between processes, or from one start to the next
 
 
+@runner.program("equijax finetune")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; prints the final table.
-
-    Raises:
-      SystemExit: bad options.
-    """
+    """Entry point; prints the final table."""
     options = recipe.resolve(recipe.read(sys.argv[1:] if argv is None else argv))
     if options.distributed:
         parallel.join(options.coordinator, options.processes, options.process)
@@ -55,6 +64,7 @@ def say(text: str) -> None:
         print(text)
 
 
+@files.locked
 def run(options: FinetuneConfig) -> dict | None:
     """Fine-tune in `options.dtype` and write everything to `options.out`.
 
@@ -65,7 +75,7 @@ def run(options: FinetuneConfig) -> dict | None:
       what report.json holds, or None if a signal stopped the run.
 
     Raises:
-      FileExistsError: the output folder is in use and --resume is not given.
+      FileExistsError: the output folder is in use, or holds a run and --resume is not given.
       ValueError: bad data or options; see the modules they belong to.
       TrainingDiverged: see `train.fit`.
     """
@@ -76,12 +86,13 @@ def run(options: FinetuneConfig) -> dict | None:
 def _run(options: FinetuneConfig) -> dict | None:
     started = time.perf_counter()
     out = options.out.absolute()
-    check_free(out, options)
+    begun = inputs(options)
+    check_free(out, options, begun)
     task = prepare(options)
     parallel.wait("the folder is free for all processes")
-    out.mkdir(parents=True, exist_ok=True)
     if parallel.is_first():
-        (out / "config.json").write_text(json.dumps(recipe.document(options), indent=1))
+        files.write_json(out / "inputs.json", begun)
+        files.write_json(out / "config.json", recipe.document(options))  # the last: with it the folder is in use
     say("\n".join(task.messages))
     before, final = assess(task, task.variables, task.untouched_graphs), with_energies(task.variables, task.energies)
     shifted = None if task.e0 == "model" else label_errors(task, final, task.graphs)
@@ -124,12 +135,17 @@ def _run(options: FinetuneConfig) -> dict | None:
     return result
 
 
-def check_free(out: Path, options: FinetuneConfig) -> None:
+def check_free(out: Path, options: FinetuneConfig, begun: dict[str, str]) -> None:
     """Refuse to mix two runs in one folder.
+
+    Args:
+      out: folder of the run.
+      options: of this start of it.
+      begun: what this start begins with, from `task.inputs`.
 
     Raises:
       FileExistsError: the folder is in use and --resume is not given.
-      ValueError: --resume with options that the run did not have.
+      ValueError: --resume with options, model or data that the run did not have.
     """
     stored_in = out / "config.json"
     if not stored_in.exists():
@@ -140,6 +156,12 @@ def check_free(out: Path, options: FinetuneConfig) -> None:
     changed = sorted(k for k in now if stored.get(k) != now[k] and k not in ("resume", "config", "out", *JOB))
     if changed:
         raise ValueError(f"--resume with other options than the run in {out} had: {', '.join(changed)}")
+    if not (out / "inputs.json").exists():
+        raise ValueError(f"{out} holds a run of an earlier version, without inputs.json: choose another --out")
+    stored = json.loads((out / "inputs.json").read_text())
+    changed = sorted(name for name in stored.keys() | begun.keys() if stored.get(name) != begun.get(name))
+    if changed:
+        raise ValueError(f"--resume of {out} with contents that changed since it began: {', '.join(changed)}")
 
 
 def describe(task: Task, trained: recipe.Trainable) -> str:
@@ -200,16 +222,14 @@ def optimise(task: Task, trained: recipe.Trainable, start: float, out: Path) -> 
     start = np.inf if options.strategy == "scratch" else start
     progress, best = train.Progress(best=parallel.from_first({"loss": start})["loss"]), trained.start
     with store.Store(out / "checkpoints") as checkpoints:
-        if options.resume and (stored := checkpoints.restore_last(state)) is not None:
-            state, progress = stored
-            best = checkpoints.restore_best(best) if progress.best_epoch else best
+        if options.resume and (stored := checkpoints.restore(state, best)) is not None:
+            state, best, progress = stored
 
         def save(state, progress, is_best):
             nonlocal best
             if is_best:
                 best = jax.device_get(train.evaluated(state, plan))
-                checkpoints.save_best(best, progress)
-            checkpoints.save_last(state, progress)
+            checkpoints.save(store.Stored(state, best, progress))
 
         with report.Log(out / "metrics.jsonl", progress, steps, int(state.step)) as log:
             state, progress, reason = train.fit(

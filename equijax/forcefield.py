@@ -26,12 +26,14 @@ class ForceField:
     _on_device: dict = field(default_factory=dict, repr=False, compare=False)
 
     def device_variables(self, dtype: str = "float32") -> dict:
-        """The arrays in `dtype` on the default device, transferred once."""
+        """The arrays in `dtype` on the default device, transferred once; E0 stays here, in float64."""
         dtype = np.dtype(dtype).name
         if dtype not in self._on_device:
             # also right when first called while a function is being traced: a tracer must not end up in the cache
             with jax.enable_x64(dtype == "float64"), jax.ensure_compile_time_eval():
-                self._on_device[dtype] = jax.device_put(predict.cast(self.variables, dtype))
+                arrays = jax.device_put(predict.cast(self.variables, dtype))
+            e0 = np.asarray(self.variables["constants"]["atomic_energies"], np.float64)
+            self._on_device[dtype] = {**arrays, "constants": {**arrays["constants"], "atomic_energies": e0}}
         return self._on_device[dtype]
 
     def head_index(self, head: str | None) -> int:

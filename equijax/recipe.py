@@ -192,11 +192,14 @@ def read(argv: Sequence[str] | None = None) -> FinetuneConfig:
       SystemExit: from the command line parser, with its message.
       ValueError: unknown or malformed options in the file.
     """
-    argv = list(argv)
-    if "--config" not in argv:
+    argv = [part for a in argv for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
+    if "--config" not in argv[:-1]:
         return tyro.cli(FinetuneConfig, args=argv, prog="equijax finetune")
     file = Path(argv[argv.index("--config") + 1])
-    values = yaml.safe_load(file.read_text())
+    try:
+        values = yaml.safe_load(file.read_bytes())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is neither JSON nor YAML: {error}") from error
     names = {f.name: f for f in dataclasses.fields(FinetuneConfig)}
     if not isinstance(values, dict) or (unknown := sorted(set(values) - set(names))):
         found = f"unknown options {unknown}" if isinstance(values, dict) else "no mapping of names to values"

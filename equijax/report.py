@@ -1,15 +1,13 @@
 """What a fine-tuning run tells: progress bar, metrics.jsonl, tables, plots, report.json."""
 
 import dataclasses
-import io
 import json
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from tqdm import tqdm
 
-from equijax import parallel
+from equijax import files, parallel
 from equijax.train import Progress
 
 UNITS = {"energy": ("meV/atom", 1e3), "forces": ("meV/A", 1e3), "stress": ("meV/A^3", 1e3)}
@@ -20,11 +18,10 @@ class Log:
 
     def __init__(self, path: Path, progress: Progress, steps: int, done: int):
         if parallel.is_first():
-            kept = []
-            if path.exists():  # a resumed run repeats what came after its checkpoint
-                kept = [line for line in path.read_text().splitlines() if json.loads(line)["epoch"] <= progress.epoch]
-            path.write_text("".join(line + "\n" for line in kept))
-        self._file = path.open("a") if parallel.is_first() else io.StringIO()
+            # a resumed run repeats what came after its checkpoint
+            kept = [record for record in read_history(path) if record["epoch"] <= progress.epoch]
+            files.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = files.open_at(path, path.stat().st_size) if parallel.is_first() else None
         self._bar = tqdm(total=steps, initial=done, desc="train", unit="step", dynamic_ncols=True,
                          disable=not parallel.is_first())  # fmt: skip
         self._shown: dict[str, str] = {}
@@ -34,19 +31,38 @@ class Log:
 
     def __exit__(self, *_) -> None:
         self._bar.close()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def __call__(self, record: dict) -> None:
         if "batch" in record:
             self._bar.update()
             self._shown |= {"epoch": str(record["epoch"]), "loss": f"{float(record['loss']):.3g}"}
         else:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+            if self._file is not None:
+                files.append(self._file, (json.dumps(record) + "\n").encode())
             self._shown["valid"] = f"{record['loss']:.3g}"
             if record.get("forces_mae") is not None:
                 self._shown["F"] = f"{1e3 * record['forces_mae']:.1f} meV/A"
         self._bar.set_postfix(self._shown, refresh=False)
+
+
+def read_history(path: Path) -> list[dict]:
+    """Records of metrics.jsonl, the last one of each epoch; a last line cut short by a crash is left out.
+
+    Raises:
+      ValueError: another line is not JSON.
+    """
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    records = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            records[record["epoch"]] = record
+        except ValueError as error:
+            if number < len(lines) or line.endswith("\n"):
+                raise ValueError(f"{path}, line {number}: not a record of this program: {error}") from error
+    return list(records.values())
 
 
 def errors_table(models: dict[str, dict[str, dict]]) -> str:
@@ -76,14 +92,15 @@ def phonons_table(before: list[dict], after: list[dict], name: str) -> str:
     """Per crystal: starting model, result and reference; F, S and C_V at 300 K per mole of primitive cells."""
     titles = ("MAE (THz)", "highest (THz)", "F (kJ/mol)", "S (J/K/mol)", "C_V (J/K/mol)", "imaginary")
     lines, thresholds = [], ""
-    lines.append(f"{'phonons':<20}{'model':<12}" + "".join(f"{title:>15}" for title in titles))
+    width = max(len(row["crystal"]) for row in after) + 2
+    lines.append(f"{'phonons':<{width}}{'model':<12}" + "".join(f"{title:>15}" for title in titles))
     for b, a in zip(before, after, strict=True):
         for model, row in (("zero-shot", b), (name, a)):
             agree = " ".join(f"{share:.0%}" for share in row["imaginary_agreement"].values())
             cells = [f"{row[k]:.4g}" for k in ("frequency_mae", *THERMAL)]
-            lines.append(f"{row['crystal']:<20}{model:<12}" + "".join(f"{c:>15}" for c in (*cells, agree)))
+            lines.append(f"{row['crystal']:<{width}}{model:<12}" + "".join(f"{c:>15}" for c in (*cells, agree)))
         cells = ["", *(f"{a[f'{k}_reference']:.4g}" for k in THERMAL)]
-        lines.append(f"{a['crystal']:<20}{'reference':<12}" + "".join(f"{c:>15}" for c in cells))
+        lines.append(f"{a['crystal']:<{width}}{'reference':<12}" + "".join(f"{c:>15}" for c in cells))
         thresholds = ", ".join(a["imaginary_agreement"])
     lines.append(f"imaginary: share of q that agree with the reference on modes below minus {thresholds} THz")
     return "\n".join(lines)
@@ -149,10 +166,8 @@ def summary(result: dict) -> str:
 
 def write(out: Path, result: dict) -> None:
     """report.json, and the learning curve."""
-    (out / "report.json").write_text(json.dumps(result, indent=1, default=_plain))
-    log = out / "metrics.jsonl"
-    history = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []  # zero-shot: none
-    if history:
+    files.write_json(out / "report.json", result, default=_plain)
+    if history := read_history(out / "metrics.jsonl"):  # zero-shot has none
         start = result["before_with_new_e0"] or result["before"]["errors"]
         learning_curve(history, start["valid"], out / "learning_curve.png")
 
@@ -178,11 +193,14 @@ def learning_curve(history: list[dict], start: dict, path: Path) -> None:
         axes[1].set_ylim(bottom=0.0)
         axes[1].axhline(1e3 * start["forces_mae"], color="k", ls="--", lw=0.8)
     axes[1].set(xlabel="epoch", ylabel="validation force MAE (meV/A)")
-    figure.savefig(path, dpi=120)
+    with files.beside(path) as part:
+        figure.savefig(part, dpi=120)
     plt.close(figure)
 
 
 def _pyplot():
+    import matplotlib  # only where a figure is drawn
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -1,6 +1,7 @@
 """What a fine-tuning run starts from: model, labelled sets, isolated-atom energies, batches; made from the options."""
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import numpy as np
 
 from equijax import checkpoint, data, feed, parallel, recipe, replay
 from equijax.config import ModelConfig
-from equijax.data import Labelled
+from equijax.data import Labelled, phonon_reader
 from equijax.data.phonopy_files import is_phonopy
 from equijax.forcefield import ForceField
 from equijax.recipe import FinetuneConfig
 
 SETS = ("train", "valid", "test", "retain")
+FILES = ("train", "valid", "test", "retain", "replay", "replay_self", "phonons")  # options that name files
 NEW_HEAD = "finetuned"
 
 
@@ -45,6 +47,21 @@ class Task:
     def dataset_sha256(self) -> str:
         """Fingerprint of the training structures."""
         return data.sha256(i.labelled for i in self.items["train"])
+
+
+def inputs(options: FinetuneConfig) -> dict[str, str]:
+    """sha256 of what a run begins with, by option and path: the model, and every file that holds structures.
+
+    Raises:
+      FileNotFoundError: no such model or file.
+    """
+    config, variables, _ = checkpoint.load(options.model)
+    found = {f"--model {options.model}": checkpoint.fingerprint(config, variables)}
+    for name in FILES:
+        for path in (p for given in getattr(options, name) for p in phonon_reader.files_of(Path(given))):
+            with open(path, "rb") as file:
+                found[f"--{name.replace('_', '-')} {path}"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def prepare(options: FinetuneConfig) -> Task:

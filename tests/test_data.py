@@ -12,7 +12,7 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from phonopy.file_IO import write_FORCE_CONSTANTS, write_FORCE_SETS
 
-from equijax import data, graph, predict, testing
+from equijax import data, graph, predict, structures, testing
 from equijax.units import GPA_PER_EV_A3
 
 CONFIG = testing.random_config(
@@ -223,7 +223,7 @@ def phonon():
     si = bulk("Si", a=5.43)
     cell = PhonopyAtoms(numbers=si.numbers, cell=si.cell.array, scaled_positions=si.get_scaled_positions())
     phonon = phonopy.Phonopy(cell, np.diag([2, 2, 2]), primitive_matrix="auto")
-    whole = data.phonopy_files.to_ase(phonon.supercell)
+    whole = structures.to_ase(phonon.supercell)
     n = len(whole)
     phi = np.zeros((n, n, 3, 3))
     edges = graph.neighbour_list(whole, 2.6)
@@ -279,14 +279,6 @@ def test_phonopy_files_without_what_they_need(phonon, tmp_path):
     (tmp_path / "FORCE_SETS").write_text("16\n")
     with pytest.raises(FileNotFoundError, match="needs the structure it belongs to"):
         data.load(tmp_path / "FORCE_SETS")
-    text = (tmp_path / "empty.yaml").read_text()
-    units = {"phonopy:\n": "phonopy:\n  calculator: qe\n", '"angstrom"': '"au"', '"eV/angstrom': '"Ry/au'}
-    for name, other in units.items():
-        text = text.replace(name, other)
-    (tmp_path / "qe.yaml").write_text(text)
-    write_FORCE_SETS(phonon.dataset, filename=tmp_path / "FORCE_SETS")
-    with pytest.raises(ValueError, match="made with qe, whose lengths and forces"):
-        data.load(tmp_path / "qe.yaml")
 
 
 @pytest.mark.parametrize(
