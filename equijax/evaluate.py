@@ -70,6 +70,8 @@ def run(options: EvaluateConfig) -> int:
     print("\n".join(text for file in read.values() for text in file.messages))
     by_file = {path: file.structures for path, file in read.items()}
     structures = [s for chosen in by_file.values() for s in chosen]
+    if not structures:
+        raise ValueError(f"{', '.join(by_file)}: nothing but isolated atoms, which set E0 and are not evaluated")
     found = data.predictions(ff, structures, dtype=options.dtype, head=options.head)
     errors = [structure_errors(s, f) for s, f in zip(structures, found, strict=True)]
     rows, first = [], 0

@@ -130,6 +130,8 @@ def _sets(options, old_head) -> tuple[dict[str, list[Labelled]], list[Labelled],
     told = tuple(text for files in read.values() for file in files for text in file.messages)
     sets = {name: _structures(files) for name, files in read.items()}
     isolated = [s for file in read["train"] for s in file.isolated]
+    if isolated and not sets["train"]:
+        raise ValueError("--train holds nothing but isolated atoms, which set E0 and are not trained on")
     if old_head is not None:
         sets["retain"] = [dataclasses.replace(s, head=old_head) for s in sets["retain"]]
     if sets["valid"] or not sets["train"]:

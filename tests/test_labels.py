@@ -8,7 +8,7 @@ import tyro
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from equijax import data, evaluate, loss, recipe, replay, testing
+from equijax import data, evaluate, loss, recipe, replay, task, testing
 
 CONFIG = testing.random_config(
     channels=4, lmax=1, species=(11, 14, 17), max_ell=1, correlation=(2, 2), radial_mlp=(8,), heads=("a", "b")
@@ -202,3 +202,10 @@ def test_messages_name_file_and_frame_of_the_user(tmp_path):
         replay.pick(close, 1)
     with pytest.raises(ValueError, match="head 'c' is not one of the model's: a, b; rename it, or .* --head-key none"):
         data.predictions(model, [data.Labelled(testing.rattled(), head="c")])
+
+
+def test_isolated_atoms_alone_are_nothing_to_train_on(tmp_path):
+    path = written(tmp_path / "a.extxyz", lone("Na", -7.0))
+    options = recipe.read(["--model", "m", "--train", str(path), "--out", "o"])
+    with pytest.raises(ValueError, match="--train holds nothing but isolated atoms"):
+        task._sets(options, None)
