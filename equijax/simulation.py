@@ -22,6 +22,7 @@ from equijax.forcefield import ForceField
 from equijax.jaxmd import potential
 from equijax.momenta import rigid_motions, starting_momenta
 
+FLOAT32_EXTENT_A = 1000.0  # beyond it float32 places atoms to 1e-4 A, and forces are off by 1e-3 eV/A
 FS = ase.units.fs  # one femtosecond in sqrt(amu A^2 / eV)
 
 
@@ -48,7 +49,8 @@ def prepare(config, ff: ForceField) -> System:
 
     Raises:
       ValueError: see `equijax.graph.check_atoms`; NPT of a structure that is not periodic in all directions or has
-        fixed atoms; nothing free to move, or another constraint than fixed atoms and components.
+        fixed atoms; nothing free to move, or another constraint than fixed atoms and components; atoms too far apart
+        for float32.
     """
     name, atoms = str(config.structure), ase.io.read(config.structure, index=-1)
     graph.check_atoms(atoms, ff.config, name)
@@ -70,6 +72,12 @@ def prepare(config, ff: ForceField) -> System:
     dof = int(free.sum()) - (0 if stochastic else len(rigid_motions(atoms, free)))
     init, apply, box_of, conserved = integrator(config, atoms, cell, energy_fn, dof)
     home = home_of(atoms)
+    extent = np.abs(atoms.positions - home @ cell).max()
+    if config.dtype == "float32" and extent > FLOAT32_EXTENT_A:
+        raise ValueError(
+            f"{name} extends over {extent:.4g} A, expected at most {FLOAT32_EXTENT_A:g} A in float32: "
+            "use --dtype float64"
+        )
     return System(
         atoms, ff.device_variables(config.dtype), energy_fn, neighbor_fn, initial(config, atoms, home), init, apply,
         box_of, conserved, dof, e0, free, home,

@@ -81,7 +81,24 @@ def open_slab():
     return atoms
 
 
-CELLS = {"small": rattled(), "triclinic": triclinic(), "bins": triclinic((4, 4, 5)), "slab": open_slab()}
+def droplets():
+    """Three crystallites in a cell that is almost all vacuum."""
+    atoms = rattled()
+    for shift in ([1300.0, 0, 0], [2990.0, 700.0, 2998.0]):
+        other = rattled(seed=2)
+        other.positions += shift
+        atoms += other
+    atoms.set_cell([[3000.0, 0, 0], [500.0, 2900.0, 0], [0, 300.0, 3000.0]])
+    return atoms
+
+
+CELLS = {
+    "vacuum": droplets(),
+    "small": rattled(),
+    "triclinic": triclinic(),
+    "bins": triclinic((4, 4, 5)),
+    "slab": open_slab(),
+}
 
 
 def pairs_on_device(atoms, cutoff):
@@ -111,6 +128,22 @@ def test_list_equals_the_host_list(name):
     v = atoms.positions[edges.receivers] - atoms.positions[edges.senders] - edges.shifts @ atoms.cell.array
     rows = np.stack([edges.receivers, edges.senders, np.linalg.norm(v, axis=1).round(9)], 1)
     np.testing.assert_allclose(pairs_on_device(atoms, 5.0), rows[np.lexsort(rows.T[::-1])], atol=1e-8)
+
+
+def test_memory_does_not_grow_with_the_volume():
+    """The largest array of the program that builds the list, for one cell and for a million times its volume."""
+    small = rattled(repeat=(2, 2, 2))
+    large = small.copy()
+    large.set_cell(small.cell * 100)
+    space = nl.Space(False, (True,) * 3, 4.0, 0.5)
+
+    def program(atoms):
+        R, T = np.asarray(atoms.positions, np.float32), np.asarray(atoms.cell.array.T, np.float32)
+        grid = nl.lay_out(R, T, space)
+        return jax.make_jaxpr(lambda R, T: nl._build(R, T, grid, space, 40))(R, T)
+
+    sizes = [max(v.aval.size for e in program(atoms).eqns for v in e.outvars) for atoms in (small, large)]
+    assert sizes[1] <= 2 * sizes[0]
 
 
 @pytest.mark.parametrize("fractional", [True, False])
@@ -426,6 +459,12 @@ def test_what_cannot_hold_atoms_is_refused(loaded, tmp_path, metal):
             run(tmp_path / f"out{number}", tmp_path / "held.traj", ensemble, 20, 1)
         assert not (tmp_path / f"out{number}").exists()
     atoms.set_constraint()
+    wide = atoms.copy()
+    wide.set_cell([3000.0, 20, 20])
+    wide.positions[0, 0] = 1500.0
+    ase.io.write(tmp_path / "wide.extxyz", wide)
+    with pytest.raises(SystemExit, match="1500 A, expected at most 1000 A in float32: use --dtype float64"):
+        run(tmp_path / "wide", tmp_path / "wide.extxyz", "nve", 20, 1)
     atoms.pbc = (True, True, False)
     ase.io.write(tmp_path / "slab.extxyz", atoms)
     with pytest.raises(SystemExit, match=r"periodic along \[True, True, False\]: npt needs all three directions"):
