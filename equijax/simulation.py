@@ -211,6 +211,7 @@ def frame_of(system: System, seen: dict) -> ase.Atoms:
     atoms = system.atoms.copy()
     if system.box_of is not None:
         atoms.set_cell(seen["cell"])
-    atoms.positions = seen["positions"] + system.home @ complete_cell(atoms.cell.array)
+    moved = seen["positions"] + system.home @ complete_cell(atoms.cell.array)
+    atoms.positions = np.where(system.free, moved, atoms.positions)  # float32 rounds fixed ones too
     atoms.set_momenta(seen["momenta"])
     return atoms
