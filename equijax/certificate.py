@@ -1,23 +1,20 @@
 """The certificate of a phonon run, report.json: how far its numbers can be trusted, and a short text of it."""
 
-import hashlib
 import importlib.metadata
-import json
 import platform
-import sys
 import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from equijax import checkpoint, files
+
 PACKAGES = ("equijax", "jax", "phonopy", "phono3py", "numpy", "ase", "spglib", "seekpath", "symfc")
 # Imaginary frequencies smaller than this are called stable, THz. Noise of 1e-5, 1e-4, 1e-3 eV/A^2 on force constants
 # moves soft acoustic branches by about 0.02, 0.06 and 0.2 THz.
 STABILITY_THRESHOLDS_THZ = (0.02, 0.1, 0.3)
-REFUSALS = (ValueError, MemoryError, FileNotFoundError)  # what unusable input raises
 
 
 def verdict(lowest_THz: float) -> dict[str, str]:
@@ -36,15 +33,6 @@ def versions() -> dict[str, str]:
     return out
 
 
-def model_digest(ff) -> str:
-    """sha256 over config and arrays of a ForceField: the same numbers give the same digest, wherever they came from."""
-    digest = hashlib.sha256(ff.config.to_json().encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(ff.variables):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
-
-
 def machine() -> dict[str, str | int]:
     """Device kind and count, platform."""
     devices = jax.local_devices()
@@ -53,23 +41,8 @@ def machine() -> dict[str, str | int]:
 
 def provenance(ff, head: str) -> dict:
     """Certificate entries that say what computed it: model, versions, machine."""
-    model = {"sha256": model_digest(ff), "head": head} | ff.metadata
+    model = {"sha256": checkpoint.fingerprint(ff.config, ff.variables), "head": head} | ff.metadata
     return {"model": model, "versions": versions(), "machine": machine()}
-
-
-def command(program: str, run: Callable, config, text: Callable[[dict], str], refusals=REFUSALS) -> int:
-    """Carry out `run(config)` for a command line: print `text(report)` and return 0.
-
-    Input that cannot be used, an error of `refusals`, is one line on standard error and 2.
-    """
-    try:
-        report = run(config)
-    except refusals as error:
-        print(f"equijax {program}: {error}", file=sys.stderr)
-        return 2
-    print(text(report))
-    print(f"Everything is in {config.out}")
-    return 0
 
 
 @contextmanager
@@ -86,7 +59,7 @@ def write(report: dict, path: str | Path) -> None:
     Raises:
       ValueError: a number that is not finite.
     """
-    Path(path).write_text(json.dumps(report, indent=1, allow_nan=False, default=_plain) + "\n")
+    files.write_json(path, report, allow_nan=False, default=_plain)
 
 
 def _plain(value):

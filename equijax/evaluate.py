@@ -1,22 +1,19 @@
 """`python -m equijax.evaluate --model CKPT --data a.extxyz ...`: errors of a model on labelled structures."""
 
 import csv
-import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
 import numpy as np
 import tyro
 
 import equijax
-from equijax import adapters, data
+from equijax import adapters, data, files, runner
 from equijax.data import Keys, Labelled
-from equijax.forcefield import ForceField
 
 # (name, unit, factor from eV and A)
 QUANTITIES = (("energy", "meV/atom", 1e3), ("forces", "meV/A", 1e3), ("stress", "meV/A^3", 1e3))
@@ -36,7 +33,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Keys):
     """Compare a model with labelled structures: table, parity plot, one CSV row per structure."""
 
     model: Path
@@ -51,61 +48,48 @@ class EvaluateConfig:
     """Head of a model that has several, for structures that name none."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of the model."""
-    keys: Keys = field(default_factory=Keys)
-    """Names of the labels in the files."""
 
 
+@runner.program("equijax evaluate")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table, write everything to the output folder.
+    """Print the table, write everything to the output folder."""
+    return run(tyro.cli(EvaluateConfig, args=argv, prog="equijax evaluate"))
+
+
+@files.locked
+def run(options: EvaluateConfig) -> int:
+    """Errors of `options.model` on `options.data`, printed and written to `options.out`.
 
     Raises:
       FileNotFoundError, ValueError: see `equijax.load` and `equijax.data.load`.
     """
-    options = tyro.cli(EvaluateConfig, args=argv, prog="equijax evaluate")
     started = time.perf_counter()
     ff = equijax.load(options.model)
     ff = ff if options.adapter is None else adapters.attach(ff, options.adapter)
-    files = {str(path): data.load(path, options.keys) for path in options.data}
-    structures = [s for chosen in files.values() for s in chosen]
-    found = predict(ff, structures, options.dtype, options.head)
+    read = {str(path): data.read(path, options) for path in options.data}
+    print("\n".join(text for file in read.values() for text in file.messages))
+    by_file = {path: file.structures for path, file in read.items()}
+    structures = [s for chosen in by_file.values() for s in chosen]
+    found = data.predictions(ff, structures, dtype=options.dtype, head=options.head)
     errors = [structure_errors(s, f) for s, f in zip(structures, found, strict=True)]
     rows, first = [], 0
-    for path, chosen in files.items():
+    for path, chosen in by_file.items():
         rows.append({"file": path, **summarise(errors[first : first + len(chosen)])})
         first += len(chosen)
-    if len(files) > 1:
+    if len(by_file) > 1:
         rows.append({"file": "all", **summarise(errors)})
-    options.out.mkdir(parents=True, exist_ok=True)
     write_csv(options.out / "structures.csv", structures, found, errors)
     draw_parity(options.out / "parity.png", structures, found)
-    warning = stress_warning(structures, found)
+    warnings = [*(w for file in read.values() for w in file.warnings), *label_warnings(structures, found)]
     report = {"model": str(options.model), "head": options.head, "dtype": options.dtype, "metadata": ff.metadata,
-              "dataset_sha256": data.sha256(structures), "errors": rows, "warning": warning,
+              "dataset_sha256": data.sha256(structures), "errors": rows, "warnings": warnings,
               "seconds": time.perf_counter() - started}  # fmt: skip
-    (options.out / "report.json").write_text(json.dumps(report, indent=1))
+    files.write_json(options.out / "report.json", report)
     print(table(rows))
-    if warning:
-        print(f"WARNING: {warning}")
+    for text in label_warnings(structures, found):
+        print(f"WARNING: {text}")
     print(f"structures.csv, parity.png and report.json are in {options.out}")
     return 0
-
-
-def predict(ff: ForceField, structures: Sequence[Labelled], dtype: str, head: str | None) -> list[dict]:
-    """`ForceField.evaluate` with the head that each structure names.
-
-    Raises:
-      ValueError: a structure the model cannot describe or a head it does not have, by source.
-    """
-    data.prepare(structures, ff.config)
-    by_head: dict[str | None, list[int]] = {}
-    for i, s in enumerate(structures):
-        by_head.setdefault(s.head or head, []).append(i)
-    out: list[dict] = [{} for _ in structures]
-    for name, members in by_head.items():
-        found = ff.evaluate([structures[i].atoms for i in members], dtype=dtype, head=name)
-        for i, f in zip(members, found, strict=True):
-            out[i] = f
-    return out
 
 
 def structure_errors(s: Labelled, found: dict) -> dict[str, np.ndarray]:
@@ -147,7 +131,7 @@ def table(rows: Sequence[dict]) -> str:
 
 def write_csv(path: Path, structures: Sequence[Labelled], found: Sequence[dict], errors: Sequence[dict]) -> None:
     """One row a structure: source, formula, energies (eV), errors in the units of the column names."""
-    with path.open("w", newline="") as file:
+    with files.beside(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for s, f, e in zip(structures, found, errors, strict=True):
@@ -164,6 +148,8 @@ def write_csv(path: Path, structures: Sequence[Labelled], found: Sequence[dict],
 
 def draw_parity(path: Path, structures: Sequence[Labelled], found: Sequence[dict]) -> None:
     """Prediction against label: energy per atom, force and stress components."""
+    import matplotlib  # only where a figure is drawn
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -185,17 +171,25 @@ def draw_parity(path: Path, structures: Sequence[Labelled], found: Sequence[dict
         axis.plot(x[known], y[known], ".", ms=3, alpha=0.5)
         axis.locator_params(nbins=5)
         axis.set(title=title, xlabel="label", ylabel="model", aspect="equal")
-    figure.savefig(path, dpi=130)
+    with files.beside(path) as part:
+        figure.savefig(part, dpi=130)
     plt.close(figure)
 
 
-def stress_warning(structures: Sequence[Labelled], found: Sequence[dict]) -> str | None:
-    """What `data.check_stress` has to say against the stress labels."""
+def label_warnings(structures: Sequence[Labelled], found: Sequence[dict]) -> list[str]:
+    """What the model's own results say against the labels: unit and sign of stresses, reference of energies."""
+    out = []
     try:
         data.check_stress(structures, [f["stress"] for f in found])
     except (ValueError, FloatingPointError) as error:
-        return str(error)
-    return None
+        out.append(str(error))
+    off = data.off_reference(structures, [f["energy"] for f in found])
+    if off is not None:
+        out.append(
+            f"energy labels are {off:.4g} eV/atom off the model's (median; more than {data.energies.REFERENCE_EV} is "
+            "another reference of energies, not an error of the model): fine-tune with --e0 refit"
+        )
+    return out
 
 
 if __name__ == "__main__":

@@ -15,8 +15,11 @@ import equijax
 from equijax import (
     adapters,
     checkpoint,
+    data,
     evaluate,
     feed,
+    files,
+    folders,
     lora,
     loss,
     metrics,
@@ -24,26 +27,32 @@ from equijax import (
     predict,
     recipe,
     report,
+    runner,
     store,
     train,
 )
 from equijax.recipe import FinetuneConfig
-from equijax.task import SETS, Task, prepare, provenance
+from equijax.task import SETS, Task, inputs, prepare, provenance
 
+RUN = folders.Kind(
+    "a fine-tuning run",
+    "config.json",
+    frozenset({"model", "train", "strategy", "out"}),
+    frozenset({"config.json"}),
+    frozenset(
+        {".lock", "metrics.jsonl", "report.json", "learning_curve.png", "parity.png", "best", "adapter", "checkpoints"}
+    ),
+)
 JOB = ("coordinator", "process")  # options that differ between processes, or from one start to the next
 
 
+@runner.program("equijax finetune")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; prints the final table.
-
-    Raises:
-      SystemExit: bad options.
-    """
+    """Entry point; prints the final table."""
     options = recipe.resolve(recipe.read(sys.argv[1:] if argv is None else argv))
     if options.distributed:
         parallel.join(options.coordinator, options.processes, options.process)
-    with jax.enable_x64(options.dtype == "float64"):
-        result = run(options)
+    result = run(options)
     if result is not None:
         say(report.summary(result))
     return 0
@@ -55,8 +64,9 @@ def say(text: str) -> None:
         print(text)
 
 
+@files.locked
 def run(options: FinetuneConfig) -> dict | None:
-    """Fine-tune and write everything to `options.out`.
+    """Fine-tune in `options.dtype` and write everything to `options.out`.
 
     Args:
       options: from `recipe.resolve`.
@@ -65,35 +75,42 @@ def run(options: FinetuneConfig) -> dict | None:
       what report.json holds, or None if a signal stopped the run.
 
     Raises:
-      FileExistsError: the output folder is in use and --resume is not given.
+      FileExistsError: the output folder is in use, or holds a run and --resume is not given.
       ValueError: bad data or options; see the modules they belong to.
       TrainingDiverged: see `train.fit`.
     """
+    with jax.enable_x64(options.dtype == "float64"):
+        return _run(options)
+
+
+def _run(options: FinetuneConfig) -> dict | None:
     started = time.perf_counter()
     out = options.out.absolute()
-    check_free(out, options)
+    begun = inputs(options)
+    check_free(out, options, begun)
     task = prepare(options)
     parallel.wait("the folder is free for all processes")
-    out.mkdir(parents=True, exist_ok=True)
     if parallel.is_first():
-        (out / "config.json").write_text(json.dumps(recipe.document(options), indent=1))
+        files.write_json(out / "inputs.json", begun)
+        files.write_json(out / "config.json", recipe.document(options))  # the last: with it the folder is in use
     say("\n".join(task.messages))
-    before = assess(task, task.variables)
-    say(report.errors_table({"zero-shot": before["errors"]}))
+    before, final = assess(task, task.variables, task.untouched_graphs), with_energies(task.variables, task.energies)
+    shifted = None if task.e0 == "model" else label_errors(task, final, task.graphs)
+    at_start = {"zero-shot": before["errors"]} | ({} if shifted is None else {report.shifted_name(task.e0): shifted})
+    say(report.errors_table(at_start))
     trained = recipe.Trainable(None, recipe.fill)
     progress, reason = train.Progress(), "zero-shot"
-    final = with_energies(task.variables, task.energies)
     if options.strategy != "zero-shot":
         trained = recipe.trainable(options, task.config, task.variables, task.numbers)
         say(describe(task, trained))
-        best, progress, reason = optimise(task, trained, before["errors"]["valid"]["loss"], out)
+        best, progress, reason = optimise(task, trained, (shifted or before["errors"])["valid"]["loss"], out)
         if reason == "interrupted":
             say(f"stopped by a signal after epoch {progress.epoch}, saved; continue with --resume")
             return None
         final = finished(task, trained, best)
         if isinstance(trained.start, lora.Adapters) and parallel.is_first():
             save_adapter(task, best, out)
-    after = assess(task, final)
+    after = assess(task, final, task.graphs)
     result = {
         "strategy": options.strategy,
         "trainable": recipe.count(trained.start),
@@ -105,7 +122,9 @@ def run(options: FinetuneConfig) -> dict | None:
         "split": task.split,
         "dataset_sha256": task.dataset_sha256,
         "versions": {m.__name__: m.__version__ for m in (equijax, jax, np)},
+        "e0": task.e0,
         "before": before,
+        "before_with_new_e0": shifted,
         "after": after,
     }
     result["verdict"] = report.verdict(result)
@@ -116,12 +135,17 @@ def run(options: FinetuneConfig) -> dict | None:
     return result
 
 
-def check_free(out: Path, options: FinetuneConfig) -> None:
+def check_free(out: Path, options: FinetuneConfig, begun: dict[str, str]) -> None:
     """Refuse to mix two runs in one folder.
+
+    Args:
+      out: folder of the run.
+      options: of this start of it.
+      begun: what this start begins with, from `task.inputs`.
 
     Raises:
       FileExistsError: the folder is in use and --resume is not given.
-      ValueError: --resume with options that the run did not have.
+      ValueError: --resume with options, model or data that the run did not have.
     """
     stored_in = out / "config.json"
     if not stored_in.exists():
@@ -132,6 +156,12 @@ def check_free(out: Path, options: FinetuneConfig) -> None:
     changed = sorted(k for k in now if stored.get(k) != now[k] and k not in ("resume", "config", "out", *JOB))
     if changed:
         raise ValueError(f"--resume with other options than the run in {out} had: {', '.join(changed)}")
+    if not (out / "inputs.json").exists():
+        raise ValueError(f"{out} holds a run of an earlier version, without inputs.json: choose another --out")
+    stored = json.loads((out / "inputs.json").read_text())
+    changed = sorted(name for name in stored.keys() | begun.keys() if stored.get(name) != begun.get(name))
+    if changed:
+        raise ValueError(f"--resume of {out} with contents that changed since it began: {', '.join(changed)}")
 
 
 def describe(task: Task, trained: recipe.Trainable) -> str:
@@ -142,22 +172,26 @@ def describe(task: Task, trained: recipe.Trainable) -> str:
     return f"{recipe.count(trained.start):,} of {total:,} parameters are trained"
 
 
-def assess(task: Task, variables: dict) -> dict:
-    """Errors on every set, phonons and dimers of a model (numpy variables, its own E0s)."""
-    options = task.options
-    on_device = predict.cast(variables, options.dtype)
-    loss_config = recipe.losses(options)
-    errors = {
-        name: metrics.label_errors(task.config, on_device, task.graphs[name], loss_config)
-        for name in SETS
-        if task.items[name]
-    }
+def assess(task: Task, variables: dict, graphs: dict[str, list]) -> dict:
+    """Errors on every set, phonons and dimers of a model (numpy variables, its own E0s).
+
+    Args:
+      task: the run.
+      variables: numpy arrays.
+      graphs: labelled batches by set, whose energies count from the E0s of this model.
+    """
     ff = equijax.ForceField(task.config, variables, {})
     return {
-        "errors": errors,
-        "phonons": [metrics.phonon_errors(ff, path, head=task.head) for path in options.phonons],
+        "errors": label_errors(task, variables, graphs),
+        "phonons": [metrics.phonon_errors(ff, path, head=task.head) for path in task.options.phonons],
         "dimers": metrics.dimer_scan(ff, task.numbers, task.head),
     }
+
+
+def label_errors(task: Task, variables: dict, graphs: dict[str, list]) -> dict[str, dict]:
+    """`metrics.label_errors` on every set that is not empty; arguments as for `assess`."""
+    on_device, losses = predict.cast(variables, task.options.dtype), recipe.losses(task.options)
+    return {name: metrics.label_errors(task.config, on_device, graphs[name], losses) for name in SETS if graphs[name]}
 
 
 def optimise(task: Task, trained: recipe.Trainable, start: float, out: Path) -> tuple[Any, train.Progress, str]:
@@ -188,16 +222,14 @@ def optimise(task: Task, trained: recipe.Trainable, start: float, out: Path) -> 
     start = np.inf if options.strategy == "scratch" else start
     progress, best = train.Progress(best=parallel.from_first({"loss": start})["loss"]), trained.start
     with store.Store(out / "checkpoints") as checkpoints:
-        if options.resume and (stored := checkpoints.restore_last(state)) is not None:
-            state, progress = stored
-            best = checkpoints.restore_best(best) if progress.best_epoch else best
+        if options.resume and (stored := checkpoints.restore(state, best)) is not None:
+            state, best, progress = stored
 
         def save(state, progress, is_best):
             nonlocal best
             if is_best:
                 best = jax.device_get(train.evaluated(state, plan))
-                checkpoints.save_best(best, progress)
-            checkpoints.save_last(state, progress)
+            checkpoints.save(store.Stored(state, best, progress))
 
         with report.Log(out / "metrics.jsonl", progress, steps, int(state.step)) as log:
             state, progress, reason = train.fit(
@@ -246,7 +278,7 @@ def draw_parity(task: Task, final: dict, out: Path) -> None:
     if items:
         ff = equijax.ForceField(task.config, final, {})
         structures = [i.labelled for i in items]
-        found = evaluate.predict(ff, structures, task.options.dtype, task.head)
+        found = data.predictions(ff, structures, dtype=task.options.dtype, head=task.head)
         evaluate.draw_parity(out / "parity.png", structures, found)
 
 

@@ -18,7 +18,6 @@ import ase
 import ase.data
 import jraph
 import numpy as np
-import vesin
 from ase.geometry import complete_cell
 
 from equijax.config import ModelConfig
@@ -99,6 +98,8 @@ def neighbour_list(atoms: ase.Atoms, cutoff: float, name: str = "structure") -> 
     Raises:
       ValueError: two atoms closer than 0.05 A, named; see also `check_geometry` and `compact`.
     """
+    import vesin  # not at the top: it imports torch where that is installed
+
     check_geometry(atoms, name)
     frame = compact(atoms, cutoff, name)
     calculator = vesin.NeighborList(cutoff=float(cutoff), full_list=True)

@@ -11,11 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-from equijax import certificate, forcefield, graph, nac, phonons, relax, third_order
+from equijax import certificate, files, forcefield, graph, nac, projection, relax, runner, structures, third_order
 from equijax.certificate import timed
 
 COMPONENTS = ("xx", "yy", "zz", "yz", "xz", "xy")  # of the conductivity, phono3py's order
@@ -63,12 +62,16 @@ class KappaConfig:
     """Head of a model that has several."""
 
 
+@runner.program("equijax kappa")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run it; 0 on success, 2 with one line on standard error for input that cannot be used."""
+    """Run it and print its summary."""
     config = tyro.cli(KappaConfig, args=argv, prog="equijax kappa")
-    return certificate.command("kappa", run, config, summary, (*certificate.REFUSALS, ImportError))
+    print(summary(run(config)))
+    print(f"Everything is in {config.out}")
+    return 0
 
 
+@files.locked
 def run(config: KappaConfig) -> dict:
     """The whole run: checks, relaxation, force constants, conductivity, files; returns what report.json holds.
 
@@ -77,7 +80,7 @@ def run(config: KappaConfig) -> dict:
       ImportError: phono3py is not installed.
     """
     seconds: dict[str, float] = {}
-    ff, atoms = forcefield.load(config.model), phonons.read(config.structure)
+    ff, atoms = forcefield.load(config.model), structures.read(config.structure)
     head = ff.config.heads[ff.head_index(config.head)]
     graph.check_atoms(atoms, ff.config, str(config.structure))
     if min(config.mesh) < 1 or min(config.temperatures, default=-1.0) <= 0:
@@ -100,8 +103,8 @@ def run(config: KappaConfig) -> dict:
         third_order.force_constants(ff, ph3, dtype=config.dtype, memory=memory, progress=True, head=head)
     raw = third_order.residuals(ph3)
     if config.projection == "symfc":
-        ph3.symmetrize_fc3(use_symfc_projector=True)
-        ph3.symmetrize_fc2(use_symfc_projector=True)
+        ph3.fc3 = projection.project(ph3.fc3, ph3.supercell, ph3.primitive, ph3.symmetry)
+        ph3.fc2 = projection.project(ph3.fc2, ph3.phonon_supercell, ph3.phonon_primitive, ph3.phonon_supercell_symmetry)
     with timed(seconds, "conductivity"):
         conductivity, frequencies = solve(ph3, config)
     report |= certificate.provenance(ff, head) | {
@@ -120,7 +123,6 @@ def run(config: KappaConfig) -> dict:
         "conductivity_W_m_K": conductivity,
         "seconds": seconds,
     }
-    config.out.mkdir(parents=True, exist_ok=True)
     write(ph3, report, config.out)
     return report
 
@@ -147,21 +149,27 @@ def write(ph3, report: dict, folder: Path) -> None:
     """fc2.hdf5, fc3.hdf5, phono3py_params.yaml, kappa.csv, kappa.png, report.json."""
     from phono3py.file_IO import write_fc2_to_hdf5, write_fc3_to_hdf5
 
-    write_fc2_to_hdf5(ph3.fc2, str(folder / "fc2.hdf5"), p2s_map=ph3.phonon_primitive.p2s_map)
-    write_fc3_to_hdf5(ph3.fc3, filename=str(folder / "fc3.hdf5"), p2s_map=ph3.primitive.p2s_map)
-    ph3.save(folder / "phono3py_params.yaml")
+    with files.beside(folder / "fc2.hdf5") as part:
+        write_fc2_to_hdf5(ph3.fc2, str(part), p2s_map=ph3.phonon_primitive.p2s_map)
+    with files.beside(folder / "fc3.hdf5") as part:
+        write_fc3_to_hdf5(ph3.fc3, filename=str(part), p2s_map=ph3.primitive.p2s_map)
+    with files.beside(folder / "phono3py_params.yaml") as part:
+        ph3.save(part)
     temperatures, conductivity = report["temperatures_K"], report["conductivity_W_m_K"]
-    with open(folder / "kappa.csv", "w", newline="") as file:
+    with files.beside(folder / "kappa.csv") as part, open(part, "w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["temperature_K", *(f"kappa_{c}_W/m/K" for c in COMPONENTS)])
         rows.writerows([f"{x:.10g}" for x in (t, *k)] for t, k in zip(temperatures, conductivity, strict=True))
+    import matplotlib.pyplot as plt  # only where a figure is drawn
+
     figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
     for c in range(3):
         axes.plot(temperatures, conductivity[:, c], ".-", label=f"$\\kappa_{{{COMPONENTS[c]}}}$")
     axes.set(xlabel="temperature (K)", ylabel="lattice thermal conductivity (W/m/K)", title=report["formula"],
              xlim=(0, None), ylim=(0, None))  # fmt: skip
     axes.legend()
-    figure.savefig(folder / "kappa.png", dpi=120)
+    with files.beside(folder / "kappa.png") as part:
+        figure.savefig(part, dpi=120)
     plt.close(figure)
     certificate.write(report, folder / "report.json")
 

@@ -23,15 +23,15 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from equijax import files, runner, trajectory
 from equijax import neighbors as nl
-from equijax import trajectory
 from equijax.forcefield import load
 from equijax.jaxmd import Lost as Lost
 from equijax.jaxmd import blocks as blocks
 from equijax.jaxmd import energy_neighbor as energy_neighbor
 from equijax.momenta import thermal_momenta as thermal_momenta
 from equijax.simulation import FS as FS
-from equijax.simulation import System, frame_of, observe_all, prepare
+from equijax.simulation import System, frame_of, inputs, observe_all, prepare
 
 MAY_CHANGE = {"steps", "restart", "checkpoint_every"}  # options a continued run may change
 
@@ -99,19 +99,19 @@ class MDConfig:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected a multiple of log_every = {self.log_every}")
 
 
+@runner.program("equijax md")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 when all steps were done, 1 when the simulation broke down."""
     config = tyro.cli(MDConfig, args=argv, prog="equijax md")
     try:
         simulate(config)
-    except (ValueError, FileExistsError, FileNotFoundError) as error:
-        raise SystemExit(f"equijax md: {error}") from error
     except Lost as error:
         print(f"equijax md: {error}. The last good checkpoint is {config.out / 'checkpoint.npz'}.", file=sys.stderr)
         return 1
     return 0
 
 
+@files.locked
 def simulate(config: MDConfig) -> None:
     """Run or continue the simulation of `config`.
 
@@ -126,17 +126,18 @@ def simulate(config: MDConfig) -> None:
     with jax.enable_x64(config.dtype == "float64"), warnings.catch_warnings():
         # jax_md asks for float64 sums, which JAX turns into float32 with a warning each unless x64 is on
         warnings.filterwarnings("ignore", "Explicitly requested dtype float64", UserWarning)
-        system = prepare(config, load(config.model))
-        saved = continued(config, system, path) if config.restart else None
-        config.out.mkdir(parents=True, exist_ok=True)
-        _run(config, system, saved, path)
+        ff = load(config.model)
+        system = prepare(config, ff)
+        begun = inputs(ff, system.atoms)
+        saved = continued(config, system, begun, path) if config.restart else None
+        _run(config, system, begun, saved, path)
 
 
-def continued(config: MDConfig, system: System, path: Path) -> tuple:
+def continued(config: MDConfig, system: System, begun: dict[str, str], path: Path) -> tuple:
     """(step, state, neighbors, marks) of the checkpoint, bit for bit.
 
     Raises:
-      ValueError: an option differs from that of the run.
+      ValueError: an option, the model or the structure differs from that of the run.
     """
     leaves, document = trajectory.load_checkpoint(path)
     now = _options(config)
@@ -146,6 +147,12 @@ def continued(config: MDConfig, system: System, path: Path) -> tuple:
             f"{path} belongs to a run with " + ", ".join(f"{k} = {document['options'][k]}" for k in different)
             + ", not " + ", ".join(str(now[k]) for k in different) + ": options of a continued run must be the same"
         )  # fmt: skip
+    stored = document.get("inputs", {})
+    if changed := [name for name, value in begun.items() if stored.get(name) != value]:
+        raise ValueError(
+            f"{path} belongs to a run of other contents of --model {config.model} or {config.structure}: "
+            f"{', '.join(changed)} changed since it began"
+        )
     state = jax.tree.structure(jax.eval_shape(system.init, *system.start))
     arrays = [jnp.asarray(x) for x in leaves]
     grid = nl.Grid(*(tuple(x) if isinstance(x, list) else x for x in document["grid"]))
@@ -180,27 +187,27 @@ class Files:
             file.close()
 
 
-def _run(config: MDConfig, system: System, saved, path: Path) -> None:
+def _run(config: MDConfig, system: System, begun: dict[str, str], saved: tuple | None, path: Path) -> None:
     if saved is None:
         neighbors = system.neighbor_fn.allocate(system.start[0])
         step, state, marks = 0, system.init(*system.start), None
     else:
         step, state, neighbors, marks = saved
-    files = Files(config, system.atoms, marks)
+    written = Files(config, system.atoms, marks)
     observe = observe_all(system)
 
     def record(step, state, neighbors, seen=None):
         seen = observe(state, neighbors, system.variables) if seen is None else seen
         seen = {k: np.asarray(v, np.float64) for k, v in seen.items()}
         if not np.isfinite(seen["potential_eV"]).all():
-            raise Lost(files.step, "the potential energy is not finite: use a smaller time step or a relaxed start")
+            raise Lost(written.step, "the potential energy is not finite: use a smaller time step or a relaxed start")
         for b in range(config.replicas):
             one = {k: v[b] for k, v in seen.items()} if config.replicas > 1 else seen
-            _write(config, system, step, one, files.logs[b], files.frames[b])
-        files.step = step
+            _write(config, system, step, one, written.logs[b], written.frames[b])
+        written.step = step
         if step % config.checkpoint_every == 0 or step == config.steps:
-            document = {"step": step, "options": _options(config), "slots": neighbors.slots, "grid": neighbors.grid,
-                        "marks": files.marks()}  # fmt: skip
+            document = {"step": step, "options": _options(config), "inputs": begun, "slots": neighbors.slots,
+                        "grid": neighbors.grid, "marks": written.marks()}  # fmt: skip
             trajectory.save_checkpoint(path, jax.tree.leaves((state, neighbors)), document)
         return float(seen["temperature_K"].mean())
 
@@ -211,7 +218,7 @@ def _run(config: MDConfig, system: System, saved, path: Path) -> None:
             record(0, state, neighbors, seen)
         _advance(config, system, step, state, neighbors, record)
     finally:
-        files.close()
+        written.close()
 
 
 def _write(config: MDConfig, system: System, step: int, seen: dict, log, frames) -> None:

@@ -4,7 +4,6 @@ Each round: exact spectrum on a q-mesh, order parameters of the imaginary modes,
 they lead to in its smallest commensurate cell, E(Q), relaxation from the minimum, spectrum of what came out.
 """
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,13 +11,12 @@ from pathlib import Path
 from typing import Annotated
 
 import ase.io
-import matplotlib.pyplot as plt
 import numpy as np
 import spglib
 import tyro
 from tqdm import tqdm
 
-from equijax import certificate, distortions, forcefield, graph, relax
+from equijax import distortions, files, forcefield, graph, relax, runner, structures
 from equijax.constraints import refuse_fixed
 
 TOLERANCES_A = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)  # at which space groups are named
@@ -69,10 +67,13 @@ class ModesConfig:
     """Head of a model that has several."""
 
 
+@runner.program("equijax modes")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run it; 0 on success, 2 with one line on standard error for input that cannot be used."""
+    """Run it and print its summary."""
     config = tyro.cli(ModesConfig, args=argv, prog="equijax modes")
-    return certificate.command("modes", run, config, summary)
+    print(summary(run(config)))
+    print(f"Everything is in {config.out}")
+    return 0
 
 
 def summary(report: dict) -> str:
@@ -81,35 +82,35 @@ def summary(report: dict) -> str:
     return table(report["phases"]) + (f"\nagainst the reference: {scores}" if scores else "")
 
 
+@files.locked
 def run(config: ModesConfig) -> dict:
     """The whole search: files under `config.out`, returns what report.json holds.
 
     Raises:
       ValueError, FileNotFoundError: unusable input, before work starts.
     """
-    for path in (config.structure, *([config.reference] if config.reference else [])):
-        if not path.is_file():
-            raise FileNotFoundError(f"structure file {path} does not exist")
     ff = forcefield.load(config.model)
-    atoms = ase.io.read(config.structure)
+    atoms = structures.read(config.structure)
+    known = structures.read_all(config.reference) if config.reference else []
     graph.check_atoms(atoms, ff.config, str(config.structure))
     if not atoms.pbc.all():
         raise ValueError(f"{config.structure}: periodic along {atoms.pbc.tolist()}, phonons need all three directions")
     if min(config.mesh) < 1 or config.threshold <= 0:
         raise ValueError(f"mesh {config.mesh} and threshold {config.threshold}: expected positive numbers")
     phases, scans = search(ff, atoms, config)
-    config.out.mkdir(parents=True, exist_ok=True)
     for i, phase in enumerate(phases):
-        ase.io.write(config.out / f"phase_{i}.extxyz", phase["atoms"])
-        ase.io.write(config.out / f"phase_{i}.vasp", phase["atoms"], format="vasp", direct=True)
+        with files.beside(config.out / f"phase_{i}.extxyz") as part:
+            ase.io.write(part, phase["atoms"])
+        with files.beside(config.out / f"phase_{i}.vasp") as part:
+            ase.io.write(part, phase["atoms"], format="vasp", direct=True)
     plot(scans, config.out / "energy_of_Q.png")
     report = {"model": str(config.model), "phases": [{k: v for k, v in p.items() if k != "atoms"} for p in phases],
               "scans": scans}  # fmt: skip
-    if config.reference is not None:
+    if known:
         found = {label(p["atoms"]) for p in phases[1:] if p["stable"]}
-        report["scores"] = scores(found, {label(a) for a in ase.io.read(config.reference, index=":")})
-    (config.out / "report.json").write_text(json.dumps(report, indent=2))
-    (config.out / "table.txt").write_text(table(phases) + "\n")
+        report["scores"] = scores(found, {label(a) for a in known})
+    files.write_json(config.out / "report.json", report)
+    files.write_text(config.out / "table.txt", table(phases) + "\n")
     return report
 
 
@@ -251,13 +252,16 @@ def _same(a, b):
 
 
 def _primitive(atoms):
-    """The primitive cell at `NAMED_AT_A` without moving atoms onto symmetry; relaxation does that."""
-    cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
+    """The primitive cell at `NAMED_AT_A`, isotopes apart, without moving atoms onto symmetry; relaxation does that."""
+    kinds = structures.isotopes(atoms.numbers, atoms.get_masses())
+    cell = (atoms.cell.array, atoms.get_scaled_positions(), kinds)
     primitive = spglib.standardize_cell(cell, to_primitive=True, no_idealize=True, symprec=NAMED_AT_A)
     if primitive is None:
         raise RuntimeError(f"spglib found no primitive cell of {atoms.get_chemical_formula()} at {NAMED_AT_A} A")
-    lattice, positions, numbers = primitive
-    return ase.Atoms(numbers, cell=lattice, scaled_positions=positions, pbc=True)
+    lattice, positions, found = primitive
+    like = [int(np.flatnonzero(kinds == kind)[0]) for kind in found]  # an atom of the same element and mass
+    return ase.Atoms(atoms.numbers[like], cell=lattice, scaled_positions=positions, pbc=True,
+                     masses=atoms.get_masses()[like] if atoms.has("masses") else None)  # fmt: skip
 
 
 def _heights(atoms):
@@ -312,6 +316,8 @@ def _text(value):
 
 def plot(scans: list[dict], path: Path) -> None:
     """E(Q) of every distortion that was scanned."""
+    import matplotlib.pyplot as plt  # only where a figure is drawn
+
     figure, axes = plt.subplots(figsize=(6, 4.5))
     for scan in scans:
         star = _text(scan["q"][:1]) + ("..." if len(scan["q"]) > 1 else "")
@@ -325,7 +331,8 @@ def plot(scans: list[dict], path: Path) -> None:
     if scans:
         axes.legend(fontsize=5)
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    with files.beside(path) as part:
+        figure.savefig(part, dpi=150)
     plt.close(figure)
 
 

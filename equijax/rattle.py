@@ -1,6 +1,5 @@
 """`python -m equijax.rattle --structure POSCAR ...`: structures worth a DFT calculation, to fine-tune on."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,8 @@ from ase.optimize import FIRE
 from tqdm import tqdm
 
 import equijax
-from equijax.graph import neighbour_list
+from equijax import files, runner, structures
+from equijax.graph import check_atoms, neighbour_list
 from equijax.replay import descriptors, farthest
 
 MAX_ATTEMPTS = 50  # draws of one rattled structure before its shortest distance is given up
@@ -65,18 +65,25 @@ class RattleConfig:
             raise ValueError(f"min_distance {self.min_distance} must be in [0, 1)")
 
 
+@runner.program("equijax rattle")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the picked structures.
+    """Write the picked structures."""
+    return run(tyro.cli(RattleConfig, args=argv, prog="equijax rattle"))
+
+
+@files.locked
+def run(options: RattleConfig) -> int:
+    """Make candidates, pick from them and write what was picked to `options.out`.
 
     Raises:
-      SystemExit: bad options.
       ValueError: a crystal that cannot be made into candidates.
     """
-    options = tyro.cli(RattleConfig, args=argv, prog="equijax rattle")
-    crystal = ase.io.read(options.structure, index=-1)
-    assert isinstance(crystal, ase.Atoms)  # one frame, not a list
+    check_free(options.out)
+    crystal = structures.read(options.structure)
     if not crystal.pbc.all() or crystal.cell.rank < 3:
         raise ValueError(f"{options.structure} is not periodic in three directions")
+    if options.model is not None:
+        check_atoms(crystal, equijax.load(options.model).config, str(options.structure))
     supercell = make_supercell(crystal, options.supercell, options.min_length)
     candidates = rattled(supercell, options)
     if options.model is not None:
@@ -168,19 +175,29 @@ def relaxations(supercell: ase.Atoms, options: RattleConfig) -> list[tuple[ase.A
     return out
 
 
+def check_free(out: Path) -> None:
+    """Refuse to mix structures of two runs in one folder, before work starts.
+
+    Raises:
+      FileExistsError: the folder has some.
+    """
+    left = sorted(p.name for p in (out / "poscars").glob("POSCAR-*"))
+    if left:
+        raise FileExistsError(f"{out / 'poscars'} holds {left[0]} and more already: choose another --out")
+
+
 def write(options: RattleConfig, supercell: ase.Atoms, picked: Sequence[tuple[ase.Atoms, str]]) -> None:
     """structures.extxyz, one POSCAR each, and what made them."""
     folder = options.out / "poscars"
     folder.mkdir(parents=True, exist_ok=True)
-    left = sorted(p.name for p in folder.glob("POSCAR-*"))
-    if left:
-        raise ValueError(f"{folder} holds {left[0]} and more already: choose another --out")
     for i, (atoms, kind) in enumerate(picked, start=1):
         atoms.info["kind"] = kind
-        ase.io.write(folder / f"POSCAR-{i:03d}", atoms, format="vasp", direct=True, vasp5=True)
-    ase.io.write(options.out / "structures.extxyz", [atoms for atoms, _ in picked])
+        with files.beside(folder / f"POSCAR-{i:03d}") as part:
+            ase.io.write(part, atoms, format="vasp", direct=True, vasp5=True)
+    with files.beside(options.out / "structures.extxyz") as part:
+        ase.io.write(part, [atoms for atoms, _ in picked])
     report = {"options": asdict(options), "atoms": len(supercell), "kinds": [kind for _, kind in picked]}
-    (options.out / "report.json").write_text(json.dumps(report, indent=1, default=str))
+    files.write_json(options.out / "report.json", report, default=str)
 
 
 def _pairs(cell):

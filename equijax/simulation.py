@@ -4,18 +4,19 @@ The command line is `equijax.md`. Integrators are jax_md's: velocity Verlet, Nos
 isotropic Martyna-Tobias-Klein NPT.
 """
 
+import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ase
-import ase.io
 import ase.units
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.geometry import complete_cell
+from ase.io.jsonio import encode
 
-from equijax import graph, units
+from equijax import checkpoint, graph, precision, structures, units
 from equijax import neighbors as nl
 from equijax.constraints import free_components, refuse_fixed
 from equijax.forcefield import ForceField
@@ -48,11 +49,12 @@ def prepare(config, ff: ForceField) -> System:
     """Structure, potential and integrator.
 
     Raises:
-      ValueError: see `equijax.graph.check_atoms`; NPT of a structure that is not periodic in all directions or has
-        fixed atoms; nothing free to move, or another constraint than fixed atoms and components; atoms too far apart
-        for float32.
+      FileNotFoundError, ValueError: see `equijax.structures.read` and `equijax.graph.check_atoms`; NPT of a structure
+        that is not periodic in all directions or has fixed atoms; nothing free to move, or another constraint than
+        fixed atoms and components; float64 where JAX would compute in float32; atoms too far apart for float32.
     """
-    name, atoms = str(config.structure), ase.io.read(config.structure, index=-1)
+    precision.require(config.dtype)
+    name, atoms = str(config.structure), structures.right_handed(structures.read(config.structure))
     graph.check_atoms(atoms, ff.config, name)
     if not free_components(atoms, name).any():
         raise ValueError(f"{name}: all atoms are fixed, expected some that can move")
@@ -84,6 +86,16 @@ def prepare(config, ff: ForceField) -> System:
     )  # fmt: skip
 
 
+def inputs(ff: ForceField, atoms: ase.Atoms) -> dict[str, str]:
+    """sha256 of what a run begins with, by what it is: the model, and each property of the structure."""
+    constraints = encode([constraint.todict() for constraint in atoms.constraints])
+    values = {"elements": atoms.numbers, "masses": atoms.get_masses(), "cell": atoms.cell.array, "pbc": atoms.pbc,
+              "positions": atoms.positions}  # fmt: skip
+    found = {name: hashlib.sha256(np.ascontiguousarray(x, float).tobytes()).hexdigest() for name, x in values.items()}
+    found["constraints"] = hashlib.sha256(constraints.encode()).hexdigest()
+    return {"model": checkpoint.fingerprint(ff.config, ff.variables), **found}
+
+
 def home_of(atoms: ase.Atoms) -> np.ndarray:
     """[N, 3] fractional: the cell each atom is in, and the middle of all where nothing repeats.
 
@@ -111,7 +123,10 @@ def integrator(config, atoms: ase.Atoms, cell: np.ndarray, energy_fn: Callable, 
     many there are, the one of NPT is given the temperature that leaves the 3N - 3 there are at the one asked for.
     Fixed atoms feel no force, have no momentum and do not shift.
     """
-    from jax_md import simulate as md  # an optional dependency: `pip install equijax[md]`
+    try:
+        from jax_md import simulate as md
+    except ImportError as error:
+        raise ImportError("molecular dynamics needs jax_md: pip install 'equijax[md]'") from error
 
     dt, mass = config.timestep * FS, jnp.asarray(atoms.get_masses(), config.dtype)
     kT, free = units.KB_EV_PER_K * config.temperature, free_components(atoms)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from equijax import files
 from equijax.units import KB_EV_PER_K, KJ_PER_MOL_PER_EV, THZ_EV
 
 NUM_ACOUSTIC = 3
@@ -30,7 +31,7 @@ class Thermal:
 
     def write_csv(self, path: str | Path) -> None:
         """One row a temperature, the unit in each column name."""
-        with open(path, "w", newline="") as file:
+        with files.beside(path) as part, open(part, "w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["temperature_K", "free_energy_kJ/mol", "entropy_J/K/mol", "heat_capacity_J/K/mol"])
             columns = (self.temperatures, self.free_energy, self.entropy, self.heat_capacity)

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from equijax import loss, parallel
+from equijax import loss, parallel, precision
 from equijax.config import ModelConfig
 
 Tree = Any
@@ -128,7 +128,13 @@ def plateau(options: TrainConfig) -> optax.GradientTransformationExtraArgs:
 
 
 def init(trainable: Tree, options: TrainConfig, total_steps: int) -> TrainState:
-    """State before the first step; leaves of `trainable` are copied, the caller's arrays survive donation."""
+    """State before the first step; leaves of `trainable` are copied, the caller's arrays survive donation.
+
+    Raises:
+      ValueError: float64 leaves where JAX would make them float32.
+    """
+    for leaf in jax.tree.leaves(trainable):
+        precision.require(leaf.dtype)
     trainable = jax.tree.map(jnp.array, trainable)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -282,7 +288,7 @@ def fit(
       TrainingDiverged: a loss or gradient is not finite; the message names the structures.
     """
     with stop_signal() as stopped:
-        while progress.epoch < options.epochs:
+        while progress.epoch < options.epochs and progress.stale < options.patience:
             for batch in batches(progress.epoch)[progress.batch :]:
                 state, metrics = step(state, batch.graph)
                 metrics = jax.device_get(metrics)
@@ -303,9 +309,7 @@ def fit(
             progress, is_best = judge(progress, found["loss"])
             log({"epoch": progress.epoch, "train_loss": mean, "scale": float(state.plateau.scale), **found})
             save(state, progress, is_best)
-            if progress.stale >= options.patience:
-                return state, progress, "early stopping"
-    return state, progress, "finished"
+    return state, progress, "early stopping" if progress.stale >= options.patience else "finished"
 
 
 def judge(progress: Progress, value: float) -> tuple[Progress, bool]:
@@ -338,10 +342,18 @@ def make_probe(config: ModelConfig, combine: Callable[[Tree, Tree], Tree], losse
 
 @contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
-    """SIGTERM and SIGINT set a flag instead of killing the process; previous handlers come back afterwards."""
+    """SIGTERM and SIGINT set a flag instead of killing the process; previous handlers come back afterwards.
+
+    A second SIGINT does not wait for the end of the step: it is a KeyboardInterrupt.
+    """
     received: list[int] = []
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before = {s: signal.signal(s, lambda number, frame: received.append(number)) for s in signals}
+
+    def note(number, frame):
+        received.append(number)
+        if received.count(signal.SIGINT) > 1:
+            raise KeyboardInterrupt
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: bool(received)
     finally:

@@ -4,9 +4,9 @@ Every writer has a `mark()`: where it stands, stored in the checkpoint. Opened a
 was written after the checkpoint, so a continued run leaves the same files as one that never stopped.
 """
 
+import io
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import ase.io
@@ -14,6 +14,8 @@ import ase.units
 import h5py
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
+
+from equijax import files
 
 COLUMNS = (
     "step", "time_ps", "temperature_K", "potential_eV", "kinetic_eV", "total_eV", "conserved_eV", "pressure_GPa",
@@ -25,17 +27,17 @@ class ThermoLog:
     """Comma-separated values, one row a block; numbers are written so that they read back exactly."""
 
     def __init__(self, path: Path, mark: int | None = None):
-        self.file = _open_at(path, mark)
+        self.file = files.open_at(path, mark)
         if mark is None:
-            self.file.write((",".join(COLUMNS) + "\n").encode())
+            files.append(self.file, (",".join(COLUMNS) + "\n").encode())
 
     def write(self, row: dict) -> None:
         """Append one row; keys are `COLUMNS`, a missing one is left empty."""
-        self.file.write((",".join(_number(row.get(name)) for name in COLUMNS) + "\n").encode())
+        files.append(self.file, (",".join(_number(row.get(name)) for name in COLUMNS) + "\n").encode())
 
     def mark(self) -> int:
         """Bytes written so far, all of them on disk."""
-        self.file.flush()
+        os.fsync(self.file.fileno())
         return self.file.tell()
 
     def close(self) -> None:
@@ -47,22 +49,25 @@ class Extxyz:
     """Extended XYZ frames with energy, forces, momenta, step and time."""
 
     def __init__(self, path: Path, atoms: ase.Atoms, mark: int | None = None):
-        self.path = path
-        _open_at(path, mark).close()
+        self.file = files.open_at(path, mark)
 
     def write(self, step: int, time_ps: float, atoms: ase.Atoms, energy: float, forces: np.ndarray) -> None:
         """Append a frame."""
         frame = atoms.copy()
         frame.info |= {"step": step, "time_ps": time_ps}
         frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
-        ase.io.write(self.path, frame, format="extxyz", append=True)
+        text = io.StringIO()
+        ase.io.write(text, frame, format="extxyz")
+        files.append(self.file, text.getvalue().encode())
 
     def mark(self) -> int:
-        """Bytes written so far."""
-        return self.path.stat().st_size
+        """Bytes written so far, all of them on disk."""
+        os.fsync(self.file.fileno())
+        return self.file.tell()
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Close the file."""
+        self.file.close()
 
 
 class HDF5:
@@ -72,10 +77,15 @@ class HDF5:
     """
 
     def __init__(self, path: Path, atoms: ase.Atoms, mark: int | None = None):
-        self.file = h5py.File(path, "w" if mark is None else "r+")
+        self.file = h5py.File(path, "w") if mark is None else _open_h5(path)
         if mark is None:
             self._create(atoms)
-        for dataset in self._datasets().values():
+        for name, dataset in self._datasets().items():
+            if len(dataset) < (mark or 0):
+                raise ValueError(
+                    f"{path}: {name} has {len(dataset)} frames where the run to be continued had written {mark}: "
+                    "put the file back"
+                )
             dataset.resize(mark or 0, axis=0)
 
     def _create(self, atoms):
@@ -135,16 +145,8 @@ WRITERS = {"extxyz": Extxyz, "h5": HDF5}
 def save_checkpoint(path: Path, leaves: list, document: dict) -> None:
     """Write arrays, bit for bit, and a JSON document to one .npz; the old file stays until the new one is whole."""
     arrays = {f"leaf{i}": np.asarray(x) for i, x in enumerate(leaves)}
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, document=np.array(json.dumps(document)), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o644)  # mkstemp makes it private
-        os.replace(beside, path)
-    finally:
-        Path(beside).unlink(missing_ok=True)
+    with files.beside(path) as part:
+        np.savez(part, document=np.array(json.dumps(document)), **arrays)
 
 
 def load_checkpoint(path: Path) -> tuple[list[np.ndarray], dict]:
@@ -159,13 +161,11 @@ def load_checkpoint(path: Path) -> tuple[list[np.ndarray], dict]:
         return [data[f"leaf{i}"] for i in range(len(data.files) - 1)], json.loads(str(data["document"]))
 
 
-def _open_at(path: Path, mark: int | None):
-    """The file, empty, or cut off at `mark` bytes and ready to append."""
-    file = open(path, "wb" if mark is None else "r+b")
-    if mark is not None:
-        file.truncate(mark)
-        file.seek(mark)
-    return file
+def _open_h5(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r+")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be continued, put it back as the run left it: {error}") from error
 
 
 def _number(value) -> str:

@@ -1,4 +1,4 @@
-"""Parameters by name: '/'-joined paths of a pytree's leaves, patterns on them, labels, a fingerprint."""
+"""Parameters by name: '/'-joined paths of a pytree's leaves, patterns on them, labels, a digest."""
 
 import hashlib
 import re
@@ -77,7 +77,7 @@ def freeze_labels(params, frozen: Iterable[str]):
 
 
 def sha256(variables: dict) -> str:
-    """Fingerprint of a backbone: path, dtype, shape and bytes of every array, parameters and constants alike."""
+    """Digest of the arrays alone: path, dtype, shape and bytes of each, parameters and constants alike."""
     digest = hashlib.sha256()
     for path, leaf in sorted(paths_of(variables).items()):
         x = np.ascontiguousarray(leaf)

@@ -1,0 +1,116 @@
+"""What programs write: files and records whole or not at all, folders of one program at a time."""
+
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import filelock
+
+from equijax import parallel
+
+Options = TypeVar("Options")
+Result = TypeVar("Result")
+LOCK = ".lock"  # there while a program writes into the folder
+
+
+@contextmanager
+def beside(path: str | Path) -> Iterator[Path]:
+    """A hidden path beside `path`, of the same suffix, to write to: it becomes `path` once it is whole and on disk.
+
+    Where writing fails (a full disk, Ctrl-C) it goes, and an earlier `path` stays as it was.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        yield part
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all."""
+    with beside(path) as part:
+        part.write_text(text)
+
+
+def write_json(path: str | Path, document: Any, **options: Any) -> None:
+    """Write `document` to `path` as JSON, whole or not at all; `options` are those of `json.dumps`."""
+    write_text(path, json.dumps(document, indent=1, **options) + "\n")
+
+
+def append(file: FileIO, record: bytes) -> None:
+    """Write `record` to an unbuffered file; where it does not fit whole, leave the file as it was and raise."""
+    start, rest = file.tell(), memoryview(record)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        file.truncate(start)
+        file.seek(start)
+        raise
+
+
+def open_at(path: str | Path, size: int | None) -> FileIO:
+    """The file, unbuffered and empty, or cut off after `size` bytes and ready to append to.
+
+    Raises:
+      ValueError: shorter than that, or missing.
+    """
+    if size is None:
+        return open(path, "wb", buffering=0)
+    found = os.path.getsize(path) if os.path.exists(path) else 0
+    if found < size:
+        raise ValueError(f"{path} has {found} bytes where the run to be continued had written {size}: put it back")
+    file = open(path, "r+b", buffering=0)
+    file.truncate(size)
+    file.seek(size)
+    return file
+
+
+@contextmanager
+def lock(folder: str | Path) -> Iterator[None]:
+    """Keep a folder to this program, made if need be; if nothing is written into a folder made here, it goes again.
+
+    The lock is the kernel's: that of a killed process is free.
+
+    Raises:
+      FileExistsError: another program writes there.
+    """
+    folder = Path(folder).absolute()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    held = filelock.FileLock(folder / LOCK)
+    try:
+        held.acquire(blocking=False)
+    except filelock.Timeout:
+        raise FileExistsError(f"{folder} is in use by another run: wait for it, or choose another --out") from None
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        held.release()
+        for path in made:
+            if any(path.iterdir()):
+                break
+            path.rmdir()
+
+
+def locked(run: Callable[[Options], Result]) -> Callable[[Options], Result]:
+    """`run(options)` with a `lock` on the folder `options.out`, held by the first of several processes."""
+
+    @functools.wraps(run)
+    def alone(options: Options) -> Result:
+        if not parallel.is_first():
+            return run(options)
+        with lock(options.out):  # type: ignore[attr-defined]
+            return run(options)
+
+    return alone
