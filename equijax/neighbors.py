@@ -1,10 +1,10 @@
 """Periodic neighbour list on the device: any cell, images included, symmetric, in the regular form of `equijax.graph`.
 
-Atoms are sorted into bins of the cell; the candidates of an atom are the bins within reach, each with the lattice
-translation S that brings it there, so that cells smaller than the cutoff need no special case. Row n of the list
-holds the neighbours of receiver n; `reverse` is the slot of the same pair seen from the sender. A list holds all pairs
-up to cutoff + skin and serves until atoms or cell have moved too far for that to cover the cutoff; each step keeps the
-slots within the cutoff (`within`), so the model never pays for the skin.
+Atoms are sorted by their bin of the cell, and empty bins cost nothing; the candidates of an atom are the bins within
+reach, each with the lattice translation S that brings it there, so that cells smaller than the cutoff need no special
+case. Row n of the list holds the neighbours of receiver n; `reverse` is the slot of the same pair seen from the sender.
+A list holds all pairs up to cutoff + skin and serves until atoms or cell have moved too far for that to cover the
+cutoff; each step keeps the slots within the cutoff (`within`), so the model never pays for the skin.
 
 Boxes follow JAX-MD: columns are the cell vectors (the transpose of ASE's rows), r = T s with s fractional.
 """
@@ -24,6 +24,7 @@ from equijax import precision
 
 REBUILD = 0.7  # part of the skin that may be used up before the list is built again
 HEADROOM = 1.1  # slots and bin capacity allocated per slot needed
+MAX_BINS = 1024  # along a cell vector: numbers of bins fit 32 bits
 MAX_IMAGES = 10_000  # lattice translations looked at; a cell that needs more is refused
 SHRINK = 0.97  # bins are sized for a cell shrunk by this factor before they must be laid out again
 SHRINK_AGAIN = 0.85  # the same after an overflow, which a fast shrinking cell may have caused
@@ -140,7 +141,7 @@ def lay_out(position: np.ndarray, T: np.ndarray, space: Space, shrink: float = S
     height = heights(T).reshape(-1, 3).min(0)  # smallest of the replicas
     if not np.isfinite(height).all() or height.min() <= 0:
         raise ValueError(f"box {T.tolist()}: its columns must be three cell vectors that span a volume")
-    bins = [max(1, int(h / size)) if p else 1 for h, p in zip(height, space.periodic, strict=True)]
+    bins = [max(1, min(MAX_BINS, int(h / size))) if p else 1 for h, p in zip(height, space.periodic, strict=True)]
     images = [math.ceil(size * b / h) if p else 0 for b, h, p in zip(bins, height, space.periodic, strict=True)]
     if math.prod(2 * r + 1 for r in images) > MAX_IMAGES:
         raise ValueError(
@@ -150,7 +151,7 @@ def lay_out(position: np.ndarray, T: np.ndarray, space: Space, shrink: float = S
     s = position if space.fractional else position @ np.swapaxes(inverse(T), -1, -2)
     s = s.reshape(-1, *s.shape[-2:])
     flat = (np.floor((s - np.floor(s)) * bins).astype(int) % bins) @ _strides(bins)
-    return Grid(tuple(bins), tuple(images), grow(max(np.bincount(row).max() for row in flat)))
+    return Grid(tuple(bins), tuple(images), grow(max(np.unique(row, return_counts=True)[1].max() for row in flat)))
 
 
 def _strides(bins):
@@ -270,15 +271,17 @@ def _candidates(position, T, grid: Grid, space: Space) -> dict[str, Any]:
     cell = jnp.where(np.array(space.periodic), jnp.clip((s * bins).astype(jnp.int32), 0, bins - 1), 0)
     flat = cell @ _strides(bins)
     order = jnp.argsort(flat, stable=True).astype(jnp.int32)
-    start = jnp.searchsorted(flat[order], jnp.arange(bins.prod()), side="left")
-    rank = jnp.arange(n) - start[flat[order]]
-    table = jnp.full((int(bins.prod()), grid.capacity), n, jnp.int32)
-    table = table.at[flat[order], rank].set(order, mode="drop")
+    filled = flat[order]  # bin of each atom, ascending
+    fullest = jnp.arange(n) - jnp.searchsorted(filled, filled)
     offsets = np.array(list(itertools.product(*(range(-r, r + 1) for r in grid.reach))), np.int32)  # [J, 3]
     target = cell[:, None, :] + offsets
     image = jnp.floor_divide(target, bins)
-    senders = table[(target - image * bins) @ _strides(bins)]  # [N, J, capacity]
-    return {"s": s, "base": base, "senders": senders, "image": image, "overflow": rank.max() >= grid.capacity}
+    wanted = (target - image * bins) @ _strides(bins)  # [N, J]
+    first, last = jnp.searchsorted(filled, wanted), jnp.searchsorted(filled, wanted, side="right")
+    place = first[..., None] + jnp.arange(grid.capacity, dtype=jnp.int32)
+    senders = jnp.where(place < last[..., None], order[jnp.minimum(place, n - 1)], n)  # [N, J, capacity]
+    overflow = fullest.max() >= grid.capacity
+    return {"s": s, "base": base, "senders": senders, "image": image, "overflow": overflow}
 
 
 @precision.exact

@@ -23,6 +23,7 @@ from equijax.forcefield import ForceField
 from equijax.jaxmd import potential
 from equijax.momenta import rigid_motions, starting_momenta
 
+FLOAT32_EXTENT_A = 1000.0  # beyond it float32 places atoms to 1e-4 A, and forces are off by 1e-3 eV/A
 FS = ase.units.fs  # one femtosecond in sqrt(amu A^2 / eV)
 
 
@@ -50,7 +51,7 @@ def prepare(config, ff: ForceField) -> System:
     Raises:
       FileNotFoundError, ValueError: see `equijax.structures.read` and `equijax.graph.check_atoms`; NPT of a structure
         that is not periodic in all directions or has fixed atoms; nothing free to move, or another constraint than
-        fixed atoms and components; float64 where JAX would compute in float32.
+        fixed atoms and components; float64 where JAX would compute in float32; atoms too far apart for float32.
     """
     precision.require(config.dtype)
     name, atoms = str(config.structure), structures.right_handed(structures.read(config.structure))
@@ -73,6 +74,12 @@ def prepare(config, ff: ForceField) -> System:
     dof = int(free.sum()) - (0 if stochastic else len(rigid_motions(atoms, free)))
     init, apply, box_of, conserved = integrator(config, atoms, cell, energy_fn, dof)
     home = home_of(atoms)
+    extent = np.abs(atoms.positions - home @ cell).max()
+    if config.dtype == "float32" and extent > FLOAT32_EXTENT_A:
+        raise ValueError(
+            f"{name} extends over {extent:.4g} A, expected at most {FLOAT32_EXTENT_A:g} A in float32: "
+            "use --dtype float64"
+        )
     return System(
         atoms, ff.device_variables(config.dtype), energy_fn, neighbor_fn, initial(config, atoms, home), init, apply,
         box_of, conserved, dof, e0, free, home,
@@ -219,6 +226,7 @@ def frame_of(system: System, seen: dict) -> ase.Atoms:
     atoms = system.atoms.copy()
     if system.box_of is not None:
         atoms.set_cell(seen["cell"])
-    atoms.positions = seen["positions"] + system.home @ complete_cell(atoms.cell.array)
+    moved = seen["positions"] + system.home @ complete_cell(atoms.cell.array)
+    atoms.positions = np.where(system.free, moved, atoms.positions)  # float32 rounds fixed ones too
     atoms.set_momenta(seen["momenta"])
     return atoms

@@ -62,7 +62,7 @@ EXTREME = {
     "slab": skewed_slab(1e7),
     "open slab": Atoms("Na2", [[0, 0, 0], [1.5, 0, 1e6]], cell=[5, 5, 0], pbc=(True, True, False)),
     "unwrapped": Atoms("Na2", [[0, 0, 0], [1.5, 5e11, 0]], cell=[5, 5, 5], pbc=True),
-    "thin": Atoms("Na", cell=[0.01, 0.01, 5], pbc=True),
+    "thin": Atoms("Na", cell=[0.001, 0.001, 5], pbc=True),
     "skewed": Atoms("Na", cell=[[5, 0, 0], [1e9, 5, 0], [0, 0, 5]], pbc=True),
     "flat": Atoms("Na", cell=[5, 5, 0], pbc=True),
     "not a number": Atoms("Na2", [[0, 0, 0], [0, 0, np.nan]]),

@@ -1,6 +1,7 @@
 """Molecular dynamics: the neighbour list against the host's, forces against the calculator, ensembles, restarts."""
 
 import csv
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -81,7 +82,24 @@ def open_slab():
     return atoms
 
 
-CELLS = {"small": rattled(), "triclinic": triclinic(), "bins": triclinic((4, 4, 5)), "slab": open_slab()}
+def droplets():
+    """Three crystallites in a cell that is almost all vacuum."""
+    atoms = rattled()
+    for shift in ([1300.0, 0, 0], [2990.0, 700.0, 2998.0]):
+        other = rattled(seed=2)
+        other.positions += shift
+        atoms += other
+    atoms.set_cell([[3000.0, 0, 0], [500.0, 2900.0, 0], [0, 300.0, 3000.0]])
+    return atoms
+
+
+CELLS = {
+    "vacuum": droplets(),
+    "small": rattled(),
+    "triclinic": triclinic(),
+    "bins": triclinic((4, 4, 5)),
+    "slab": open_slab(),
+}
 
 
 def pairs_on_device(atoms, cutoff):
@@ -111,6 +129,22 @@ def test_list_equals_the_host_list(name):
     v = atoms.positions[edges.receivers] - atoms.positions[edges.senders] - edges.shifts @ atoms.cell.array
     rows = np.stack([edges.receivers, edges.senders, np.linalg.norm(v, axis=1).round(9)], 1)
     np.testing.assert_allclose(pairs_on_device(atoms, 5.0), rows[np.lexsort(rows.T[::-1])], atol=1e-8)
+
+
+def test_memory_does_not_grow_with_the_volume():
+    """The largest array of the program that builds the list, for one cell and for a million times its volume."""
+    small = rattled(repeat=(2, 2, 2))
+    large = small.copy()
+    large.set_cell(small.cell * 100)
+    space = nl.Space(False, (True,) * 3, 4.0, 0.5)
+
+    def program(atoms):
+        R, T = np.asarray(atoms.positions, np.float32), np.asarray(atoms.cell.array.T, np.float32)
+        grid = nl.lay_out(R, T, space)
+        return jax.make_jaxpr(lambda R, T: nl._build(R, T, grid, space, 40))(R, T)
+
+    sizes = [max(v.aval.size for e in program(atoms).eqns for v in e.outvars) for atoms in (small, large)]
+    assert sizes[1] <= 2 * sizes[0]
 
 
 @pytest.mark.parametrize("fractional", [True, False])
@@ -207,15 +241,32 @@ def read_log(folder):
     return {k: np.array([float(r[k]) for r in rows]) for k in rows[0]}
 
 
-def run(folder, structure, ensemble, steps, every, *options):
-    """The thermo log of a run; of each replica where there are several."""
+def command(folder, structure, ensemble, steps, every, *options):
+    """Arguments of the program."""
     argv = [structure, "--model", "any", "--out", folder, "--ensemble", ensemble, "--steps", steps,
             "--log-every", every, "--trajectory-every", 20 * every, "--checkpoint-every", 20 * every]  # fmt: skip
     if "--model" in options:
         del argv[1:3]
-    assert md.main([str(a) for a in (*argv, *options)]) == 0
+    return [str(a) for a in (*argv, *options)]
+
+
+def run(folder, *arguments):
+    """The thermo log of a run; of each replica where there are several."""
+    assert md.main(command(folder, *arguments)) == 0
     replicas = sorted(Path(folder).glob("replica*"))
     return [read_log(f) for f in replicas] if replicas else read_log(folder)
+
+
+@pytest.fixture
+def refused(capsys):
+    """Check that a run ends before it begins, in one line that says why."""
+
+    def check(message, folder, *arguments):
+        assert md.main(command(folder, *arguments)) == 2
+        (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("equijax md:"))
+        assert re.search(message, line)
+
+    return check
 
 
 @pytest.mark.parametrize("ensemble, file", [("nvt", "trajectory.extxyz"), ("npt", "trajectory.h5")])
@@ -259,14 +310,11 @@ def test_replicas_are_runs_of_their_own(loaded, tmp_path, metal):
         np.testing.assert_allclose(alone[name], logs[1][name][:21], rtol=1e-4)
 
 
-def test_refusals(loaded, tmp_path, metal):
+def test_refusals(loaded, tmp_path, metal, refused):
     run(tmp_path, metal, "nve", 20, 1)
-    with pytest.raises(SystemExit, match="continue that run with --restart"):
-        run(tmp_path, metal, "nve", 40, 1)
-    with pytest.raises(SystemExit, match=r"timestep = 1.0, not 2.0"):
-        run(tmp_path, metal, "nve", 40, 1, "--restart", "--timestep", 2.0)
-    with pytest.raises(SystemExit, match="there is no run to continue"):
-        run(tmp_path / "new", metal, "nve", 40, 1, "--restart")
+    refused("continue that run with --restart", tmp_path, metal, "nve", 40, 1)
+    refused(r"timestep = 1.0, not 2.0", tmp_path, metal, "nve", 40, 1, "--restart", "--timestep", 2.0)
+    refused("there is no run to continue", tmp_path / "new", metal, "nve", 40, 1, "--restart")
 
 
 class Hole(Morse):
@@ -306,11 +354,10 @@ def test_breakdown_keeps_the_last_good_checkpoint(monkeypatch, morse, tmp_path, 
     assert all(np.isfinite(x).all() for x in saved.values() if x.dtype.kind == "f")
 
 
-def test_box_smaller_than_allowed(loaded, tmp_path):
+def test_box_smaller_than_allowed(loaded, tmp_path, refused):
     thin = ase.Atoms("Al", cell=[20.0, 20.0, 0.001], pbc=True)
     ase.io.write(tmp_path / "thin.extxyz", thin)
-    with pytest.raises(SystemExit, match="box smaller than allowed"):
-        run(tmp_path / "out", tmp_path / "thin.extxyz", "nve", 20, 1)
+    refused("box smaller than allowed", tmp_path / "out", tmp_path / "thin.extxyz", "nve", 20, 1)
     assert not (tmp_path / "out" / "checkpoint.npz").exists()
 
 
@@ -380,14 +427,13 @@ def test_volume_under_pressure(loaded, tmp_path, morse):
     assert np.ptp(log["conserved_eV"]) < 0.01 * np.ptp(log["total_eV"])
 
 
-def test_isolated_cluster(loaded, tmp_path, metal):
+def test_isolated_cluster(loaded, tmp_path, metal, refused):
     atoms = ase.io.read(metal)[:4]
     atoms.pbc, atoms.cell = False, np.zeros((3, 3))
     ase.io.write(tmp_path / "cluster.xyz", atoms)
     log = run(tmp_path / "out", tmp_path / "cluster.xyz", "nve", 20, 1)
     assert np.isnan(log["pressure_GPa"]).all() and np.ptp(log["total_eV"]) < 1e-3
-    with pytest.raises(SystemExit, match="npt needs all three directions"):
-        run(tmp_path / "npt", tmp_path / "cluster.xyz", "npt", 20, 1)
+    refused("npt needs all three directions", tmp_path / "npt", tmp_path / "cluster.xyz", "npt", 20, 1)
 
 
 @pytest.mark.parametrize("ensemble", ["nve", "nvt --thermostat langevin", "nvt --thermostat nose-hoover"])
@@ -398,7 +444,7 @@ def test_fixed_atoms_stay_and_are_no_heat(loaded, tmp_path, metal, ensemble):
     atoms.set_constraint([FixAtoms(fixed), FixCartesian([31], (False, False, True))])
     ase.io.write(tmp_path / "fixed.traj", atoms)
     name, *options = ensemble.split()
-    log = run(tmp_path / "out", tmp_path / "fixed.traj", name, 60, 2, *options, "--dtype", "float64")
+    log = run(tmp_path / "out", tmp_path / "fixed.traj", name, 60, 2, *options)
     frames = ase.io.read(tmp_path / "out" / "trajectory.extxyz", ":")
     free = free_components(atoms)
     for frame in frames:
@@ -406,13 +452,13 @@ def test_fixed_atoms_stay_and_are_no_heat(loaded, tmp_path, metal, ensemble):
         assert (frame.get_momenta()[~free] == 0).all() and (frame.get_momenta()[free] != 0).all()
     assert np.abs(frames[-1].positions - atoms.positions)[free].max() > 0.01
     dof = free.sum()
-    np.testing.assert_allclose(log["temperature_K"], 2 * log["kinetic_eV"] / (dof * units.KB_EV_PER_K), rtol=1e-6)
-    assert log["temperature_K"][0] == pytest.approx(300.0, rel=1e-6)
+    np.testing.assert_allclose(log["temperature_K"], 2 * log["kinetic_eV"] / (dof * units.KB_EV_PER_K), rtol=1e-5)
+    assert log["temperature_K"][0] == pytest.approx(300.0, rel=1e-5)
     if "langevin" not in ensemble:
         assert np.ptp(log["conserved_eV"]) < 0.02 * np.ptp(log["kinetic_eV"])
 
 
-def test_what_cannot_hold_atoms_is_refused(loaded, tmp_path, metal):
+def test_what_cannot_hold_atoms_is_refused(loaded, tmp_path, metal, refused):
     atoms = ase.io.read(metal)
     cases = {
         "npt scales all positions": (FixAtoms([0]), "npt"),
@@ -422,14 +468,31 @@ def test_what_cannot_hold_atoms_is_refused(loaded, tmp_path, metal):
     for number, (message, (constraint, ensemble)) in enumerate(cases.items()):
         atoms.set_constraint(constraint)
         ase.io.write(tmp_path / "held.traj", atoms)
-        with pytest.raises(SystemExit, match=message):
-            run(tmp_path / f"out{number}", tmp_path / "held.traj", ensemble, 20, 1)
+        refused(message, tmp_path / f"out{number}", tmp_path / "held.traj", ensemble, 20, 1)
         assert not (tmp_path / f"out{number}").exists()
     atoms.set_constraint()
+    wide = atoms.copy()
+    wide.set_cell([3000.0, 20, 20])
+    wide.positions[0, 0] = 1500.0
+    ase.io.write(tmp_path / "wide.extxyz", wide)
+    refused(
+        "1500 A, expected at most 1000 A in float32: use --dtype float64",
+        tmp_path / "wide",
+        tmp_path / "wide.extxyz",
+        "nve",
+        20,
+        1,
+    )
     atoms.pbc = (True, True, False)
     ase.io.write(tmp_path / "slab.extxyz", atoms)
-    with pytest.raises(SystemExit, match=r"periodic along \[True, True, False\]: npt needs all three directions"):
-        run(tmp_path / "slab", tmp_path / "slab.extxyz", "npt", 20, 1)
+    refused(
+        r"periodic along \[True, True, False\]: npt needs all three directions",
+        tmp_path / "slab",
+        tmp_path / "slab.extxyz",
+        "npt",
+        20,
+        1,
+    )
 
 
 def test_atoms_far_from_the_origin_move_alike(loaded, tmp_path, metal):
