@@ -195,7 +195,7 @@ def test_directory_round_trip_merge_and_refusal(base, tmp_path, capsys):
     expected = trees.paths_of(lora.merge(base.variables, saved, energies))
     assert config == base.config and metadata["base"] == {"source": "test"}
     assert all(np.array_equal(x, expected[path]) for path, x in trees.paths_of(variables).items())
-    with pytest.raises(ValueError, match="belongs to the backbone with sha256"):
+    with pytest.raises(ValueError, match="belongs to the backbone with fingerprint"):
         adapters.load(tmp_path / "a", config, variables)
 
 

@@ -1,0 +1,156 @@
+"""Runs that are killed, run out of disk or are continued from other inputs: the same result, or a refusal."""
+
+import dataclasses
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import ase.io
+import jax
+import numpy as np
+import pytest
+
+import equijax
+from equijax import checkpoint, finetune, report, train, trees
+
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = ("--epochs", 8, "--schedule", "plateau", "--ema", 0.9)
+
+# Every rename takes a while, and the process is killed at some moment after training began.
+KILLED = """
+import os, random, signal, sys, threading, time
+from equijax import finetune, report
+draw = random.Random(sys.argv.pop(1))
+rename, began = os.rename, report.Log.__init__
+def slow(*paths, **options):
+    time.sleep(draw.uniform(0.0, 0.3))
+    rename(*paths, **options)
+def begin(*arguments):
+    began(*arguments)
+    threading.Timer(draw.uniform(0.5, 2.5), os.kill, (os.getpid(), signal.SIGKILL)).start()
+os.rename, report.Log.__init__ = slow, begin
+finetune.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(arguments, tmp_path_factory):
+    """A run that nothing interrupts."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    finetune.main(arguments(out, *OPTIONS))
+    return out
+
+
+def same(found: Path, expected: Path) -> None:
+    """Weights and log are those of the other run, bit for bit, and its report but for the time it took."""
+    weights = [trees.paths_of(equijax.load(run / "best").variables) for run in (found, expected)]
+    jax.tree.map(np.testing.assert_array_equal, *weights)
+    assert (found / "metrics.jsonl").read_text() == (expected / "metrics.jsonl").read_text()
+    reports = [json.loads((run / "report.json").read_text()) | {"seconds": None} for run in (found, expected)]
+    assert reports[0] == reports[1] and reports[0]["best_epoch"] > 0
+    assert {p.name for p in found.iterdir()} == {p.name for p in expected.iterdir()}
+
+
+def test_killed_at_random_moments_and_resumed(arguments, whole, tmp_path):
+    """Best weights and progress stay together, whatever was on its way to the disk; no lock is left behind."""
+    argv = [*arguments(tmp_path / "run", *OPTIONS), "--resume"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    for seed in range(3):
+        done = subprocess.run([sys.executable, "-c", KILLED, str(seed), *argv], env=environment, capture_output=True,
+                              text=True, timeout=300)  # fmt: skip
+        assert done.returncode in (-9, 0), done.stderr
+    finetune.main(argv)
+    same(tmp_path / "run", whole)
+
+
+def at_epoch(monkeypatch, number: int, action) -> None:
+    """Call `action` when a run has logged that epoch."""
+    original = report.Log.__call__
+
+    def log(self, record):
+        original(self, record)
+        if "batch" not in record and record["epoch"] == number:
+            action()
+
+    monkeypatch.setattr(report.Log, "__call__", log)
+
+
+def test_a_full_disk_ends_the_run_and_it_resumes(arguments, whole, tmp_path, monkeypatch, capsys):
+    """Output is captured in memory, so that the limit on files leaves it alone."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    at_epoch(monkeypatch, 4, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard)))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            finetune.main(arguments(tmp_path / "run", *OPTIONS))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    monkeypatch.undo()
+    finetune.main([*arguments(tmp_path / "run", *OPTIONS), "--resume"])
+    same(tmp_path / "run", whole)
+
+
+class Stop(Exception):
+    """Ends a run at once."""
+
+
+def stop():
+    raise Stop
+
+
+@pytest.fixture(scope="module")
+def cut(folder, arguments, tmp_path_factory):
+    """A run that ended at epoch 3, on files of its own, and its command line."""
+    path = tmp_path_factory.mktemp("cut")
+    shutil.copytree(folder / "model", path / "model")
+    shutil.copy(folder / "train.extxyz", path)
+    argv = arguments(path / "run", *OPTIONS, "--model", path / "model", "--train", path / "train.extxyz")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        at_epoch(patch, 3, stop)
+        finetune.main(argv)
+    return path, [*argv, "--resume"]
+
+
+def test_other_data_are_refused(cut):
+    path, argv = cut
+    file = path / "train.extxyz"
+    before = file.read_bytes()
+    ase.io.write(file, ase.io.read(file, ":")[::-1])
+    with pytest.raises(ValueError, match=r"changed since it began: --train \S*train.extxyz$"):
+        finetune.main(argv)
+    file.write_bytes(before)
+
+
+def test_another_model_is_refused(cut, student):
+    path, argv = cut
+    other = dataclasses.replace(student.config, r_max=student.config.r_max + 0.1)
+    for config, weights in ((student.config, jax.tree.map(lambda x: x + x, student.variables)), (other, None)):
+        checkpoint.save(path / "model", config, weights or student.variables, {"source": "random"})
+        with pytest.raises(ValueError, match=r"changed since it began: --model \S*model$"):
+            finetune.main(argv)
+    checkpoint.save(path / "model", student.config, student.variables, {"source": "elsewhere"})  # is the same model
+
+
+def test_a_run_that_kept_no_record_is_refused(cut):
+    path, argv = cut
+    (path / "run" / "inputs.json").rename(path / "kept")
+    with pytest.raises(ValueError, match="without inputs.json: choose another --out"):
+        finetune.main(argv)
+    (path / "kept").rename(path / "run" / "inputs.json")
+
+
+def test_a_half_written_last_line_of_the_log_resumes(cut, tmp_path):
+    path, _ = cut
+    log = tmp_path / "metrics.jsonl"
+    lines = (path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    log.write_text("".join(lines + lines[1:]) + lines[0][: random.Random(0).randrange(1, len(lines[0]) - 1)])
+    with report.Log(log, train.Progress(epoch=2), 1, 0) as writer:
+        writer({"epoch": 3, "loss": 1.0})
+    assert log.read_text() == "".join(lines[:2]) + '{"epoch": 3, "loss": 1.0}\n'
+    log.write_text("not JSON\n" + lines[1])
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 1: not a record"):
+        report.read_history(log)
