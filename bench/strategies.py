@@ -170,7 +170,7 @@ def errors(made: task.Task, variables: dict, name: str) -> dict:
 
 def assessed(made: task.Task, variables: dict, when: str) -> dict:
     """What is compared: test set, retained set, phonons."""
-    found = finetune.assess(made, variables)
+    found = finetune.assess(made, variables, made.graphs)
     errors, (phonon,) = found["errors"], found["phonons"]
     return {
         f"energy_mae_{when}": errors["test"]["energy_mae"],

@@ -11,39 +11,44 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.unpickle import Builder, Global, Instance, UnreadableModel, interpret, shorten
+from convert.errors import Budget, UnreadableModel, UnsupportedModel, shorten
+from convert.families import family
+from convert.unpickle import Builder, Global, Instance, interpret
 
 MAX_PICKLE_BYTES = 64 * 2**20
 MAX_ENTRIES = 100_000
-MAX_EXPANDED = 2**20  # elements of a tensor that repeats its storage through zero strides
 
 _STORAGE_DTYPES = {
     "torch.DoubleStorage": "f8", "torch.FloatStorage": "f4", "torch.HalfStorage": "f2", "torch.LongStorage": "i8",
     "torch.IntStorage": "i4", "torch.ShortStorage": "i2", "torch.CharStorage": "i1", "torch.ByteStorage": "u1",
-    "torch.BoolStorage": "u1",
+    "torch.BoolStorage": "u1", "torch.BFloat16Storage": "u2",
 }  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """A tensor of the file: a read-only view of its storage, and whether torch would train it."""
+    """A tensor of the file: a read-only view of its storage."""
 
     array: np.ndarray
-    trainable: bool = False
 
 
-def read_archive(path: Path) -> object:
+def read_archive(path: Path, budget: Budget | None = None) -> object:
     """The top-level object of the torch file `path` as inert data (see `convert.unpickle`), tensors as `Tensor`.
+
+    Args:
+      path: the file.
+      budget: what the objects may take; None: that of a file of this size.
 
     Raises:
       FileNotFoundError: no such file.
       UnreadableModel: not a torch zip file, truncated, corrupt or hostile.
+      UnsupportedModel: a known kind of file that is no whole model, such as compiled code.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return _read(archive)
-    except UnreadableModel as error:
-        raise UnreadableModel(f"{path}: {error}") from None
+            return _read(archive, budget or Budget(path.stat().st_size))
+    except (UnreadableModel, UnsupportedModel) as error:
+        raise type(error)(f"{path}: {error}") from None
     # zipfile reports damage by its own error and, for odd headers, by these
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError, KeyError, IndexError,
             OverflowError, OSError) as error:  # fmt: skip
@@ -58,6 +63,8 @@ def _describe(path: Path) -> str:
         head = file.read(16)
     if not head:
         return "the file is empty"
+    if head[8:10] == b'{"':
+        return str(family("safetensors file"))
     if head.startswith(b"PK"):
         return "the zip container is truncated or corrupt; fetch the file again"
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"version https:")):
@@ -67,20 +74,30 @@ def _describe(path: Path) -> str:
     return f"not a torch .model file: it starts with {head!r}"
 
 
-def _read(archive: zipfile.ZipFile) -> object:
+def _read(archive: zipfile.ZipFile, budget: Budget) -> object:
+    _refuse_compiled(archive.namelist())
     entries = _entries(archive)
     pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise UnreadableModel(f"expected one TOP/data.pkl in the zip, found {len(pickles)}; "
                               f"entries: {', '.join(map(shorten, list(entries)[:5]))}")  # fmt: skip
     folder = pickles[0].removesuffix("data.pkl")
-    if f"{folder}constants.pkl" in entries or any(name.startswith(f"{folder}code/") for name in entries):
-        raise UnreadableModel("a compiled TorchScript model (made for LAMMPS); convert the .model it was made from")
     if entries[pickles[0]].file_size > MAX_PICKLE_BYTES:
         raise UnreadableModel(f"data.pkl is larger than {MAX_PICKLE_BYTES} bytes")
     order = _byte_order(archive, entries, f"{folder}byteorder")
     storages = _Storages(archive, entries, folder, order)
-    return interpret(archive.read(entries[pickles[0]]), storages.load, _BUILDERS)
+    return interpret(archive.read(entries[pickles[0]]), storages.load, _BUILDERS, budget)
+
+
+def _refuse_compiled(names: list[str]) -> None:
+    """Raise for an archive of compiled code, whose entries may be compressed."""
+    paths = {name.partition("/")[2] for name in names}
+    if any(path.startswith("code/") or path == "constants.pkl" for path in paths):
+        script = "lammps" if any("/lammps_mace" in path for path in paths) else "compiled"
+        mace = any(path.startswith("code/__torch__/mace/") for path in paths)
+        raise UnsupportedModel(family(f"{script if mace else 'foreign'} script"))
+    if any(path.endswith(("archive_format", "serialized_exported_program.json", ".wrapper.so")) for path in paths):
+        raise UnsupportedModel(family("exported program"))
 
 
 def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -141,6 +158,8 @@ class _Storages:
         if len(data) % dtype.itemsize:
             raise UnreadableModel(f"storage {shorten(key)}: {len(data)} bytes do not divide into {dtype}")
         array = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
+        if kind == "torch.BFloat16Storage":  # the upper half of a float32
+            return (array.astype(np.uint32) << 16).view(np.float32)
         return array != 0 if kind == "torch.BoolStorage" else array
 
 
@@ -152,9 +171,11 @@ def _sizes(values: object, what: str) -> tuple[int, ...]:
     return values
 
 
-def _rebuild_tensor(storage: object, offset: object, size: object, stride: object, trainable: object = False,
-                    hooks: object = None, metadata: object = None) -> Tensor:  # fmt: skip
-    """`torch._utils._rebuild_tensor_v2`: a strided view, every index checked to lie in the storage."""
+def _rebuild_tensor(storage: object, offset: object, size: object, stride: object, *rest: object) -> Tensor:
+    """`torch._utils._rebuild_tensor_v2`: a strided view, every index checked to lie in the storage.
+
+    The rest (requires_grad, hooks, metadata) is not used: mace-torch saves all parameters frozen in some versions.
+    """
     if not isinstance(storage, np.ndarray):
         raise UnreadableModel(f"a tensor over {shorten(storage)} instead of a storage")
     shape, strides = _sizes(size, "size"), _sizes(stride, "stride")
@@ -165,18 +186,16 @@ def _rebuild_tensor(storage: object, offset: object, size: object, stride: objec
     if count and last >= storage.size:
         raise UnreadableModel(f"tensor of size {shape}, strides {strides}, offset {offset} reaches element {last} of a "
                               f"storage of {storage.size}")  # fmt: skip
-    if count > max(storage.size, MAX_EXPANDED):
-        raise UnreadableModel(f"tensor of size {shape} repeats a storage of {storage.size} elements")
     if not count:
         return Tensor(np.zeros(shape, storage.dtype))
     steps = [s * storage.itemsize for s in strides]
-    return Tensor(np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False), trainable is True)
+    return Tensor(np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False))
 
 
-def _rebuild_parameter(tensor: object, trainable: object, hooks: object, state: object = None) -> Tensor:
+def _rebuild_parameter(tensor: object, *rest: object) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise UnreadableModel(f"a parameter over {shorten(tensor)} instead of a tensor")
-    return Tensor(tensor.array, trainable is True)
+    return tensor
 
 
 def _rebuild_from_type(function: object, kind: object, args: object, state: object) -> object:

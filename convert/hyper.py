@@ -4,14 +4,17 @@ A value this package does not support raises `UnsupportedModel` that names it; a
 does too, unless it is switched off (None, False or empty).
 """
 
+import dataclasses
 import math
+import re
 from typing import Any
 
 import e3nn_jax as e3nn
 import numpy as np
 
+from convert.errors import UnreadableModel, UnsupportedModel, shorten
+from convert.families import family
 from convert.modules import TorchModel
-from convert.unpickle import UnreadableModel, UnsupportedModel, shorten
 from equijax.config import INTERACTIONS, ModelConfig
 from equijax.nn import cg
 
@@ -19,6 +22,7 @@ MODELS = {"mace.modules.models.ScaleShiftMACE": True, "mace.modules.models.MACE"
 BASES = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
 TRANSFORMS = {"AgnesiTransform": "agnesi", "SoftTransform": "soft", None: "none"}
 MAX_L = 6
+MAX_INTERACTIONS = 100
 GATES = {
     "torch.nn.functional.silu": "silu", "torch.tanh": "tanh", "torch.nn.functional.tanh": "tanh", "torch.abs": "abs",
     "torch._C._VariableFunctionsClass.tanh": "tanh", "torch._C._VariableFunctionsClass.abs": "abs", None: "none",
@@ -44,8 +48,39 @@ KNOWN_ATTRIBUTES = frozenset({
     "irreps_in", "irreps", "hidden_irreps", "edge_irreps", "avg_num_neighbors", "radial_MLP", "dims", "muls", "use_sc",
     "internal_weights", "shared_weights", "num_features", "coupling_irreps", "correlation", "_size",
 })  # fmt: skip
+# Tensors of current mace-torch that older or other versions keep as plain attributes: numbers, lists, bare tensors.
+PLAIN_NUMBERS = re.compile(
+    r"atomic_numbers|r_max|num_interactions|radial_embedding\.(cutoff_fn|bessel_fn)\.(p|r_max|prefactor)"
+    r"|atomic_energies_fn\.atomic_energies|scale_shift\.(scale|shift)|pair_repulsion_fn\.(p|c|a_exp|a_prefactor)"
+    r"|radial_embedding\.distance_transform\.(a|q|p|alpha)"
+)
 # Switches whose "off" value is not None, False or empty, or that do not change the energy.
 HARMLESS = frozenset({"lammps_mliap"})
+
+
+def with_numbers(model: TorchModel) -> TorchModel:
+    """`model` with the numbers that its version keeps as plain attributes moved to its tensors."""
+    plain = {
+        name: value
+        for name, value in model.attributes.items()
+        if PLAIN_NUMBERS.fullmatch(name) and isinstance(value, int | float | tuple) and name not in model.tensors
+    }
+    if not plain:
+        return model
+    attributes = {name: value for name, value in model.attributes.items() if name not in plain}
+    return dataclasses.replace(
+        model, tensors=model.tensors | {k: _numbers(k, v) for k, v in plain.items()}, attributes=attributes
+    )
+
+
+def _numbers(name: str, value: object) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError):
+        array = np.asarray(None)
+    if array.dtype.kind not in "iuf":
+        raise UnreadableModel(f"{name} = {str(value)[:100]} is not made of numbers")
+    return array
 
 
 def read_config(model: TorchModel) -> ModelConfig:
@@ -58,8 +93,10 @@ def read_config(model: TorchModel) -> ModelConfig:
     _check_classes(model)
     _check_attributes(model)
     num = int(scalar(model, "num_interactions"))
+    if not 1 <= num <= MAX_INTERACTIONS:
+        raise UnreadableModel(f"num_interactions = {num}, expected 1 to {MAX_INTERACTIONS}")
     blocks = [model.classes.get(f"interactions.{t}", "").rsplit(".", 1)[-1] for t in range(num)]
-    if not 1 <= num <= 100 or f"interactions.{num}" in model.classes or not all(b in INTERACTIONS for b in blocks):
+    if f"interactions.{num}" in model.classes or not all(b in INTERACTIONS for b in blocks):
         raise UnreadableModel(f"num_interactions = {num}, but the interaction blocks are {', '.join(blocks[:5])}")
     if len(set(blocks[1:])) > 1:
         raise UnsupportedModel(f"interaction blocks after the first differ: {', '.join(blocks[1:])}")
@@ -164,11 +201,26 @@ def expect(name: str, found: object, wanted: object) -> None:
         raise UnsupportedModel(f"{name} = {str(found)[:300]} is not supported; expected {str(wanted)[:300]}")
 
 
+def _expect_constant(model: TorchModel, name: str, wanted: float) -> None:
+    """As `expect` for a one-element tensor, which a file of lower precision holds rounded.
+
+    A number of at most 11 significant bits (8: bfloat16) went through half precision; r_max was rounded before it too.
+    """
+    found = scalar(model, name)
+    mantissa = math.frexp(found)[0]
+    bits = next((bits for bits in (8, 11) if (mantissa * 2**bits).is_integer()), 20)
+    if not math.isclose(found, wanted, rel_tol=2.0 ** (1 - bits)):
+        raise UnsupportedModel(f"{name} = {found} is not supported; expected {wanted}")
+
+
 def _check_classes(model: TorchModel) -> None:
     top = model.classes[""]
+    unknown = {cls: name for name, cls in model.classes.items() if cls not in KNOWN_CLASSES}
+    for cls in unknown:
+        if known := family(cls):
+            raise UnsupportedModel(f"{known} ({shorten(cls)})")
     if top not in MODELS:
         raise UnsupportedModel(f"model class {shorten(top)} is not supported; expected one of {', '.join(MODELS)}")
-    unknown = {cls: name for name, cls in model.classes.items() if cls not in KNOWN_CLASSES}
     if unknown:
         listed = "; ".join(f"{shorten(name)}: {shorten(cls)}" for cls, name in list(unknown.items())[:10])
         raise UnsupportedModel(f"modules of classes that are not supported: {listed}")
@@ -202,7 +254,7 @@ def _cutoff(model: TorchModel) -> tuple[float, int]:
     r_max = scalar(model, "r_max")
     expect("class of radial_embedding.cutoff_fn", model.classes.get("radial_embedding.cutoff_fn"),
            "mace.modules.radial.PolynomialCutoff")  # fmt: skip
-    expect("radial_embedding.cutoff_fn.r_max", scalar(model, "radial_embedding.cutoff_fn.r_max"), r_max)
+    _expect_constant(model, "radial_embedding.cutoff_fn.r_max", r_max)
     power = scalar(model, "radial_embedding.cutoff_fn.p")
     if power != int(power) or power < 1:
         raise UnsupportedModel(f"radial_embedding.cutoff_fn.p = {power}; expected a positive integer")
@@ -280,8 +332,8 @@ def _check_radial(model: TorchModel, config: ModelConfig) -> None:
     """Constants that the radial functions here compute from r_max and the number of functions."""
     name, n = "radial_embedding.bessel_fn", config.num_radial
     if config.radial_basis == "bessel":
-        expect(f"{name}.r_max", scalar(model, f"{name}.r_max"), config.r_max)
-        expect(f"{name}.prefactor", scalar(model, f"{name}.prefactor"), math.sqrt(2.0 / config.r_max))
+        _expect_constant(model, f"{name}.r_max", config.r_max)
+        _expect_constant(model, f"{name}.prefactor", math.sqrt(2.0 / config.r_max))
     elif config.radial_basis == "gaussian":
         width = -0.5 * ((n - 1) / config.r_max) ** 2 if n > 1 else math.nan
         expect(f"{name}.coeff", attribute(model, f"{name}.coeff", float), width)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convert.hyper import read_config
+from convert.adapters import fold
+from convert.errors import UnreadableModel, UnsupportedModel, one_line, shorten
+from convert.hyper import read_config, with_numbers
 from convert.modules import TorchModel
-from convert.unpickle import UnreadableModel, UnsupportedModel, shorten
 from equijax.config import ModelConfig
 from equijax.nn import cg
 
@@ -149,11 +150,21 @@ def to_flax(model: TorchModel, dtype: str | None = None) -> tuple[ModelConfig, d
       UnsupportedModel: an option outside the implemented family; missing or extra tensors, all listed.
       UnreadableModel: damaged contents.
     """
+    with one_line():
+        return _to_flax(complete(model), dtype)
+
+
+def complete(model: TorchModel) -> TorchModel:
+    """`model` as current mace-torch would write it: adapters folded in, numbers of old versions among the tensors."""
+    return with_numbers(fold(model))
+
+
+def _to_flax(model: TorchModel, dtype: str | None) -> tuple[ModelConfig, dict]:
     config = read_config(model)
     rows = table(config)
     _check_names(model, {row.torch for row in rows} | set(u_names(config)))
     variables: dict = {}
-    kind = np.dtype(dtype or source_dtype(model))
+    kind = np.dtype(dtype or _weights_dtype(model, rows))
     for row in rows:
         is_param = row.parts[0][0][0] == "params"
         for (path, _), array in zip(row.parts, _split(row, model.tensors[row.torch]), strict=True):
@@ -166,11 +177,19 @@ def to_flax(model: TorchModel, dtype: str | None = None) -> tuple[ModelConfig, d
 
 
 def source_dtype(model: TorchModel) -> str:
-    """The floating-point type of the trained tensors of the file."""
-    kinds = {model.tensors[name].dtype.name for name in model.trainable}
-    if len(kinds) != 1 or not kinds <= {"float32", "float64", "float16"}:
-        raise UnsupportedModel(f"trained tensors of types {sorted(kinds)}; expected float32 or float64 throughout")
-    return kinds.pop()
+    """The type that holds the weights of the file exactly: float64 if one of them is, else float32.
+
+    The weights are what `table` places in `params`, whether torch would train them or not; half precision is widened.
+    """
+    with one_line():
+        model = complete(model)
+        return _weights_dtype(model, table(read_config(model)))
+
+
+def _weights_dtype(model: TorchModel, rows: list[Row]) -> str:
+    weights = [row.torch for row in rows if row.parts[0][0][0] == "params"]
+    kinds = {model.tensors[name].dtype for name in weights if name in model.tensors}
+    return np.result_type(np.float32, *(kind for kind in kinds if kind.kind == "f")).name
 
 
 def _check_names(model: TorchModel, wanted: set[str]) -> None:

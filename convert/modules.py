@@ -6,12 +6,17 @@ from pathlib import Path
 import numpy as np
 
 from convert.archive import Tensor, read_archive
-from convert.unpickle import Global, Instance, UnreadableModel, shorten
+from convert.errors import Budget, UnreadableModel, UnsupportedModel, one_line, shorten
+from convert.families import family, form_of_dict
+from convert.unpickle import Global, Instance
 
-MAX_MODULES = 20_000  # published models have about 200; a shared, nested tree can unfold exponentially
 MAX_DEPTH = 50
 MAX_NAME = 200  # characters of one component of a name
-MAX_VALUES = 1_000_000  # plain values in all attributes together; published models have about 1e4
+# What is counted against the budget, in bytes: a tree that shares parts unfolds, and they are counted once a name.
+NAME_BYTES = 256  # the entry of a module, tensor or attribute, beside its name
+VALUE_BYTES = 64  # a plain value in an attribute
+NUMBER_BYTES = 48  # an element of a tensor in float64, with the copies that its conversion makes
+MAX_PLAIN = 200  # elements of a tensor that is an attribute and no buffer, such as atomic_numbers of old files
 
 # Attributes of every torch module and of compiled code, which hold no hyper-parameters.
 _MACHINERY = frozenset({
@@ -30,7 +35,7 @@ class TorchModel:
 
     classes: dict[str, str]  # module name -> dotted class name
     tensors: dict[str, np.ndarray]  # parameters and buffers
-    trainable: frozenset[str]  # names in `tensors` that torch would train
+    parameters: frozenset[str]  # names in `tensors` that are parameters of torch, frozen or not
     attributes: dict[str, object]  # plain values: numbers, text, None, tuples; irreps as text; others as `Opaque`
 
 
@@ -46,89 +51,103 @@ def read_model(path: Path) -> TorchModel:
 
     Raises:
       FileNotFoundError: no such file.
-      UnreadableModel: damaged, hostile, or not a torch module (a checkpoint, a state_dict, a compiled model).
+      UnreadableModel: damaged or hostile.
+      UnsupportedModel: a known kind of file that is no whole model (a checkpoint, a state_dict, compiled code).
     """
-    top = read_archive(path)
-    try:
-        return flatten(top)
-    except UnreadableModel as error:
-        raise UnreadableModel(f"{path}: {error}") from None
+    with one_line():
+        budget = Budget(path.stat().st_size)
+        top = read_archive(path, budget)
+        try:
+            return flatten(top, budget)
+        except (UnreadableModel, UnsupportedModel) as error:
+            raise type(error)(f"{path}: {error}") from None
 
 
-def flatten(top: object) -> TorchModel:
+def flatten(top: object, budget: Budget | None = None) -> TorchModel:
     """`TorchModel` of the recorded top-level object of a file.
+
+    Args:
+      top: from `convert.archive.read_archive`.
+      budget: what the model may take; None: that of a small file.
 
     Raises:
       UnreadableModel: `top` is not a torch module, or its tree is damaged.
+      UnsupportedModel: `top` is something else that is known.
     """
     if not isinstance(top, Instance) or "_modules" not in top.state:
-        raise UnreadableModel(f"expected a whole torch module, found {_found(top)}")
+        raise _not_a_module(top)
     model = TorchModel({}, {}, frozenset(), {})
-    trainable: set[str] = set()
-    _walk(top, "", model, trainable, _Budget(MAX_VALUES))
-    return TorchModel(model.classes, model.tensors, frozenset(trainable), model.attributes)
+    parameters: set[str] = set()
+    _walk(top, (), model, parameters, budget or Budget())
+    return TorchModel(model.classes, model.tensors, frozenset(parameters), model.attributes)
 
 
-def _found(top: object) -> str:
+def _not_a_module(top: object) -> UnreadableModel | UnsupportedModel:
+    found, form = shorten(top), None
     if isinstance(top, dict):
-        keys = ", ".join(shorten(key, 40) for key in list(top)[:6])
-        return (f"a dict with keys {keys} (a training checkpoint or a state_dict does not say which model it is; "
-                "convert the .model file written beside it)")  # fmt: skip
-    return top.cls if isinstance(top, Instance) else shorten(top)
+        keys = [key for key in top if isinstance(key, str)]
+        found = f"a dict with keys {', '.join(shorten(key, 40) for key in keys[:6])}"
+        form = form_of_dict(keys, tensors=bool(top) and all(isinstance(value, Tensor) for value in top.values()))
+    elif isinstance(top, list | tuple) and top and all(isinstance(x, Instance) and "_modules" in x.state for x in top):
+        form = "several models"
+    elif isinstance(top, Instance):
+        found, form = shorten(top.cls), top.cls
+    known = family(form) if form else None
+    return UnsupportedModel(f"{known} ({found})") if known else UnreadableModel(f"no torch module, but {found}")
 
 
-class _Budget:
-    """Counts plain values: lists that share parts would otherwise unfold without end."""
-
-    def __init__(self, left: int):
-        self.left = left
-
-    def spend(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise UnreadableModel(f"attributes hold more than {MAX_VALUES} values")
-
-
-def _walk(module: Instance, name: str, model: TorchModel, trainable: set[str], budget: _Budget) -> None:
-    if name.count(".") > MAX_DEPTH or len(model.classes) >= MAX_MODULES:
-        raise UnreadableModel(f"module tree deeper than {MAX_DEPTH} or above {MAX_MODULES} modules at {shorten(name)}")
+def _walk(module: Instance, path: tuple[str, ...], model: TorchModel, parameters: set[str], budget: Budget) -> None:
+    """Enter a module and all below it under their names; every name is paid for before it is made."""
+    name = ".".join(path)
+    if len(path) > MAX_DEPTH:
+        raise UnreadableModel(f"module tree deeper than {MAX_DEPTH} at {shorten(name)}")
+    budget.spend(NAME_BYTES + len(name))
     model.classes[name] = module.cls
     if module.cls.startswith(_COMPILED):
         return
     prefix = f"{name}." if name else ""
+    entry = NAME_BYTES + len(prefix) + MAX_NAME
     for kind in ("_parameters", "_buffers"):
-        for key, value in _children(module, name, kind).items():
+        for key, value in _children(module, name, kind, budget).items():
             if not isinstance(value, Tensor):
                 raise UnreadableModel(f"{prefix}{key} is {shorten(value)}, expected a tensor")
+            budget.spend(entry + NUMBER_BYTES * value.array.size)
             model.tensors[prefix + key] = value.array
-            if kind == "_parameters" and value.trainable:
-                trainable.add(prefix + key)
+            if kind == "_parameters":
+                parameters.add(prefix + key)
     for key, value in module.state.items():
+        budget.spend(VALUE_BYTES)
         if isinstance(key, str) and len(key) <= MAX_NAME and key not in _MACHINERY:
+            budget.spend(entry)
             model.attributes[prefix + key] = _plain(value, budget)
-    for key, value in _children(module, name, "_modules").items():
+    for key, value in _children(module, name, "_modules", budget).items():
         if not isinstance(value, Instance):
             raise UnreadableModel(f"{prefix}{key} is {shorten(value)}, expected a module")
-        _walk(value, prefix + key, model, trainable, budget)
+        _walk(value, (*path, key), model, parameters, budget)
 
 
-def _children(module: Instance, name: str, kind: str) -> dict[str, object]:
-    """The entries of `_parameters`, `_buffers` or `_modules` that are not None."""
-    found = module.state.get(kind) or {}
-    if not isinstance(found, dict) or not all(isinstance(key, str) and len(key) <= MAX_NAME for key in found):
-        raise UnreadableModel(f"{kind} of module {shorten(name)} ({module.cls}) is not a dict of names")
+def _children(module: Instance, name: str, kind: str, budget: Budget) -> dict[str, object]:
+    """The entries of `_parameters`, `_buffers` or `_modules` that are not None; torch allows no name with a dot."""
+    found = module.state.get(kind)
+    if found is None:
+        return {}
+    budget.spend(VALUE_BYTES * len(found) if isinstance(found, dict) else 0)
+    named = isinstance(found, dict) and all(isinstance(key, str) and 0 < len(key) <= MAX_NAME for key in found)
+    if not named or any("." in key for key in found):
+        raise UnreadableModel(f"{kind} of module {shorten(name)} ({shorten(module.cls)}) is not a dict of names")
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _plain(value: object, budget: _Budget, depth: int = 0) -> object:
+def _plain(value: object, budget: Budget, depth: int = 0) -> object:
     """`value` as plain data; collections nested deeper than e3nn's instruction lists become `Opaque`."""
-    budget.spend()
+    budget.spend(VALUE_BYTES)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Global):
         return value.dotted
-    if isinstance(value, Tensor):
-        return value.array.item() if value.array.size == 1 else Opaque("torch.Tensor")
+    if isinstance(value, Tensor) and value.array.size <= MAX_PLAIN:
+        value = value.array.item() if value.array.size == 1 else value.array.tolist()
+        return _plain(value, budget, depth)
     if isinstance(value, Instance) and value.cls == "e3nn.o3._irreps.Irreps":
         return _irreps(value, budget)
     if isinstance(value, Instance) and value.cls.endswith(".Instruction"):
@@ -138,13 +157,13 @@ def _plain(value: object, budget: _Budget, depth: int = 0) -> object:
     return Opaque(value.cls if isinstance(value, Instance) else type(value).__name__)
 
 
-def _irreps(value: Instance, budget: _Budget) -> str:
+def _irreps(value: Instance, budget: Budget) -> str:
     """e3nn Irreps as text, such as 128x0e+128x1o."""
     parts = []
     for entry in _items(value):
-        budget.spend()
-        mul, irrep = (*_items(entry), None, None)[:2]
-        degree, parity = (*_items(irrep), None, None)[:2]
+        budget.spend(VALUE_BYTES)
+        mul, irrep = (*_items(entry)[:2], None, None)[:2]
+        degree, parity = (*_items(irrep)[:2], None, None)[:2]
         if type(mul) is not int or type(degree) is not int or parity not in (1, -1):
             raise UnreadableModel(f"irreps that are not (multiplicity, (l, parity)): {shorten(mul)}, {shorten(degree)}")
         if not (0 < mul < 2**20 and 0 <= degree < 100):

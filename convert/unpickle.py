@@ -13,7 +13,14 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-MAX_OPCODES = 2_000_000  # the published models have about 1e5
+from convert.errors import Budget, UnreadableModel, UnsupportedModel, shorten
+from convert.families import family
+
+OPCODE_BYTES = 256  # the largest object one instruction makes (an empty set, with its places on the stack and in memo)
+ENTRY_BYTES = 128  # an entry copied from one collection to another
+MAX_INTEGER_BITS = 128  # so that every integer has a float and a decimal form
+MAX_KEY = 16  # elements of a tuple that is a key
+MAX_NAME = 1000  # characters of a class or function name
 
 # Whole packages whose names may appear: they become labels, never imports.
 ALLOWED_PACKAGES = frozenset({"torch", "e3nn", "mace", "numpy", "opt_einsum_fx"})
@@ -21,18 +28,11 @@ _BUILTIN_TYPES = ("set", "frozenset", "slice", "complex", "bytearray", "object",
                   "list", "tuple", "dict")  # fmt: skip
 ALLOWED_NAMES = frozenset(
     {"collections.OrderedDict", "collections.defaultdict", "_codecs.encode", "builtins.getattr", "__builtin__.getattr"}
+    | {"collections.Counter", "argparse.Namespace", "pathlib.PosixPath"}  # in training checkpoints
     | {f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _BUILTIN_TYPES}
 )
 
 Builder = Callable[..., object]
-
-
-class UnreadableModel(ValueError):
-    """The file is truncated, corrupt, hostile or not a torch model; the message says what was found and where."""
-
-
-class UnsupportedModel(ValueError):
-    """A readable torch model that is not of the family equijax implements; the message names what differs."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +58,9 @@ class Instance:
     mapping: dict = field(default_factory=dict)
 
 
-def shorten(value: object, limit: int = 120) -> str:
-    """`value` as text that fits an error message, however large the file made it."""
-    if isinstance(value, str | bytes):
-        text = repr(value[: limit + 1])
-    elif isinstance(value, int | float | bool | None) and not (isinstance(value, int) and value.bit_length() > 4096):
-        text = repr(value)
-    else:
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= limit else text[:limit] + "..."
-
-
-def interpret(data: bytes, persistent_load: Builder, builders: dict[str, Builder]) -> object:
+def interpret(
+    data: bytes, persistent_load: Builder, builders: dict[str, Builder], budget: Budget | None = None
+) -> object:
     """The object described by the pickle `data`, made of dicts, lists, tuples, numbers, strings and `Instance`s.
 
     Args:
@@ -77,24 +68,26 @@ def interpret(data: bytes, persistent_load: Builder, builders: dict[str, Builder
       persistent_load: turns a persistent id (torch: the description of a storage) into a value.
       builders: dotted name -> function, for the callables whose result is data, such as
         `torch._utils._rebuild_tensor_v2`; called with the recorded arguments.
+      budget: what the objects may take; None: that of a file of this size.
 
     Raises:
       UnreadableModel: broken stream, an opcode torch never writes, or a name outside the allow-list.
+      UnsupportedModel: such a name, of a known family of models.
     """
-    machine = _Machine(persistent_load, BUILDERS | builders)
+    machine = _Machine(persistent_load, BUILDERS | builders, budget or Budget(len(data)))
     position = 0
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # backslashes in names: refused by the allow-list
-            for count, (opcode, arg, at) in enumerate(pickletools.genops(data)):
+            for opcode, arg, at in pickletools.genops(data):
                 position = at or 0
-                if count >= MAX_OPCODES:
-                    raise UnreadableModel(f"more than {MAX_OPCODES} instructions; no model needs that many")
                 if opcode.name == "STOP":
                     return machine.pop()
                 machine.step(opcode.name, arg)
     except UnreadableModel as error:
         raise UnreadableModel(f"pickle byte {position}: {error}") from None
+    except UnsupportedModel:
+        raise
     except (ValueError, AssertionError) as error:  # how pickletools reports a broken stream
         raise UnreadableModel(f"pickle byte {position}: broken stream: {str(error)[:200]}") from None
     raise UnreadableModel("pickle stream ends without its STOP instruction")
@@ -111,15 +104,19 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 class _Machine:
     """Stack, marks and memo of one pickle stream."""
 
-    def __init__(self, persistent_load: Builder, builders: dict[str, Builder]):
+    def __init__(self, persistent_load: Builder, builders: dict[str, Builder], budget: Budget):
         self.stack: list = []
         self.memo: dict[int, object] = {}
+        self.budget = budget
         self.persistent_load = persistent_load
         self.builders = builders
 
     def step(self, name: str, arg) -> None:
         """Carry out one instruction."""
+        self.budget.spend(OPCODE_BYTES)
         if name in _LITERALS:
+            if isinstance(arg, int) and arg.bit_length() > MAX_INTEGER_BITS:
+                raise UnreadableModel(f"an integer of {arg.bit_length()} bits")
             self.stack.append(arg)
         elif name in _CONSTANTS:
             self.stack.append(_CONSTANTS[name])
@@ -164,8 +161,12 @@ class _Machine:
         """Push the name of a class or function, which is looked up nowhere; refused unless MACE files need it."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise UnreadableModel("a global name that is not text")
+        if len(module) + len(name) > MAX_NAME:
+            raise UnreadableModel(f"a global name of more than {MAX_NAME} characters: {shorten(module + name)}")
         dotted = f"{module}.{name}"
         if module.split(".")[0] not in ALLOWED_PACKAGES and dotted not in ALLOWED_NAMES:
+            if known := family(dotted):
+                raise UnsupportedModel(known)
             raise UnreadableModel(
                 f"the file asks for {shorten(dotted)}, which no MACE model needs; nothing was run. "
                 "Do not open this file with torch.load unless you trust its source"
@@ -179,13 +180,15 @@ class _Machine:
             raise UnreadableModel(f"a call of something that is not a named class or function: {shorten(function)}")
         if not isinstance(args, tuple) or (kwargs is not None and not isinstance(kwargs, dict)):
             raise UnreadableModel(f"arguments of {function.dotted} are not a tuple")
+        self.budget.spend(copied_bytes(kwargs))
         builder = self.builders.get(function.dotted)
         if builder is None:
             self.stack.append(Instance(function.dotted, args, state=dict(kwargs or {})))
             return
+        self.budget.spend(copied_bytes(args) + sum(map(copied_bytes, args)))
         try:
             self.stack.append(builder(*args))
-        except UnreadableModel:
+        except (UnreadableModel, UnsupportedModel):
             raise
         except (TypeError, ValueError, KeyError, AttributeError, OverflowError, UnicodeError) as error:
             raise UnreadableModel(f"{function.dotted}: arguments of the wrong form ({str(error)[:120]})") from None
@@ -197,7 +200,9 @@ class _Machine:
             return  # an OrderedDict's own attributes, such as the version notes of a state_dict
         if not isinstance(target, Instance):
             raise UnreadableModel(f"state set on {shorten(target)}")
-        for part in state if isinstance(state, tuple) else (state,):  # (__dict__, slots)
+        parts = state if isinstance(state, tuple) else (state,)  # (__dict__, slots)
+        self.budget.spend(copied_bytes(parts) + sum(map(copied_bytes, parts)))
+        for part in parts:
             if isinstance(part, dict):
                 target.state.update(part)
             elif part is not None:
@@ -225,10 +230,18 @@ class _Machine:
         target.update(_hashable(v) for v in values)
 
 
+def copied_bytes(value: object) -> int:
+    """What a copy of `value` takes, one level deep."""
+    if isinstance(value, str | bytes):
+        return 4 * len(value)
+    return ENTRY_BYTES * len(value) if isinstance(value, list | tuple | dict | set | frozenset) else 0
+
+
 def _hashable(key: object) -> object:
-    """`key` if hashing it is cheap: nested tuples can share parts and take exponential time."""
+    """`key` if hashing it is cheap: long or nested tuples can share parts and take exponential time."""
     atoms = key if isinstance(key, tuple) else (key,)
-    if all(isinstance(atom, str | bytes | int | float | Global | Instance | None) for atom in atoms):
+    plain = str | bytes | int | float | Global | Instance | None
+    if len(atoms) <= MAX_KEY and all(isinstance(atom, plain) for atom in atoms):
         return key
     raise UnreadableModel(f"{shorten(key)} is used as a key")
 
@@ -296,7 +309,8 @@ def _attribute(owner: object, name: object) -> Global:
     """A call of getattr is how functions of torch's C library, such as torch.tanh, are named: extends the label."""
     if not isinstance(owner, Global) or not isinstance(name, str) or not name.isidentifier():
         raise UnreadableModel(f"getattr of {shorten(name)} from {shorten(owner)}, expected a name of torch")
-    if owner.module.split(".")[0] not in ALLOWED_PACKAGES or name.startswith("__"):
+    known = owner.module.split(".")[0] in ALLOWED_PACKAGES and len(owner.dotted) + len(name) <= MAX_NAME
+    if not known or name.startswith("__"):
         raise UnreadableModel(f"getattr of {shorten(name)} from {shorten(owner.dotted)}, expected a name of torch")
     return Global(owner.dotted, name)
 

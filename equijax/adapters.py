@@ -7,7 +7,6 @@ python -m equijax.adapters merge DIR --model CKPT --out MERGED
 import hashlib
 import io
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 import tyro
 from ase.data import chemical_symbols
 
-from equijax import checkpoint
+from equijax import checkpoint, folders, runner
 from equijax.config import ModelConfig
 from equijax.forcefield import ForceField
 from equijax.lora import TARGETS as TARGETS
@@ -53,10 +52,12 @@ def save(
     dataset_sha256: str | None = None,
     metadata: Mapping | None = None,
 ) -> Path:
-    """Write an adapter directory: `adapter.npz` and, last, `adapter.json`, which carries the other's checksum.
+    """Write an adapter directory: `adapter.npz`, and `adapter.json`, which carries the other's checksum.
+
+    The directory appears complete or not at all; an existing one is replaced only once the new one is on disk.
 
     Args:
-      path: directory to make; files of an earlier save in it are replaced.
+      path: directory to make.
       adapters: to save.
       config: of the backbone.
       variables: of the backbone as loaded, before any change of dtype: its fingerprint is stored.
@@ -66,9 +67,9 @@ def save(
 
     Raises:
       ValueError: a non-finite array, named.
+      FileExistsError: `path` holds something other than an adapter directory, which is left alone.
     """
     path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
     arrays = {f"{p}/{k}": np.asarray(v) for p, entry in adapters.arrays.items() for k, v in entry.items()}
     bad = [name for name, x in arrays.items() if not np.isfinite(x).all()]
     if bad:
@@ -86,12 +87,9 @@ def save(
         "arrays_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
         "metadata": dict(metadata or {}),
     }
-    for name, content in (
-        ("adapter.npz", buffer.getvalue()),
-        ("adapter.json", json.dumps(document, indent=1).encode()),
-    ):
-        (path / f".{name}.new").write_bytes(content)
-        os.replace(path / f".{name}.new", path / name)
+    with folders.replaced(path, folders.ADAPTER) as beside:
+        (beside / "adapter.npz").write_bytes(buffer.getvalue())
+        (beside / "adapter.json").write_text(json.dumps(document, indent=1))
     return path
 
 
@@ -110,7 +108,7 @@ def load(path: str | Path, config: ModelConfig, variables: dict) -> Saved:
       FileNotFoundError: not an adapter directory.
       ValueError: another backbone, another format, or files that do not belong together.
     """
-    path, document = Path(path), info(path)
+    path, document = folders.present(path), info(path)
     # format 1 had the digest of the arrays alone
     found = sha256(variables) if document["format"] == 1 else checkpoint.fingerprint(config, variables)
     if found != document["base_sha256"]:
@@ -158,12 +156,14 @@ def info(path: str | Path) -> dict:
     Raises:
       FileNotFoundError, ValueError: not an adapter directory, or one of another format.
     """
-    file = Path(path) / "adapter.json"
-    if not file.is_file():
+    folder = folders.present(path)
+    if not (folder / "adapter.json").is_file():
         raise FileNotFoundError(f"{path} is not an adapter directory (no adapter.json in it)")
-    document = json.loads(file.read_text())
-    if document.get("format") not in (1, FORMAT):
-        raise ValueError(f"{path} has adapter format {document.get('format')}, this version reads 1 and {FORMAT}")
+    document = folders.ADAPTER.read(folder)
+    if document is None:
+        raise ValueError(f"{path} is not an adapter directory: adapter.json is not what fine-tuning writes")
+    if document["format"] not in (1, FORMAT):
+        raise ValueError(f"{path} has adapter format {document['format']}, this version reads 1 and {FORMAT}")
     return document
 
 
@@ -199,6 +199,7 @@ class Info:
     """The checkpoint it was trained from: checks that it is, and counts per layer."""
 
 
+@runner.program("equijax adapters")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `python -m equijax.adapters merge|info`."""
     commands = Annotated[Merge, tyro.conf.subcommand("merge")] | Annotated[Info, tyro.conf.subcommand("info")]
@@ -207,6 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _merge(options: Merge) -> int:
+    folders.check_replaceable(options.out, folders.MODEL)
     merged = attach(ForceField(*checkpoint.load(options.model)), options.adapter)
     checkpoint.save(options.out, merged.config, merged.variables, merged.metadata)
     print(f"wrote {options.out}: {options.model} with {options.adapter} folded in")

@@ -1,16 +1,19 @@
 """Band structure and density of states of a Phonopy object: seekpath's path, phonopy's numbers, one figure."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+import seekpath
 from phonopy import Phonopy
-from phonopy.phonon.band_structure import get_band_qpoints_by_seekpath
+from phonopy.phonon.band_structure import get_band_qpoints
+from phonopy.structure.atoms import PhonopyAtoms
 
 from equijax import files
 
 POINTS = 51  # a segment of the path
+GREEK = ("GAMMA", "SIGMA", "DELTA", "LAMBDA")  # letters among seekpath's names of points
 
 
 def plot(axis, phonons: Sequence[tuple[Phonopy, dict]], points: int = POINTS) -> None:
@@ -22,7 +25,7 @@ def plot(axis, phonons: Sequence[tuple[Phonopy, dict]], points: int = POINTS) ->
       points: on a segment of the path.
     """
     primitive = phonons[0][0].primitive
-    qpoints, labels, connections = get_band_qpoints_by_seekpath(primitive, points, is_const_interval=True)
+    qpoints, labels, connections = path(primitive, points)
     found = [p.run_band_structure(qpoints, path_connections=connections, labels=labels) for p, _ in phonons]
     for bands, (_, style) in zip(found, phonons, strict=True):
         for i, (x, y) in enumerate(zip(bands.distances, bands.frequencies, strict=True)):
@@ -35,8 +38,36 @@ def plot(axis, phonons: Sequence[tuple[Phonopy, dict]], points: int = POINTS) ->
     axis.set(ylabel="frequency (THz), imaginary below 0", xlim=(ticks[0], ticks[-1]))
 
 
+def path(cell: PhonopyAtoms, points: int = POINTS) -> tuple[list, list[str], list[bool]]:
+    """seekpath's path through the Brillouin zone, in units of the reciprocal vectors of the cell as it is.
+
+    Args:
+      cell: any cell of the crystal, left-handed or not the smallest.
+      points: on the longest segment.
+
+    Returns:
+      q-points of each segment, labels of its ends (those of a joint once), and whether it joins the next.
+    """
+    found = seekpath.get_path_orig_cell(cell.totuple())
+    segments, places = found["path"], found["point_coords"]
+    ends = [[places[name] for name in segment] for segment in segments]
+    qpoints = get_band_qpoints(ends, points, np.linalg.inv(cell.cell))
+    connections = [a[1] == b[0] for a, b in itertools.pairwise(segments)] + [False]
+    names = [name for segment, joined in zip(segments, connections, strict=True) for name in segment[: 2 - joined]]
+    return qpoints, [_label(name) for name in names], connections
+
+
+def _label(name):
+    """seekpath's GAMMA, SIGMA_0, X_1 ... for matplotlib."""
+    letter = next((letter for letter in GREEK if name.startswith(letter)), None)
+    text = rf"\mathrm{{{name}}}" if letter is None else name.replace(letter, rf"\{letter.capitalize()}")
+    return f"${text}$"
+
+
 def draw(phonon: Phonopy, path: str | Path, title: str = "", dos=None) -> None:
     """Draw the band structure, and the total density of states beside it where one is given, into a file."""
+    import matplotlib  # only where a figure is drawn
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

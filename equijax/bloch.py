@@ -26,11 +26,10 @@ from phonopy.harmonic.dynamical_matrix import DynamicalMatrix
 from phonopy.harmonic.dynmat_to_fc import DynmatToForceConstants
 from phonopy.phonon.band_structure import BandStructure
 from phonopy.phonon.degeneracy import degenerate_sets
-from phonopy.structure.atoms import PhonopyAtoms
 from tqdm import tqdm
 
 from equijax import graph as graphs
-from equijax import hessian, predict, units
+from equijax import hessian, predict, structures, units
 from equijax.gather import gather_senders, sum_to_senders
 
 PAIR = "real and imaginary part"  # name of the mapped axis of length 2
@@ -149,13 +148,15 @@ def frequencies(matrices: np.ndarray) -> np.ndarray:
 def symmetric_matrices(ff, atoms: ase.Atoms, qpoints, symprec: float = 1e-5, **options) -> np.ndarray:
     """`dynamical_matrices` of which only those at inequivalent q are computed; the rest follow by symmetry.
 
-    D_{g(i) g(j)}(R q) = R D_ij(q) R^T for every operation g = (R, t) of the space group found at `symprec` (A),
-    D(-q) = D(q)*, and D(q + G) has the phase of G. As exact as the structure is symmetric. Pays on meshes.
+    C_{g(i) g(j)}(R q) = R C_ij(q) R^T for every operation g = (R, t) of the space group found at `symprec` (A),
+    C(-q) = C(q)*, and C(q + G) has the phase of G, where C is D without its masses: an operation may take one isotope
+    to the place of another. As exact as the structure is symmetric. Pays on meshes.
     """
-    q = np.asarray(qpoints, float)
-    related = _stars(atoms, q, symprec)
+    q, masses = np.asarray(qpoints, float), _masses(atoms)
+    related = _stars(atoms, atoms.numbers, q, symprec)
     chosen = sorted({first for first, *_ in related})
-    computed = dict(zip(chosen, dynamical_matrices(ff, atoms, q[chosen], **options), strict=True))
+    matrices = dynamical_matrices(ff, atoms, q[chosen], **options) * masses
+    computed = dict(zip(chosen, matrices, strict=True))
     n = len(atoms)
     out = []
     for first, R, image, sign, shift in related:
@@ -164,21 +165,28 @@ def symmetric_matrices(ff, atoms: ase.Atoms, qpoints, symprec: float = 1e-5, **o
         turned[np.ix_(image, range(3), image, range(3))] = np.einsum("xa,iajb,yb->ixjy", R, blocks, R)
         turned = turned.reshape(3 * n, 3 * n)
         out.append((turned.conj() if sign < 0 else turned) * phase(atoms, [shift])[0])
-    return np.array(out)
+    return np.array(out) / masses
 
 
 def stars(atoms: ase.Atoms, qpoints, symprec: float = 1e-5) -> list[list[int]]:
-    """Indices of q-points that are equivalent by the space group or time reversal, one list a star."""
+    """Indices of q-points of equal frequencies by the space group, which keeps isotopes apart, or time reversal.
+
+    One list a star.
+    """
     groups: dict[int, list[int]] = {}
-    for i, (first, *_) in enumerate(_stars(atoms, np.asarray(qpoints, float), symprec)):
+    kinds = structures.isotopes(atoms.numbers, atoms.get_masses())
+    for i, (first, *_) in enumerate(_stars(atoms, kinds, np.asarray(qpoints, float), symprec)):
         groups.setdefault(first, []).append(i)
     return list(groups.values())
 
 
-def _stars(atoms, qpoints, symprec):
-    """For each q: index of the q it follows from, rotation R, image of each atom, sign, G with q = sign R q_0 + G."""
+def _stars(atoms, kinds, qpoints, symprec):
+    """For each q: index of the q it follows from, rotation R, image of each atom, sign, G with q = sign R q_0 + G.
+
+    Operations take atoms to atoms of the same of `kinds` [N].
+    """
     cell, x = atoms.cell.array.T, atoms.cell.scaled_positions(atoms.positions)
-    found = spglib.get_symmetry((atoms.cell.array, x, atoms.numbers), symprec)
+    found = spglib.get_symmetry((atoms.cell.array, x, kinds), symprec)
     operations = []
     for W, t in zip(found["rotations"], found["translations"], strict=True):
         apart = (x @ W.T + t)[:, None] - x
@@ -242,17 +250,18 @@ def band_structure(
       paths: list of [Q_i, 3] q-points, with labels and connections as `Phonopy.run_band_structure`.
       options: as `dynamical_matrices`.
     """
-    table = _Table(primitive(phonon), ff, np.concatenate(paths), options)
+    table = _Table(phonon, ff, np.concatenate(paths), options)
     return BandStructure(paths, table, with_eigenvectors, path_connections=path_connections, labels=labels)
 
 
 class _Table(DynamicalMatrix):
     """phonopy's interface to dynamical matrices computed beforehand."""
 
-    def __init__(self, atoms, ff, qpoints, options):
-        cell = Phonopy(_phonopy_atoms(atoms), np.eye(3, dtype=int), primitive_matrix="P")
-        super().__init__(cell.supercell, cell.primitive, np.zeros((len(atoms), len(atoms), 3, 3)))
-        self._at = dict(zip(map(tuple, qpoints), dynamical_matrices(ff, atoms, qpoints, **options), strict=True))
+    def __init__(self, phonon, ff, qpoints, options):
+        cells = phonon.primitive, phonon.supercell
+        super().__init__(phonon.supercell, phonon.primitive, np.zeros((*map(len, cells), 3, 3)))
+        matrices = dynamical_matrices(ff, primitive(phonon), qpoints, **options)
+        self._at = dict(zip(map(tuple, qpoints), matrices, strict=True))
 
     def run(self, q):
         """Look up D(q)."""
@@ -261,13 +270,7 @@ class _Table(DynamicalMatrix):
 
 def primitive(phonon: Phonopy) -> ase.Atoms:
     """phonopy's primitive cell, with its masses."""
-    cell = phonon.primitive
-    return ase.Atoms(cell.symbols, cell=cell.cell, scaled_positions=cell.scaled_positions, masses=cell.masses, pbc=True)
-
-
-def _phonopy_atoms(atoms):
-    return PhonopyAtoms(symbols=atoms.get_chemical_symbols(), cell=atoms.cell.array, masses=atoms.get_masses(),
-                        scaled_positions=atoms.cell.scaled_positions(atoms.positions))  # fmt: skip
+    return structures.to_ase(phonon.primitive)
 
 
 def interaction_range(ff, atoms: ase.Atoms, phonon: Phonopy | None = None, tolerance: float = 1e-3) -> dict:

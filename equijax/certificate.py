@@ -2,9 +2,7 @@
 
 import importlib.metadata
 import platform
-import sys
 import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +15,6 @@ PACKAGES = ("equijax", "jax", "phonopy", "phono3py", "numpy", "ase", "spglib", "
 # Imaginary frequencies smaller than this are called stable, THz. Noise of 1e-5, 1e-4, 1e-3 eV/A^2 on force constants
 # moves soft acoustic branches by about 0.02, 0.06 and 0.2 THz.
 STABILITY_THRESHOLDS_THZ = (0.02, 0.1, 0.3)
-REFUSALS = (ValueError, MemoryError, OSError)  # what unusable input raises, and a folder in use or a full disk
 
 
 def verdict(lowest_THz: float) -> dict[str, str]:
@@ -46,21 +43,6 @@ def provenance(ff, head: str) -> dict:
     """Certificate entries that say what computed it: model, versions, machine."""
     model = {"sha256": checkpoint.fingerprint(ff.config, ff.variables), "head": head} | ff.metadata
     return {"model": model, "versions": versions(), "machine": machine()}
-
-
-def command(program: str, run: Callable, config, text: Callable[[dict], str], refusals=REFUSALS) -> int:
-    """Carry out `run(config)` for a command line: print `text(report)` and return 0.
-
-    Input that cannot be used, an error of `refusals`, is one line on standard error and 2.
-    """
-    try:
-        report = run(config)
-    except refusals as error:
-        print(f"equijax {program}: {error}", file=sys.stderr)
-        return 2
-    print(text(report))
-    print(f"Everything is in {config.out}")
-    return 0
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 import importlib
 import sys
+from collections.abc import Sequence
+
+from equijax import runner
 
 COMMANDS = {
     "adapters": "fold a fine-tuning adapter into its model, or print what it holds",
@@ -15,21 +18,19 @@ COMMANDS = {
     "phonons": "force constants, band structure and thermal properties of a crystal",
     "rattle": "rattled, strained and relaxing supercells worth a DFT calculation",
 }
+HOMES = {"phonons": "phonons_cli"}  # options apart from the imports of what they start
 
 
-def main(argv: list[str] | None = None) -> int | None:
-    """Hand the arguments after the sub-command to `main(argv)` of the module of that name.
-
-    Raises:
-      SystemExit: no such sub-command; the message lists the known ones.
-    """
-    command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+@runner.program("equijax")
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Hand the arguments after the sub-command to `main(argv)` of the module of that name."""
+    command, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if command in ("-h", "--help"):
         print(usage())
         return 0
     if command not in COMMANDS:
-        raise SystemExit(f"equijax: unknown command {command!r}\n\n{usage()}")
-    return importlib.import_module(f"equijax.{command}").main(rest)
+        raise ValueError(f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}")
+    return importlib.import_module(f"equijax.{HOMES.get(command, command)}").main(rest)
 
 
 def usage() -> str:

@@ -5,13 +5,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
 import ase.io
 import jax
-import matplotlib
 import numpy as np
 import phonopy
 import tyro
@@ -19,7 +18,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from tqdm import tqdm
 
 import equijax
-from equijax import bands, files, finetune, phonons, recipe
+from equijax import bands, files, finetune, folders, phonons, recipe, runner
 
 ASSETS = resources.files("equijax") / "assets"
 LABELLED = ("mini_valid", "Si-dia_test", "NaCl-rs_test")  # extxyz files with energies, forces and stresses
@@ -27,7 +26,8 @@ CRYSTALS = {"Si-dia": "Si (diamond)", "NaCl-rs": "NaCl (rocksalt)"}
 MESH = (6, 6, 6)  # Gamma-centred, for the frequency error
 TEMPERATURE_K = 300.0
 TUNED = "Si-dia"  # the crystal to fine-tune on
-TASKS = 1 + len(LABELLED) + len(CRYSTALS) + 3  # convert, evaluate, phonons, fine-tune, phonons again, plot
+TASKS = len(LABELLED) + len(CRYSTALS) + 3  # evaluate, phonons, fine-tune, phonons again, plot
+EARLIER = replace(finetune.RUN, optional=finetune.RUN.optional | {f"{TUNED}_phonopy_params.yaml"})
 # of the curves in bands.png
 STYLES = {
     "reference": {"color": "0.7", "lw": 3.0},
@@ -50,12 +50,9 @@ class DemoConfig:
     """Passes of the fine-tuning over its ten structures."""
 
 
+@runner.program("equijax demo")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo; print its tables, write models, bands.png, phonopy files and report.json to the output folder.
-
-    Raises:
-      SystemExit: the conversion failed; its own message is above.
-    """
+    """Run the demo; print its tables, write models, bands.png, phonopy files and report.json to the output folder."""
     return run(tyro.cli(DemoConfig, args=argv, prog="equijax demo"))
 
 
@@ -63,10 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: DemoConfig) -> int:
     """The whole demo, in `config.out`."""
     out = config.out.absolute()
+    folders.check_replaceable(out / "model", folders.MODEL)
+    check_earlier(out)
     started = time.perf_counter()
     panels, rows = {}, []
+    conversion_s, ff = timed(convert, config.model, out / "model")
     with tqdm(total=TASKS, desc="demo", unit="step") as progress:
-        conversion_s, ff = step(progress, "convert", convert, config.model, out / "model")
         errors = [step(progress, f"evaluate {name}", evaluate, ff, name, config.head)[1] for name in LABELLED]
         for name, title in CRYSTALS.items():
             _, (reference, before, row) = step(progress, f"phonons of {title}", phonons_of, ff, name, out, config.head)
@@ -141,6 +140,19 @@ def fine_tune(out: Path, config: DemoConfig) -> tuple[equijax.ForceField, list[d
     return equijax.load(out / "finetuned" / "best"), rows
 
 
+def check_earlier(out: Path) -> None:
+    """Refuse a folder for the fine-tuning that holds anything but that of an earlier demo, which is replaced.
+
+    Raises:
+      FileExistsError: it does.
+    """
+    path = out / "finetuned"
+    folders.check_replaceable(path, EARLIER)
+    document = EARLIER.read(path) if path.is_dir() and any(path.iterdir()) else None
+    if document is not None and document["model"] != str(out / "model"):
+        raise FileExistsError(f"refusing to replace {path}: it fine-tuned {document['model']}; choose another --out")
+
+
 def step(progress: tqdm, title: str, function, *args):
     """(seconds, result) of one step of the demo, named in the progress bar while it runs."""
     progress.set_postfix_str(title)
@@ -154,7 +166,7 @@ def convert(source: str | None, out: Path) -> equijax.ForceField:
     with resources.as_file(ASSETS / "mini.model") as bundled:
         done = subprocess.run([sys.executable, "-m", "convert", source or str(bundled), str(out)], check=False)
     if done.returncode:
-        raise SystemExit(f"the conversion of {source or 'the bundled model'} failed with status {done.returncode}")
+        raise SystemExit(done.returncode)  # the converter has said why
     return equijax.load(out)
 
 
@@ -235,6 +247,8 @@ def spectrum(phonon: phonopy.Phonopy) -> dict:
 
 def draw_bands(panels: dict[str, dict[str, phonopy.Phonopy]], path: Path) -> None:
     """Band structures by crystal, one curve a model over its reference."""
+    import matplotlib  # only where a figure is drawn
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -4,18 +4,16 @@ import csv
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
 import numpy as np
 import tyro
 
 import equijax
-from equijax import adapters, data, files
+from equijax import adapters, data, files, runner
 from equijax.data import Keys, Labelled
-from equijax.forcefield import ForceField
 
 # (name, unit, factor from eV and A)
 QUANTITIES = (("energy", "meV/atom", 1e3), ("forces", "meV/A", 1e3), ("stress", "meV/A^3", 1e3))
@@ -35,7 +33,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Keys):
     """Compare a model with labelled structures: table, parity plot, one CSV row per structure."""
 
     model: Path
@@ -50,16 +48,11 @@ class EvaluateConfig:
     """Head of a model that has several, for structures that name none."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of the model."""
-    keys: Keys = field(default_factory=Keys)
-    """Names of the labels in the files."""
 
 
+@runner.program("equijax evaluate")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table, write everything to the output folder.
-
-    Raises:
-      FileNotFoundError, ValueError: see `equijax.load` and `equijax.data.load`.
-    """
+    """Print the table, write everything to the output folder."""
     return run(tyro.cli(EvaluateConfig, args=argv, prog="equijax evaluate"))
 
 
@@ -73,9 +66,11 @@ def run(options: EvaluateConfig) -> int:
     started = time.perf_counter()
     ff = equijax.load(options.model)
     ff = ff if options.adapter is None else adapters.attach(ff, options.adapter)
-    by_file = {str(path): data.load(path, options.keys) for path in options.data}
+    read = {str(path): data.read(path, options) for path in options.data}
+    print("\n".join(text for file in read.values() for text in file.messages))
+    by_file = {path: file.structures for path, file in read.items()}
     structures = [s for chosen in by_file.values() for s in chosen]
-    found = predict(ff, structures, options.dtype, options.head)
+    found = data.predictions(ff, structures, dtype=options.dtype, head=options.head)
     errors = [structure_errors(s, f) for s, f in zip(structures, found, strict=True)]
     rows, first = [], 0
     for path, chosen in by_file.items():
@@ -85,34 +80,16 @@ def run(options: EvaluateConfig) -> int:
         rows.append({"file": "all", **summarise(errors)})
     write_csv(options.out / "structures.csv", structures, found, errors)
     draw_parity(options.out / "parity.png", structures, found)
-    warning = stress_warning(structures, found)
+    warnings = [*(w for file in read.values() for w in file.warnings), *label_warnings(structures, found)]
     report = {"model": str(options.model), "head": options.head, "dtype": options.dtype, "metadata": ff.metadata,
-              "dataset_sha256": data.sha256(structures), "errors": rows, "warning": warning,
+              "dataset_sha256": data.sha256(structures), "errors": rows, "warnings": warnings,
               "seconds": time.perf_counter() - started}  # fmt: skip
     files.write_json(options.out / "report.json", report)
     print(table(rows))
-    if warning:
-        print(f"WARNING: {warning}")
+    for text in label_warnings(structures, found):
+        print(f"WARNING: {text}")
     print(f"structures.csv, parity.png and report.json are in {options.out}")
     return 0
-
-
-def predict(ff: ForceField, structures: Sequence[Labelled], dtype: str, head: str | None) -> list[dict]:
-    """`ForceField.evaluate` with the head that each structure names.
-
-    Raises:
-      ValueError: a structure the model cannot describe or a head it does not have, by source.
-    """
-    data.prepare(structures, ff.config)
-    by_head: dict[str | None, list[int]] = {}
-    for i, s in enumerate(structures):
-        by_head.setdefault(s.head or head, []).append(i)
-    out: list[dict] = [{} for _ in structures]
-    for name, members in by_head.items():
-        found = ff.evaluate([structures[i].atoms for i in members], dtype=dtype, head=name)
-        for i, f in zip(members, found, strict=True):
-            out[i] = f
-    return out
 
 
 def structure_errors(s: Labelled, found: dict) -> dict[str, np.ndarray]:
@@ -171,6 +148,8 @@ def write_csv(path: Path, structures: Sequence[Labelled], found: Sequence[dict],
 
 def draw_parity(path: Path, structures: Sequence[Labelled], found: Sequence[dict]) -> None:
     """Prediction against label: energy per atom, force and stress components."""
+    import matplotlib  # only where a figure is drawn
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -197,13 +176,20 @@ def draw_parity(path: Path, structures: Sequence[Labelled], found: Sequence[dict
     plt.close(figure)
 
 
-def stress_warning(structures: Sequence[Labelled], found: Sequence[dict]) -> str | None:
-    """What `data.check_stress` has to say against the stress labels."""
+def label_warnings(structures: Sequence[Labelled], found: Sequence[dict]) -> list[str]:
+    """What the model's own results say against the labels: unit and sign of stresses, reference of energies."""
+    out = []
     try:
         data.check_stress(structures, [f["stress"] for f in found])
     except (ValueError, FloatingPointError) as error:
-        return str(error)
-    return None
+        out.append(str(error))
+    off = data.off_reference(structures, [f["energy"] for f in found])
+    if off is not None:
+        out.append(
+            f"energy labels are {off:.4g} eV/atom off the model's (median; more than {data.energies.REFERENCE_EV} is "
+            "another reference of energies, not an error of the model): fine-tune with --e0 refit"
+        )
+    return out
 
 
 if __name__ == "__main__":

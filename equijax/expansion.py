@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-from equijax import certificate, files, forcefield, graph, phonons, relax, volume
+from equijax import certificate, files, forcefield, graph, phonons, relax, runner, structures, volume
 from equijax.certificate import timed
 from equijax.units import GPA_PER_EV_A3
 
@@ -42,10 +41,13 @@ class ExpansionConfig:
     """Head of a model that has several."""
 
 
+@runner.program("equijax expansion")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run it; 0 on success, 2 with one line on standard error for input that cannot be used."""
+    """Run it and print its summary."""
     config = tyro.cli(ExpansionConfig, args=argv, prog="equijax expansion")
-    return certificate.command("expansion", run, config, summary)
+    print(summary(run(config)))
+    print(f"Everything is in {config.out}")
+    return 0
 
 
 @files.locked
@@ -56,7 +58,7 @@ def run(config: ExpansionConfig) -> dict:
       ValueError, MemoryError, FileNotFoundError: unusable input, before work starts.
     """
     seconds: dict[str, float] = {}
-    ff, atoms = forcefield.load(config.model), phonons.read(config.structure)
+    ff, atoms = forcefield.load(config.model), structures.read(config.structure)
     head = ff.config.heads[ff.head_index(config.head)]
     graph.check_atoms(atoms, ff.config, str(config.structure))
     phonons.make_phonon(atoms, config.supercell)
@@ -104,6 +106,8 @@ def write(report: dict, modes: dict, folder: Path) -> None:
     with files.beside(folder / "gruneisen.csv") as part:
         np.savetxt(part, np.column_stack([frequencies, parameters]), delimiter=",", fmt="%.10g",
                    header="frequency_THz,gruneisen", comments="")  # fmt: skip
+    import matplotlib.pyplot as plt  # only where a figure is drawn
+
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
     axes[0].plot(frequencies, parameters, ".", ms=3)
     axes[0].set(xlabel="frequency (THz)", ylabel="mode Grüneisen parameter", title=report["formula"])

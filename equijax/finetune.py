@@ -15,9 +15,11 @@ import equijax
 from equijax import (
     adapters,
     checkpoint,
+    data,
     evaluate,
     feed,
     files,
+    folders,
     lora,
     loss,
     metrics,
@@ -25,26 +27,32 @@ from equijax import (
     predict,
     recipe,
     report,
+    runner,
     store,
     train,
 )
 from equijax.recipe import FinetuneConfig
 from equijax.task import SETS, Task, inputs, prepare, provenance
 
+RUN = folders.Kind(
+    "a fine-tuning run",
+    "config.json",
+    frozenset({"model", "train", "strategy", "out"}),
+    frozenset({"config.json"}),
+    frozenset(
+        {".lock", "metrics.jsonl", "report.json", "learning_curve.png", "parity.png", "best", "adapter", "checkpoints"}
+    ),
+)
 JOB = ("coordinator", "process")  # options that differ between processes, or from one start to the next
 
 
+@runner.program("equijax finetune")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; prints the final table.
-
-    Raises:
-      SystemExit: bad options.
-    """
+    """Entry point; prints the final table."""
     options = recipe.resolve(recipe.read(sys.argv[1:] if argv is None else argv))
     if options.distributed:
         parallel.join(options.coordinator, options.processes, options.process)
-    with jax.enable_x64(options.dtype == "float64"):
-        result = run(options)
+    result = run(options)
     if result is not None:
         say(report.summary(result))
     return 0
@@ -58,7 +66,7 @@ def say(text: str) -> None:
 
 @files.locked
 def run(options: FinetuneConfig) -> dict | None:
-    """Fine-tune and write everything to `options.out`.
+    """Fine-tune in `options.dtype` and write everything to `options.out`.
 
     Args:
       options: from `recipe.resolve`.
@@ -71,6 +79,11 @@ def run(options: FinetuneConfig) -> dict | None:
       ValueError: bad data or options; see the modules they belong to.
       TrainingDiverged: see `train.fit`.
     """
+    with jax.enable_x64(options.dtype == "float64"):
+        return _run(options)
+
+
+def _run(options: FinetuneConfig) -> dict | None:
     started = time.perf_counter()
     out = options.out.absolute()
     begun = inputs(options)
@@ -81,22 +94,23 @@ def run(options: FinetuneConfig) -> dict | None:
         files.write_json(out / "inputs.json", begun)
         files.write_json(out / "config.json", recipe.document(options))  # the last: with it the folder is in use
     say("\n".join(task.messages))
-    before = assess(task, task.variables)
-    say(report.errors_table({"zero-shot": before["errors"]}))
+    before, final = assess(task, task.variables, task.untouched_graphs), with_energies(task.variables, task.energies)
+    shifted = None if task.e0 == "model" else label_errors(task, final, task.graphs)
+    at_start = {"zero-shot": before["errors"]} | ({} if shifted is None else {report.shifted_name(task.e0): shifted})
+    say(report.errors_table(at_start))
     trained = recipe.Trainable(None, recipe.fill)
     progress, reason = train.Progress(), "zero-shot"
-    final = with_energies(task.variables, task.energies)
     if options.strategy != "zero-shot":
         trained = recipe.trainable(options, task.config, task.variables, task.numbers)
         say(describe(task, trained))
-        best, progress, reason = optimise(task, trained, before["errors"]["valid"]["loss"], out)
+        best, progress, reason = optimise(task, trained, (shifted or before["errors"])["valid"]["loss"], out)
         if reason == "interrupted":
             say(f"stopped by a signal after epoch {progress.epoch}, saved; continue with --resume")
             return None
         final = finished(task, trained, best)
         if isinstance(trained.start, lora.Adapters) and parallel.is_first():
             save_adapter(task, best, out)
-    after = assess(task, final)
+    after = assess(task, final, task.graphs)
     result = {
         "strategy": options.strategy,
         "trainable": recipe.count(trained.start),
@@ -108,7 +122,9 @@ def run(options: FinetuneConfig) -> dict | None:
         "split": task.split,
         "dataset_sha256": task.dataset_sha256,
         "versions": {m.__name__: m.__version__ for m in (equijax, jax, np)},
+        "e0": task.e0,
         "before": before,
+        "before_with_new_e0": shifted,
         "after": after,
     }
     result["verdict"] = report.verdict(result)
@@ -156,22 +172,26 @@ def describe(task: Task, trained: recipe.Trainable) -> str:
     return f"{recipe.count(trained.start):,} of {total:,} parameters are trained"
 
 
-def assess(task: Task, variables: dict) -> dict:
-    """Errors on every set, phonons and dimers of a model (numpy variables, its own E0s)."""
-    options = task.options
-    on_device = predict.cast(variables, options.dtype)
-    loss_config = recipe.losses(options)
-    errors = {
-        name: metrics.label_errors(task.config, on_device, task.graphs[name], loss_config)
-        for name in SETS
-        if task.items[name]
-    }
+def assess(task: Task, variables: dict, graphs: dict[str, list]) -> dict:
+    """Errors on every set, phonons and dimers of a model (numpy variables, its own E0s).
+
+    Args:
+      task: the run.
+      variables: numpy arrays.
+      graphs: labelled batches by set, whose energies count from the E0s of this model.
+    """
     ff = equijax.ForceField(task.config, variables, {})
     return {
-        "errors": errors,
-        "phonons": [metrics.phonon_errors(ff, path, head=task.head) for path in options.phonons],
+        "errors": label_errors(task, variables, graphs),
+        "phonons": [metrics.phonon_errors(ff, path, head=task.head) for path in task.options.phonons],
         "dimers": metrics.dimer_scan(ff, task.numbers, task.head),
     }
+
+
+def label_errors(task: Task, variables: dict, graphs: dict[str, list]) -> dict[str, dict]:
+    """`metrics.label_errors` on every set that is not empty; arguments as for `assess`."""
+    on_device, losses = predict.cast(variables, task.options.dtype), recipe.losses(task.options)
+    return {name: metrics.label_errors(task.config, on_device, graphs[name], losses) for name in SETS if graphs[name]}
 
 
 def optimise(task: Task, trained: recipe.Trainable, start: float, out: Path) -> tuple[Any, train.Progress, str]:
@@ -259,7 +279,7 @@ def draw_parity(task: Task, final: dict, out: Path) -> None:
     if items:
         ff = equijax.ForceField(task.config, final, {})
         structures = [i.labelled for i in items]
-        found = evaluate.predict(ff, structures, task.options.dtype, task.head)
+        found = data.predictions(ff, structures, dtype=task.options.dtype, head=task.head)
         evaluate.draw_parity(out / "parity.png", structures, found)
 
 

@@ -1,6 +1,6 @@
 """A loaded model: hyper-parameters, arrays and provenance, with everything a user calls on it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -26,12 +26,14 @@ class ForceField:
     _on_device: dict = field(default_factory=dict, repr=False, compare=False)
 
     def device_variables(self, dtype: str = "float32") -> dict:
-        """The arrays in `dtype` on the default device, transferred once."""
+        """The arrays in `dtype` on the default device, transferred once; E0 stays here, in float64."""
         dtype = np.dtype(dtype).name
         if dtype not in self._on_device:
             # also right when first called while a function is being traced: a tracer must not end up in the cache
             with jax.enable_x64(dtype == "float64"), jax.ensure_compile_time_eval():
-                self._on_device[dtype] = jax.device_put(predict.cast(self.variables, dtype))
+                arrays = jax.device_put(predict.cast(self.variables, dtype))
+            e0 = np.asarray(self.variables["constants"]["atomic_energies"], np.float64)
+            self._on_device[dtype] = {**arrays, "constants": {**arrays["constants"], "atomic_energies": e0}}
         return self._on_device[dtype]
 
     def head_index(self, head: str | None) -> int:
@@ -83,6 +85,7 @@ class ForceField:
         *,
         progress: bool = False,
         errors: Literal["raise", "report"] = "raise",
+        names: Sequence[str] | None = None,
     ) -> list[dict]:
         """Energy, forces and stress of many structures in full padded batches of few shapes, in input order.
 
@@ -93,13 +96,14 @@ class ForceField:
           progress: show a bar of structures done.
           errors: what to do with a structure the model cannot describe: "raise", or "report" it in its own result,
             {"error": message}, and go on with the rest.
+          names: what messages call the structures, such as file and frame; their indices in `images` by default.
 
         Returns:
           per structure: energy (eV), energies [n] (eV), forces [n, 3] (eV/A), stress [3, 3] (eV/A^3, ASE sign; NaN
           where the structure is not periodic in all directions).
 
         Raises:
-          ValueError: a structure the model cannot describe, named by its index (unknown elements and broken cells are
+          ValueError: a structure the model cannot describe, named (unknown elements and broken cells are
             found before anything is computed); an unknown `errors`.
           FloatingPointError: a non-finite energy or force, the structure named.
         """
@@ -107,12 +111,13 @@ class ForceField:
             raise ValueError(f"errors = {errors!r}: expected 'raise' or 'report'")
         index = self.head_index(head)
         results: list[dict] = [{} for _ in images]
-        names = [f"structure {i} ({atoms.get_chemical_formula()})" for i, atoms in enumerate(images)]
+        called = names or [f"structure {i}" for i in range(len(images))]
+        called = [f"{name} ({a.get_chemical_formula()})" for name, a in zip(called, images, strict=True)]
 
         def attempt(i: int, function: Callable, *args):
             """The value; None, and an entry in the results, where it fails and errors are to be reported."""
             try:
-                return function(*args, names[i])
+                return function(*args, called[i])
             except (ValueError, FloatingPointError) as error:
                 if errors == "raise":
                     raise

@@ -4,8 +4,9 @@ Every receiver owns K edge slots, sorted by receiver, so an edge array [N*K, ...
 masked. Fields of the graphs made here (the last graph is padding and may be empty):
 
   nodes    positions [N, 3] A; slot [N] row of `table`
-  edges    shifts [N*K, 3] cell translations (integers, stored as floats); mask [N*K]; reverse [N*K] the slot of the
-           same pair seen from the sender
+  edges    vectors [N*K, 3] A, receiver minus sender at `positions`, formed in float64 so that float32 keeps its digits
+           far from the origin too; shifts [N*K, 3] cell translations (integers, stored as floats); mask [N*K]; reverse
+           [N*K] the slot of the same pair seen from the sender
   senders, receivers [N*K];  n_node, n_edge [G]
   globals  cell [G, 3, 3] A, rows are vectors; head [G]; table [S] rows of config.species present in the batch
 """
@@ -17,13 +18,14 @@ import ase
 import ase.data
 import jraph
 import numpy as np
-import vesin
 from ase.geometry import complete_cell
 
 from equijax.config import ModelConfig
 
 MIN_DISTANCE_A = 0.05  # closer pairs are broken input, not chemistry: ZBL is ~1 MeV here
 MAX_WASTE = 2.0  # a known size is reused while it costs less than this factor in edge slots
+MAX_CELLS = 1e5  # vesin makes its cells larger above this number, and divides by zero where one direction has most
+MAX_IMAGES = 1e8  # lattice translations times cells looked at: seconds of work
 MAX_SIZES = 14  # beyond this many sizes, waste no longer asks for a new one
 
 
@@ -68,6 +70,15 @@ def check_atoms(atoms: ase.Atoms, config: ModelConfig, name: str = "structure") 
             f"{name}: {_some(unknown)} of element {', '.join(symbols)}, which this model does not know; "
             f"it knows {len(config.species)} elements: {_symbols(config.species)}"
         )
+    check_geometry(atoms, name)
+
+
+def check_geometry(atoms: ase.Atoms, name: str = "structure") -> None:
+    """Refuse positions and cells that have no neighbour list.
+
+    Raises:
+      ValueError: non-finite positions or cell, a periodic cell of zero volume.
+    """
     bad = np.flatnonzero(~np.isfinite(atoms.positions).all(1))
     if bad.size:
         raise ValueError(f"{name}: {_some(bad)} at non-finite position {atoms.positions[bad[0]]}")
@@ -85,18 +96,22 @@ def neighbour_list(atoms: ase.Atoms, cutoff: float, name: str = "structure") -> 
     """All ordered pairs within `cutoff` (A) with periodic images, self-images included.
 
     Raises:
-      ValueError: two atoms closer than 0.05 A, named.
+      ValueError: two atoms closer than 0.05 A, named; see also `check_geometry` and `compact`.
     """
-    cell = complete_cell(atoms.cell.array)
+    import vesin  # not at the top: it imports torch where that is installed
+
+    check_geometry(atoms, name)
+    frame = compact(atoms, cutoff, name)
     calculator = vesin.NeighborList(cutoff=float(cutoff), full_list=True)
-    i, j, shifts, d = calculator.compute(atoms.positions, cell, tuple(bool(p) for p in atoms.pbc), "ijSd")
+    i, j, shifts, d = calculator.compute(frame.positions, frame.cell, frame.pbc, "ijSd")
+    shifts = shifts.astype(np.int64) + frame.cells[i] - frame.cells[j]
     if d.size and d.min() < MIN_DISTANCE_A:
         e = int(d.argmin())
         raise ValueError(
             f"{name}: atoms {i[e]} and {j[e]} ({atoms.symbols[int(i[e])]}, {atoms.symbols[int(j[e])]}) are "
             f"{d[e]:.3g} A apart; expected at least {MIN_DISTANCE_A} A: remove the duplicate"
         )
-    i, j, shifts = i.astype(np.int64), j.astype(np.int64), shifts.astype(np.int64)
+    i, j = i.astype(np.int64), j.astype(np.int64)
     order = np.lexsort((*shifts.T, j, i))
     i, j, shifts = i[order], j[order], shifts[order]
     opposite = np.lexsort((*-shifts.T, i, j))
@@ -105,6 +120,65 @@ def neighbour_list(atoms: ase.Atoms, cutoff: float, name: str = "structure") -> 
     ):
         raise RuntimeError(f"{name}: the neighbour list is not symmetric; this is a bug in the list, please report it")
     return Edges(i, j, shifts, opposite)
+
+
+class Frame(NamedTuple):
+    """A structure with the same neighbours as another, without its wide vacuum."""
+
+    positions: np.ndarray  # [N, 3] A
+    cell: np.ndarray  # [3, 3] A, rows are vectors
+    pbc: tuple[bool, ...]
+    cells: np.ndarray  # [N, 3] integers: lattice translations taken off the positions
+
+
+def compact(atoms: ase.Atoms, cutoff: float, name: str = "structure") -> Frame:
+    """A frame where a cell list needs memory and time by the number of atoms, however large and empty the cell is.
+
+    Atoms are wrapped into the cell; a direction with a gap wider than two cutoffs no longer repeats; along directions
+    that do not repeat, wider gaps shrink to that. No pair within the cutoff reaches across such a gap.
+
+    Raises:
+      ValueError: a cell so thin or so elongated that the list would still be too large.
+    """
+    pbc, gap = atoms.pbc.copy(), 2.0 * cutoff
+    cell = complete_cell(atoms.cell.array)
+    inverse = np.linalg.inv(cell)
+    s, heights = atoms.positions @ inverse, 1.0 / np.linalg.norm(inverse, axis=0)
+    cells = np.zeros((len(atoms), 3), np.int64)
+    for d in np.flatnonzero(pbc):
+        x = np.sort(s[:, d] - np.floor(s[:, d]))
+        gaps = np.diff(x, append=x[0] + 1.0)
+        widest = int(gaps.argmax())
+        pbc[d] = gaps[widest] * heights[d] <= gap
+        start = 0.0 if pbc[d] else x[widest] + 0.5 * gaps[widest]
+        cells[:, d] = np.floor(s[:, d] - start)
+    positions = atoms.positions - cells @ cell
+    axes = np.linalg.svd(cell[pbc])[2][pbc.sum() :]  # orthonormal, perpendicular to what repeats
+    along = positions @ axes.T
+    order = np.argsort(along, axis=0)
+    steps = np.diff(np.take_along_axis(along, order, 0), axis=0, prepend=np.nan)
+    squeezed = np.empty_like(along)
+    np.put_along_axis(squeezed, order, np.cumsum(np.fmin(np.nan_to_num(steps), gap), axis=0), 0)
+    positions = positions + (squeezed - along) @ axes
+    cell = np.vstack([cell[pbc], (squeezed.max(0) + cutoff)[:, None] * axes])
+    repeats = np.arange(3) < pbc.sum()
+    _check_cells(cell, repeats, cutoff, name)
+    back = np.argsort([*np.flatnonzero(pbc), *np.flatnonzero(~pbc)])  # vectors in their own order
+    return Frame(positions, cell[back], tuple(pbc.tolist()), cells)
+
+
+def _check_cells(cell, repeats, cutoff, name):
+    heights = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)
+    bins = np.maximum(1, heights // cutoff)
+    images = np.where(repeats, 2 * np.ceil(cutoff * bins / heights) + 1, 3)
+    shape = f"{heights.round(3).tolist()} A between opposite faces"
+    if images.prod() * bins.prod() > MAX_IMAGES:
+        raise ValueError(f"{name}: the cell, {shape}, is too thin for a cutoff of {cutoff} A: check its units, repeat "
+                         "it, or reduce it (ase.build.niggli_reduce)")  # fmt: skip
+    total = bins.prod()
+    if total > MAX_CELLS and bins.min() * (MAX_CELLS / total) ** (1 / 3) < 2:
+        raise ValueError(f"{name}: atoms spread over {shape}, too elongated for a neighbour list with a cutoff of "
+                         f"{cutoff} A: split the structure")  # fmt: skip
 
 
 def size_of(structures: list[tuple[ase.Atoms, Edges]], config: ModelConfig | None = None) -> Size:
@@ -192,7 +266,7 @@ def build(
     slot_of = {r: i for i, r in enumerate(present)}
 
     positions, slot = np.zeros((n, 3)), np.zeros(n, np.int32)
-    shifts, mask = np.zeros((n * k, 3)), np.zeros(n * k, bool)
+    shifts, vectors, mask = np.zeros((n * k, 3)), np.zeros((n * k, 3)), np.zeros(n * k, bool)
     senders, reverse = np.repeat(np.arange(n), k), np.arange(n * k)
     cell, head, n_node = np.zeros((g, 3, 3)), np.zeros(g, np.int32), np.zeros(g, np.int32)
     first = 0
@@ -203,6 +277,8 @@ def build(
         cell[b], n_node[b] = complete_cell(atoms.cell.array), count
         where = _slots(edges.receivers, count, k) + first * k
         shifts[where], mask[where] = edges.shifts, True
+        between = atoms.positions[edges.receivers] - atoms.positions[edges.senders]
+        vectors[where] = between - edges.shifts @ cell[b]
         senders[where], reverse[where] = edges.senders + first, where[edges.reverse]
         first += count
     n_node[-1] = n - first
@@ -210,7 +286,7 @@ def build(
         head[: len(heads)] = heads
     return jraph.GraphsTuple(
         nodes={"positions": positions, "slot": slot},
-        edges={"shifts": shifts, "mask": mask, "reverse": reverse.astype(np.int32)},
+        edges={"vectors": vectors, "shifts": shifts, "mask": mask, "reverse": reverse.astype(np.int32)},
         senders=senders.astype(np.int32),
         receivers=np.repeat(np.arange(n, dtype=np.int32), k),
         n_node=n_node,

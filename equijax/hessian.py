@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from equijax import graph, predict
+from equijax.memory import available_memory
 
 MAX_PROGRAMS = 8  # compiled programs kept alive: XLA on CPU runs out of memory maps when there are hundreds
 MAX_STEPS = 32  # chunks in one call, each call linearises the gradient once
@@ -141,9 +142,7 @@ def default_memory() -> int:
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return int(0.9 * (stats["bytes_limit"] - stats["bytes_in_use"]))
-    with open("/proc/meminfo") as lines:
-        table = dict(line.split(":") for line in lines)
-    return int(0.7 * 1024 * int(table["MemAvailable"].split()[0]) / jax.local_device_count())
+    return int(0.7 * available_memory() / jax.local_device_count())
 
 
 def _checked(tangents, atoms, i):

@@ -11,11 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-from equijax import certificate, files, forcefield, graph, nac, phonons, relax, third_order
+from equijax import certificate, files, forcefield, graph, nac, projection, relax, runner, structures, third_order
 from equijax.certificate import timed
 
 COMPONENTS = ("xx", "yy", "zz", "yz", "xz", "xy")  # of the conductivity, phono3py's order
@@ -63,10 +62,13 @@ class KappaConfig:
     """Head of a model that has several."""
 
 
+@runner.program("equijax kappa")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run it; 0 on success, 2 with one line on standard error for input that cannot be used."""
+    """Run it and print its summary."""
     config = tyro.cli(KappaConfig, args=argv, prog="equijax kappa")
-    return certificate.command("kappa", run, config, summary, (*certificate.REFUSALS, ImportError))
+    print(summary(run(config)))
+    print(f"Everything is in {config.out}")
+    return 0
 
 
 @files.locked
@@ -78,7 +80,7 @@ def run(config: KappaConfig) -> dict:
       ImportError: phono3py is not installed.
     """
     seconds: dict[str, float] = {}
-    ff, atoms = forcefield.load(config.model), phonons.read(config.structure)
+    ff, atoms = forcefield.load(config.model), structures.read(config.structure)
     head = ff.config.heads[ff.head_index(config.head)]
     graph.check_atoms(atoms, ff.config, str(config.structure))
     if min(config.mesh) < 1 or min(config.temperatures, default=-1.0) <= 0:
@@ -95,14 +97,14 @@ def run(config: KappaConfig) -> dict:
         residual = relax.static_residuals(ff, atoms, head)
     if not config.allow_unrelaxed:
         relax.refuse_unrelaxed(residual, str(config.structure))
-    notes = relax.warn_unrelaxed(residual) + nac.warn_polar(ph3)
+    notes = relax.warn_unrelaxed(residual) + relax.warn_fixed(atoms) + nac.warn_polar(ph3)
     memory = None if config.memory is None else int(config.memory * 1e9)
     with timed(seconds, "force constants"):
         third_order.force_constants(ff, ph3, dtype=config.dtype, memory=memory, progress=True, head=head)
     raw = third_order.residuals(ph3)
     if config.projection == "symfc":
-        ph3.symmetrize_fc3(use_symfc_projector=True)
-        ph3.symmetrize_fc2(use_symfc_projector=True)
+        ph3.fc3 = projection.project(ph3.fc3, ph3.supercell, ph3.primitive, ph3.symmetry)
+        ph3.fc2 = projection.project(ph3.fc2, ph3.phonon_supercell, ph3.phonon_primitive, ph3.phonon_supercell_symmetry)
     with timed(seconds, "conductivity"):
         conductivity, frequencies = solve(ph3, config)
     report |= certificate.provenance(ff, head) | {
@@ -158,6 +160,8 @@ def write(ph3, report: dict, folder: Path) -> None:
         rows = csv.writer(file)
         rows.writerow(["temperature_K", *(f"kappa_{c}_W/m/K" for c in COMPONENTS)])
         rows.writerows([f"{x:.10g}" for x in (t, *k)] for t, k in zip(temperatures, conductivity, strict=True))
+    import matplotlib.pyplot as plt  # only where a figure is drawn
+
     figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
     for c in range(3):
         axes.plot(temperatures, conductivity[:, c], ".-", label=f"$\\kappa_{{{COMPONENTS[c]}}}$")

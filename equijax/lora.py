@@ -109,10 +109,10 @@ def init_lora(
     for path, (b, m, n) in _shapes(params, targets, rows).items():
         r = int(rank) if rank >= 1 else max(1, round(rank * min(m, n)))
         if r * (m + n) >= m * n:
-            arrays[path] = {"delta": jnp.zeros((b, m, n), dtype)}
+            arrays[path] = {"delta": np.zeros((b, m, n), dtype)}
         else:
             draw = np.random.default_rng([*seed, zlib.crc32(path.encode())]).normal(size=(b, m, r))
-            arrays[path] = {"A": jnp.asarray(draw.astype(dtype)), "B": jnp.zeros((b, r, n), dtype)}
+            arrays[path] = {"A": draw.astype(dtype), "B": np.zeros((b, r, n), dtype)}
     return Adapters(arrays, float(alpha), rows)
 
 
@@ -122,7 +122,7 @@ def init_delta(
     """Full-size residuals of everything that `targets` match, zero at the start; arguments as for `init_lora`."""
     rows = None if rows is None else tuple(sorted({int(i) for i in rows}))
     shapes = _shapes(params, targets, rows)
-    return Adapters({path: {"delta": jnp.zeros(shape, dtype)} for path, shape in shapes.items()}, 1.0, rows)
+    return Adapters({path: {"delta": np.zeros(shape, dtype)} for path, shape in shapes.items()}, 1.0, rows)
 
 
 def residual(adapters: Adapters, path: str) -> jax.Array:

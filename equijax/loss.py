@@ -3,7 +3,8 @@
 A batch is a graph of `equijax.graph` that also carries labels; a label that does not exist has mask 0 and whatever
 value, and takes no part:
 
-  globals  energy [G] eV (without E0), energy_mask [G]; stress [G, 3, 3] eV/A^3, stress_mask [G]; weight [G]
+  globals  energy [G] eV (without E0), energy_mask [G]; stress [G, 3, 3] eV/A^3, stress_mask [G]; weight [G], and
+           energy_weight, forces_weight, stress_weight [G], those of a structure times those of its labels
   nodes    forces [N, 3] eV/A, forces_mask [N]; optionally tangents [N, B, 3] A with hvp [N, B, 3] = Phi u in eV/A, and
            hvp_mask [N]
   waves    with globals q [G, B, 3] (fractional) the tangents are displacement waves u_j e^{2 pi i q.S}: tangents and
@@ -118,7 +119,7 @@ def total(parts: dict, counts: dict, options: LossConfig) -> jax.Array:
 def _energy(found, graph, options):
     labels, mask = graph.globals, graph.globals["energy_mask"]
     d = _difference(found["energy"], labels["energy"], mask) / jnp.maximum(graph.n_node, 1)
-    return PENALTIES[options.kind](d, options.delta) * labels["weight"], mask.sum()
+    return PENALTIES[options.kind](d, options.delta) * labels["energy_weight"], mask.sum()
 
 
 def _forces(found, graph, options):
@@ -128,13 +129,13 @@ def _forces(found, graph, options):
     if options.kind == "universal":
         norm = jnp.sqrt((labels**2).sum(-1, keepdims=True))
         delta = delta * jnp.select([norm < top for top, _ in FORCE_STEPS], [f for _, f in FORCE_STEPS])
-    return _per_graph(PENALTIES[options.kind](d, delta).sum(-1), graph), 3.0 * mask.sum()
+    return _per_graph(PENALTIES[options.kind](d, delta).sum(-1), graph, "forces_weight"), 3.0 * mask.sum()
 
 
 def _stress(found, graph, options):
     labels, mask = graph.globals, graph.globals["stress_mask"]
     d = _difference(found["stress"], labels["stress"], mask[:, None, None])
-    return PENALTIES[options.kind](d, options.delta).sum((1, 2)) * labels["weight"], 9.0 * mask.sum()
+    return PENALTIES[options.kind](d, options.delta).sum((1, 2)) * labels["stress_weight"], 9.0 * mask.sum()
 
 
 def _hvp(found, graph, options):
@@ -143,7 +144,7 @@ def _hvp(found, graph, options):
     mask = mask[:, None, ..., None]  # [N, 1, (2,) 1]
     d = _difference(found["hvp"], labels, mask)
     value = PENALTIES[options.kind](d, options.delta)
-    return _per_graph(value.reshape(len(value), -1).sum(1), graph), 3.0 * number * mask.sum()
+    return _per_graph(value.reshape(len(value), -1).sum(1), graph, "weight"), 3.0 * number * mask.sum()
 
 
 _NUMERATORS = {"energy": _energy, "forces": _forces, "stress": _stress, "hvp": _hvp}
@@ -154,5 +155,5 @@ def _difference(found, label, mask):
     return jnp.where(mask > 0, found - jnp.where(mask > 0, label, 0.0), 0.0)
 
 
-def _per_graph(value, graph):
-    return predict.per_graph(graph, value) * graph.globals["weight"]
+def _per_graph(value, graph, weight):
+    return predict.per_graph(graph, value) * graph.globals[weight]

@@ -23,15 +23,15 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from equijax import files, trajectory
+from equijax import files, runner, trajectory
 from equijax import neighbors as nl
 from equijax.forcefield import load
 from equijax.jaxmd import Lost as Lost
 from equijax.jaxmd import blocks as blocks
 from equijax.jaxmd import energy_neighbor as energy_neighbor
+from equijax.momenta import thermal_momenta as thermal_momenta
 from equijax.simulation import FS as FS
 from equijax.simulation import System, frame_of, inputs, observe_all, prepare
-from equijax.simulation import thermal_momenta as thermal_momenta
 
 MAY_CHANGE = {"steps", "restart", "checkpoint_every"}  # options a continued run may change
 
@@ -41,13 +41,13 @@ class MDConfig:
     """Molecular dynamics of one structure."""
 
     structure: Annotated[Path, tyro.conf.Positional]
-    """Any file ASE reads; its momenta are used when it has some and there is one replica."""
+    """Any file ASE reads. Its momenta, less their drift, serve one replica of one cell; its fixed atoms stay."""
     model: Path
     """Model directory."""
     ensemble: Literal["nve", "nvt", "npt"] = "nvt"
     """NPT scales the cell isotropically."""
     temperature: float = 300.0
-    """K. In NVE that of the initial momenta: a relaxed crystal settles at about half of it."""
+    """K. In NVE that of the momenta drawn: a relaxed crystal settles at about half of it."""
     pressure: float = 0.0
     """GPa, NPT only."""
     steps: int = 1000
@@ -99,13 +99,12 @@ class MDConfig:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected a multiple of log_every = {self.log_every}")
 
 
+@runner.program("equijax md")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 when all steps were done, 1 when the simulation broke down."""
     config = tyro.cli(MDConfig, args=argv, prog="equijax md")
     try:
         simulate(config)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"equijax md: {error}") from error
     except Lost as error:
         print(f"equijax md: {error}. The last good checkpoint is {config.out / 'checkpoint.npz'}.", file=sys.stderr)
         return 1
@@ -218,7 +217,7 @@ def _run(config: MDConfig, system: System, begun: dict[str, str], saved: tuple |
     try:
         if saved is None:
             seen = observe(state, neighbors, system.variables)
-            state = state.set(force=seen["forces"])
+            state = state.set(force=jnp.where(system.free, seen["forces"], 0.0))
             record(0, state, neighbors, seen)
         _advance(config, system, step, state, neighbors, record)
     finally:

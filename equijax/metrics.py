@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
-import phonopy
 from ase.data import chemical_symbols, covalent_radii
 
 from equijax import loss, phonons, predict
 from equijax.config import ModelConfig
+from equijax.data import phonon_reader
 from equijax.forcefield import ForceField
 
 QUANTITIES = ("energy", "forces", "stress")  # per atom in eV; eV/A; eV/A^3
@@ -81,7 +81,7 @@ def phonon_errors(ff: ForceField, path: str | Path, mesh: Sequence[int] = MESH, 
 
     Args:
       ff: the model; its force constants are exact second derivatives in float64.
-      path: a phonopy file with forces or force constants.
+      path: a file of phonopy or phono3py, see `data.phonon_reader.read`; Born charges in it count on both sides.
       mesh: Gamma-centred q-mesh.
       head: of a model with several.
 
@@ -90,11 +90,12 @@ def phonon_errors(ff: ForceField, path: str | Path, mesh: Sequence[int] = MESH, 
       (J/K/mol) at 300 K and the fraction of imaginary modes (below -0.1 THz), each with its reference;
       imaginary_agreement: per threshold in THz, the fraction of q at which both or neither have a mode below minus it.
     """
-    reference = phonopy.load(path, log_level=0)
-    phonon = phonopy.Phonopy(reference.unitcell, reference.supercell_matrix, reference.primitive_matrix)
+    reference = phonon_reader.harmonic(path)
+    phonon = reference.replicate()
     phonons.force_constants(ff, phonon, head=head)
+    phonon.nac_params = reference.nac_params
     found, wanted = _spectrum(phonon, mesh), _spectrum(reference, mesh)
-    out = {"crystal": Path(path).name.removesuffix(".yaml").removesuffix("_phonopy")}
+    out = {"crystal": phonon_reader.name_of(reference, path)}
     frequencies, expected = found.pop("frequencies"), wanted.pop("frequencies")  # [q, modes]
     out["frequency_mae"] = float(np.abs(frequencies - expected).mean())
     lowest = frequencies.min(1), expected.min(1)

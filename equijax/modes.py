@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Annotated
 
 import ase.io
-import matplotlib.pyplot as plt
 import numpy as np
 import spglib
 import tyro
 from tqdm import tqdm
 
-from equijax import certificate, distortions, files, forcefield, graph, relax
+from equijax import distortions, files, forcefield, graph, relax, runner, structures
+from equijax.constraints import refuse_fixed
 
 TOLERANCES_A = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)  # at which space groups are named
 NAMED_AT_A = 1e-2  # the one in the table, and at which a phase is reduced to its primitive cell
@@ -67,10 +67,13 @@ class ModesConfig:
     """Head of a model that has several."""
 
 
+@runner.program("equijax modes")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run it; 0 on success, 2 with one line on standard error for input that cannot be used."""
+    """Run it and print its summary."""
     config = tyro.cli(ModesConfig, args=argv, prog="equijax modes")
-    return certificate.command("modes", run, config, summary)
+    print(summary(run(config)))
+    print(f"Everything is in {config.out}")
+    return 0
 
 
 def summary(report: dict) -> str:
@@ -86,11 +89,9 @@ def run(config: ModesConfig) -> dict:
     Raises:
       ValueError, FileNotFoundError: unusable input, before work starts.
     """
-    for path in (config.structure, *([config.reference] if config.reference else [])):
-        if not path.is_file():
-            raise FileNotFoundError(f"structure file {path} does not exist")
     ff = forcefield.load(config.model)
-    atoms = ase.io.read(config.structure)
+    atoms = structures.read(config.structure)
+    known = structures.read_all(config.reference) if config.reference else []
     graph.check_atoms(atoms, ff.config, str(config.structure))
     if not atoms.pbc.all():
         raise ValueError(f"{config.structure}: periodic along {atoms.pbc.tolist()}, phonons need all three directions")
@@ -105,9 +106,9 @@ def run(config: ModesConfig) -> dict:
     plot(scans, config.out / "energy_of_Q.png")
     report = {"model": str(config.model), "phases": [{k: v for k, v in p.items() if k != "atoms"} for p in phases],
               "scans": scans}  # fmt: skip
-    if config.reference is not None:
+    if known:
         found = {label(p["atoms"]) for p in phases[1:] if p["stable"]}
-        report["scores"] = scores(found, {label(a) for a in ase.io.read(config.reference, index=":")})
+        report["scores"] = scores(found, {label(a) for a in known})
     files.write_json(config.out / "report.json", report)
     files.write_text(config.out / "table.txt", table(phases) + "\n")
     return report
@@ -120,6 +121,7 @@ def search(ff, atoms: ase.Atoms, config: ModesConfig) -> tuple[list[dict], list[
     followed, its frequency_THz, Q_min (A sqrt(amu)) and well_meV_atom of the scan, energy_meV_atom against the first
     phase, converged, lowest_THz of its own spectrum on mesh, stable (None where it was not looked at).
     """
+    refuse_fixed(atoms, atoms.get_chemical_formula(), "modes are followed with all atoms free; remove the constraints")
     start = _primitive(atoms)
     start, report = relax.relax(
         ff, start, config.fmax, cell=not config.fixed_cell, steps=config.steps, head=config.head
@@ -250,13 +252,16 @@ def _same(a, b):
 
 
 def _primitive(atoms):
-    """The primitive cell at `NAMED_AT_A` without moving atoms onto symmetry; relaxation does that."""
-    cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
+    """The primitive cell at `NAMED_AT_A`, isotopes apart, without moving atoms onto symmetry; relaxation does that."""
+    kinds = structures.isotopes(atoms.numbers, atoms.get_masses())
+    cell = (atoms.cell.array, atoms.get_scaled_positions(), kinds)
     primitive = spglib.standardize_cell(cell, to_primitive=True, no_idealize=True, symprec=NAMED_AT_A)
     if primitive is None:
         raise RuntimeError(f"spglib found no primitive cell of {atoms.get_chemical_formula()} at {NAMED_AT_A} A")
-    lattice, positions, numbers = primitive
-    return ase.Atoms(numbers, cell=lattice, scaled_positions=positions, pbc=True)
+    lattice, positions, found = primitive
+    like = [int(np.flatnonzero(kinds == kind)[0]) for kind in found]  # an atom of the same element and mass
+    return ase.Atoms(atoms.numbers[like], cell=lattice, scaled_positions=positions, pbc=True,
+                     masses=atoms.get_masses()[like] if atoms.has("masses") else None)  # fmt: skip
 
 
 def _heights(atoms):
@@ -311,6 +316,8 @@ def _text(value):
 
 def plot(scans: list[dict], path: Path) -> None:
     """E(Q) of every distortion that was scanned."""
+    import matplotlib.pyplot as plt  # only where a figure is drawn
+
     figure, axes = plt.subplots(figsize=(6, 4.5))
     for scan in scans:
         star = _text(scan["q"][:1]) + ("..." if len(scan["q"]) > 1 else "")

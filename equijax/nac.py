@@ -7,6 +7,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from phonopy import Phonopy
 from phonopy.file_IO import parse_BORN
+from phonopy.structure.symmetry import Symmetry
 
 # Pauling electronegativities by atomic number (CRC Handbook of Chemistry and Physics); elements without one are absent
 PAULING = dict(zip(
@@ -33,7 +34,8 @@ def set_born(phonon: Phonopy, path: str | Path) -> None:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"BORN file {path} does not exist")
-    independent = phonon.primitive_symmetry.get_independent_atoms()
+    tolerance = phonon.symmetry.tolerance
+    independent = Symmetry(phonon.primitive, tolerance).get_independent_atoms()  # isotopes have the same charges
     lines = [line.split("#")[0].split() for line in path.read_text().splitlines()[1:]]
     sizes = [len(line) for line in lines if line]
     expected = [9] * (1 + len(independent))
@@ -44,7 +46,7 @@ def set_born(phonon: Phonopy, path: str | Path) -> None:
             f"the dielectric tensor and one Born charge tensor for each independent atom of the primitive cell: "
             f"{symbols}"
         )
-    phonon.nac_params = parse_BORN(phonon.primitive, filename=path)
+    phonon.nac_params = parse_BORN(phonon.primitive, tolerance, filename=path)
 
 
 def looks_polar(numbers) -> bool:

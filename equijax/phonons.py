@@ -6,53 +6,22 @@ phonopy's symmetry-reduced displacements u are the tangents of Hessian-vector pr
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+
+if __name__ == "__main__":  # before the imports that --help does not need
+    from equijax import phonons_cli
+
+    sys.exit(phonons_cli.main())
 
 import ase
-import ase.io
 import numpy as np
 from phonopy import Phonopy
 from phonopy.harmonic.displacement import generate_systematic_displacements
 from phonopy.interface.fc_calculator import get_fc2
-from phonopy.structure.atoms import PhonopyAtoms
-from phonopy.structure.cells import guess_primitive_matrix
 
-from equijax import hessian
+from equijax import hessian, projection
+from equijax.structures import primitive_matrix, to_ase, to_phonopy
 
 FINITE_STEP_A = 0.01  # of the finite-difference spot check
-
-
-def read(path: str | Path) -> ase.Atoms:
-    """The last structure in a file that ASE reads.
-
-    Raises:
-      FileNotFoundError: no such file.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"structure file {path} does not exist")
-    return ase.io.read(path)
-
-
-def to_phonopy(atoms: ase.Atoms) -> PhonopyAtoms:
-    """The same cell for phonopy; masses only where they were set by hand.
-
-    Raises:
-      ValueError: not periodic in three directions, or a cell without volume.
-    """
-    if not atoms.pbc.all() or atoms.cell.rank < 3:
-        raise ValueError(
-            f"{atoms.get_chemical_formula()} is periodic along {atoms.pbc.tolist()}: phonons need a crystal periodic "
-            "in three directions; for a slab or a molecule set a cell with vacuum and pbc=True"
-        )
-    masses = atoms.get_masses() if atoms.has("masses") else None
-    return PhonopyAtoms(
-        numbers=atoms.numbers, cell=atoms.cell.array, scaled_positions=atoms.get_scaled_positions(), masses=masses
-    )
-
-
-def to_ase(cell: PhonopyAtoms) -> ase.Atoms:
-    """A phonopy cell as periodic ase.Atoms."""
-    return ase.Atoms(cell.symbols, cell=cell.cell, scaled_positions=cell.scaled_positions, masses=cell.masses, pbc=True)
 
 
 def make_phonon(atoms: ase.Atoms, supercell, primitive="auto", symprec: float = 1e-5) -> Phonopy:
@@ -69,17 +38,19 @@ def make_phonon(atoms: ase.Atoms, supercell, primitive="auto", symprec: float = 
     """
     matrix, cell = supercell_matrix(supercell), to_phonopy(atoms)
     return Phonopy(
-        cell, matrix, primitive_matrix=primitive_matrix(cell, primitive, symprec), symprec=symprec, log_level=0
+        cell,
+        matrix,
+        primitive_matrix=primitive_matrix(cell, primitive, symprec),
+        symprec=symprec,
+        distinguish_symbol_index=True,  # isotopes, see `structures.to_phonopy`
+        log_level=0,
     )
 
 
-def primitive_matrix(cell: PhonopyAtoms, primitive, symprec: float = 1e-5):
-    """phonopy's primitive_matrix with "auto" resolved: named here, phonopy would warn of a default nobody relied on."""
-    return guess_primitive_matrix(cell, symprec) if isinstance(primitive, str) and primitive == "auto" else primitive
-
-
 def supercell_matrix(supercell) -> np.ndarray:
-    """[3, 3] integers from 3 (diagonal), 9 or [3, 3] of them.
+    """[3, 3] integers of positive determinant from 3 (diagonal), 9 or [3, 3] of them.
+
+    Where the determinant is negative all three vectors are turned round: the same supercell.
 
     Raises:
       ValueError: not integer, or no volume.
@@ -88,9 +59,10 @@ def supercell_matrix(supercell) -> np.ndarray:
     if matrix.size not in (3, 9) or not np.allclose(matrix, np.rint(matrix), atol=1e-8):
         raise ValueError(f"supercell {np.asarray(supercell).tolist()}: expected 3 or 9 integers")
     matrix = np.diag(np.rint(matrix).astype(int)) if matrix.size == 3 else np.rint(matrix).astype(int).reshape(3, 3)
-    if round(abs(np.linalg.det(matrix))) < 1:
+    cells = round(np.linalg.det(matrix))
+    if cells == 0:
         raise ValueError(f"supercell {matrix.tolist()} has no volume")
-    return matrix
+    return matrix if cells > 0 else -matrix
 
 
 def irreducible_displacements(phonon: Phonopy) -> np.ndarray:
@@ -215,10 +187,13 @@ def project(phonon: Phonopy, method: str = "symfc") -> dict[str, float]:
       ValueError: unknown method, no force constants.
     """
     raw = residuals(phonon)
-    options = {"symfc": True, "phonopy": False}
-    if method not in options:
-        raise ValueError(f"projection {method!r}: expected one of {', '.join(options)}")
-    phonon.symmetrize_force_constants(use_symfc_projector=options[method], show_drift=False)
+    if method == "symfc":
+        cells = phonon.supercell, phonon.primitive, phonon.symmetry
+        phonon.force_constants = projection.project(phonon.force_constants, *cells)
+    elif method == "phonopy":
+        phonon.symmetrize_force_constants(show_drift=False)
+    else:
+        raise ValueError(f"projection {method!r}: expected 'symfc' or 'phonopy'")
     return raw
 
 
@@ -257,7 +232,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     from equijax import phonons_cli
 
     return phonons_cli.main(argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

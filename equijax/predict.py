@@ -28,6 +28,8 @@ def edge_vectors(
 ) -> jax.Array:
     """Receiver minus sender, r_n - r_s - S . cell, deformed by the symmetric strain of the graph.
 
+    They are the graph's own vectors, changed by how far `positions` are from the graph's.
+
     Args:
       config: for r_max, the scale of masked vectors.
       graph: a batch from `equijax.graph`.
@@ -40,12 +42,11 @@ def edge_vectors(
     """
     n = positions.shape[0]
     mask = graph.edges["mask"].reshape(n, -1, 1)
-    shifts = graph.edges["shifts"].astype(positions.dtype).reshape(n, -1, 3)
-    index = node_graph_index(graph)
-    cell = jnp.asarray(graph.globals["cell"], positions.dtype)[index]
-    sender = gather(positions, graph.senders, graph.edges["reverse"])
-    vectors = positions[:, None, :] - sender - jnp.einsum("nks,nsx->nkx", shifts, cell)
+    moved = positions - jnp.asarray(graph.nodes["positions"], positions.dtype)
+    sender = gather(moved, graph.senders, graph.edges["reverse"])
+    vectors = graph.edges["vectors"].astype(positions.dtype).reshape(n, -1, 3) + moved[:, None, :] - sender
     if strain is not None:
+        index = node_graph_index(graph)
         symmetric = 0.5 * (strain + jnp.swapaxes(strain, 1, 2))[index]
         vectors = vectors + jnp.einsum("nkx,nxy->nky", vectors, symmetric)
     far = jnp.array([MASKED_LENGTH * config.r_max, 0.0, 0.0], positions.dtype)

@@ -14,8 +14,8 @@ from ase.optimize import FIRE
 from tqdm import tqdm
 
 import equijax
-from equijax import files
-from equijax.graph import neighbour_list
+from equijax import files, runner, structures
+from equijax.graph import check_atoms, neighbour_list
 from equijax.replay import descriptors, farthest
 
 MAX_ATTEMPTS = 50  # draws of one rattled structure before its shortest distance is given up
@@ -65,13 +65,9 @@ class RattleConfig:
             raise ValueError(f"min_distance {self.min_distance} must be in [0, 1)")
 
 
+@runner.program("equijax rattle")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the picked structures.
-
-    Raises:
-      SystemExit: bad options.
-      ValueError: a crystal that cannot be made into candidates.
-    """
+    """Write the picked structures."""
     return run(tyro.cli(RattleConfig, args=argv, prog="equijax rattle"))
 
 
@@ -82,10 +78,12 @@ def run(options: RattleConfig) -> int:
     Raises:
       ValueError: a crystal that cannot be made into candidates.
     """
-    crystal = ase.io.read(options.structure, index=-1)
-    assert isinstance(crystal, ase.Atoms)  # one frame, not a list
+    check_free(options.out)
+    crystal = structures.read(options.structure)
     if not crystal.pbc.all() or crystal.cell.rank < 3:
         raise ValueError(f"{options.structure} is not periodic in three directions")
+    if options.model is not None:
+        check_atoms(crystal, equijax.load(options.model).config, str(options.structure))
     supercell = make_supercell(crystal, options.supercell, options.min_length)
     candidates = rattled(supercell, options)
     if options.model is not None:
@@ -177,12 +175,20 @@ def relaxations(supercell: ase.Atoms, options: RattleConfig) -> list[tuple[ase.A
     return out
 
 
+def check_free(out: Path) -> None:
+    """Refuse to mix structures of two runs in one folder, before work starts.
+
+    Raises:
+      FileExistsError: the folder has some.
+    """
+    left = sorted(p.name for p in (out / "poscars").glob("POSCAR-*"))
+    if left:
+        raise FileExistsError(f"{out / 'poscars'} holds {left[0]} and more already: choose another --out")
+
+
 def write(options: RattleConfig, supercell: ase.Atoms, picked: Sequence[tuple[ase.Atoms, str]]) -> None:
     """structures.extxyz, one POSCAR each, and what made them."""
     folder = options.out / "poscars"
-    left = sorted(p.name for p in folder.glob("POSCAR-*"))
-    if left:
-        raise ValueError(f"{folder} holds {left[0]} and more already: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     for i, (atoms, kind) in enumerate(picked, start=1):
         atoms.info["kind"] = kind

@@ -14,6 +14,7 @@ import yaml
 
 from equijax import lora, predict, trees
 from equijax.config import ModelConfig
+from equijax.data import Keys
 from equijax.loss import LossConfig
 from equijax.train import TrainConfig
 
@@ -21,7 +22,7 @@ Strategy = Literal["zero-shot", "scratch", "naive", "freeze", "delta", "lora", "
 
 
 @dataclass(frozen=True)
-class FinetuneConfig:
+class FinetuneConfig(Keys):
     """Fine-tune a MACE model on a few labelled structures; options left out take the strategy's tuned defaults."""
 
     model: Path
@@ -46,16 +47,12 @@ class FinetuneConfig:
     """Reference phonons (phonopy files), compared before and after."""
     watch: tuple[Literal["train", "test", "retain", "phonons"], ...] = ()
     """Also measure these at each evaluation; --valid alone decides."""
-    energy_key: str = "auto"
-    """Name of the energy in extxyz files; auto: REF_energy, else ASE's own; none: do not read. Likewise the others."""
-    forces_key: str = "auto"
-    """See --energy-key."""
-    stress_key: str = "auto"
-    """See --energy-key."""
     head: str | None = None
     """Head to train, of a model with several; for multihead, the name of the new one."""
-    e0: Literal["model", "refit", "given"] = "model"
-    """Isolated-atom energies: the model's, re-fitted on its residual over the training set, or --e0-values."""
+    e0: Literal["auto", "model", "refit", "given"] = "auto"
+    """Isolated-atom energies E0. auto: of frames marked config_type=IsolatedAtom in --train, of other elements the
+    model's; given: --e0-values, then like auto; model: the model's; refit: the model's, shifted by a robust fit to its
+    residual over the training set."""
     e0_values: tuple[str, ...] = ()
     """Isolated-atom energies by hand in eV, like Si=-0.82 O=-1.5; other elements keep the model's."""
 
@@ -195,11 +192,14 @@ def read(argv: Sequence[str] | None = None) -> FinetuneConfig:
       SystemExit: from the command line parser, with its message.
       ValueError: unknown or malformed options in the file.
     """
-    argv = list(argv)
-    if "--config" not in argv:
+    argv = [part for a in argv for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
+    if "--config" not in argv[:-1]:
         return tyro.cli(FinetuneConfig, args=argv, prog="equijax finetune")
     file = Path(argv[argv.index("--config") + 1])
-    values = yaml.safe_load(file.read_text())
+    try:
+        values = yaml.safe_load(file.read_bytes())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is neither JSON nor YAML: {error}") from error
     names = {f.name: f for f in dataclasses.fields(FinetuneConfig)}
     if not isinstance(values, dict) or (unknown := sorted(set(values) - set(names))):
         found = f"unknown options {unknown}" if isinstance(values, dict) else "no mapping of names to values"

@@ -15,7 +15,9 @@ RADIAL_CENTRES = 16  # Gaussians of the radial histogram between 0 and the cutof
 PRODUCT_GROUP = 4  # structures per batch when force-constant products are made
 
 
-def descriptors(structures: Sequence[ase.Atoms], cutoff: float = 5.0) -> np.ndarray:
+def descriptors(
+    structures: Sequence[ase.Atoms], cutoff: float = 5.0, *, names: Sequence[str] | None = None
+) -> np.ndarray:
     """What a structure is made of and how it is arranged, for measuring how different two are.
 
     Composition fractions by element, then mean and spread over atoms of the radial histogram
@@ -25,20 +27,22 @@ def descriptors(structures: Sequence[ase.Atoms], cutoff: float = 5.0) -> np.ndar
     Args:
       structures: any.
       cutoff: A.
+      names: what messages call them; their indices by default.
 
     Returns:
       [structures, features]
     """
     present = sorted({int(z) for atoms in structures for z in atoms.numbers})
     composition = np.array([[np.mean(atoms.numbers == z) for z in present] for atoms in structures])
-    radial = [_histogram(atoms, cutoff, i) for i, atoms in enumerate(structures)]
+    names = names or [f"structure {i}" for i in range(len(structures))]
+    radial = [_histogram(atoms, cutoff, name) for atoms, name in zip(structures, names, strict=True)]
     blocks = (composition, np.array([h.mean(0) for h in radial]), np.array([h.std(0) for h in radial]))
     return np.concatenate([_scaled(block) for block in blocks], axis=1)
 
 
-def _histogram(atoms, cutoff, index):
+def _histogram(atoms, cutoff, name):
     """[n, RADIAL_CENTRES]"""
-    edges = graph.neighbour_list(atoms, cutoff, f"structure {index}")
+    edges = graph.neighbour_list(atoms, cutoff, name)
     cell = complete_cell(atoms.cell.array)
     vectors = atoms.positions[edges.senders] + edges.shifts @ cell - atoms.positions[edges.receivers]
     r = np.linalg.norm(vectors, axis=1)
@@ -88,7 +92,8 @@ def pick(structures: Sequence[data.Labelled], number: int, how: str = "farthest"
         return sorted(np.random.default_rng(seed).permutation(len(structures))[:number].tolist())
     if how != "farthest":
         raise ValueError(f"pick {how!r}: expected 'farthest' or 'random'")
-    return sorted(farthest(descriptors([s.atoms for s in structures]), number, seed))
+    points = descriptors([s.atoms for s in structures], names=[s.source for s in structures])
+    return sorted(farthest(points, number, seed))
 
 
 def _check_number(number, available):

@@ -4,7 +4,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from tqdm import tqdm
 
@@ -68,12 +67,18 @@ def read_history(path: Path) -> list[dict]:
 
 def errors_table(models: dict[str, dict[str, dict]]) -> str:
     """MAE / RMSE of energy, forces and stress per model and set."""
-    lines = [f"{'model':<12}{'set':<8}" + "".join(f"{q + ' (' + u + ')':>24}" for q, (u, _) in UNITS.items())]
+    width = max(12, 2 + max(map(len, models)))
+    lines = [f"{'model':<{width}}{'set':<8}" + "".join(f"{q + ' (' + u + ')':>24}" for q, (u, _) in UNITS.items())]
     for model, sets in models.items():
         for name, found in sets.items():
             cells = [_pair(found[f"{q}_mae"], found[f"{q}_rmse"], factor) for q, (_, factor) in UNITS.items()]
-            lines.append(f"{model:<12}{name:<8}" + "".join(f"{c:>24}" for c in cells))
+            lines.append(f"{model:<{width}}{name:<8}" + "".join(f"{c:>24}" for c in cells))
     return "\n".join(lines)
+
+
+def shifted_name(e0: str) -> str:
+    """Name of the starting model whose E0s are those of the result; "zero-shot" is the untouched model."""
+    return f"zero-shot with {e0} E0s"
 
 
 def _pair(mae, rmse, factor):
@@ -87,28 +92,38 @@ def phonons_table(before: list[dict], after: list[dict], name: str) -> str:
     """Per crystal: starting model, result and reference; F, S and C_V at 300 K per mole of primitive cells."""
     titles = ("MAE (THz)", "highest (THz)", "F (kJ/mol)", "S (J/K/mol)", "C_V (J/K/mol)", "imaginary")
     lines, thresholds = [], ""
-    lines.append(f"{'phonons':<20}{'model':<12}" + "".join(f"{title:>15}" for title in titles))
+    width = max(len(row["crystal"]) for row in after) + 2
+    lines.append(f"{'phonons':<{width}}{'model':<12}" + "".join(f"{title:>15}" for title in titles))
     for b, a in zip(before, after, strict=True):
         for model, row in (("zero-shot", b), (name, a)):
             agree = " ".join(f"{share:.0%}" for share in row["imaginary_agreement"].values())
             cells = [f"{row[k]:.4g}" for k in ("frequency_mae", *THERMAL)]
-            lines.append(f"{row['crystal']:<20}{model:<12}" + "".join(f"{c:>15}" for c in (*cells, agree)))
+            lines.append(f"{row['crystal']:<{width}}{model:<12}" + "".join(f"{c:>15}" for c in (*cells, agree)))
         cells = ["", *(f"{a[f'{k}_reference']:.4g}" for k in THERMAL)]
-        lines.append(f"{a['crystal']:<20}{'reference':<12}" + "".join(f"{c:>15}" for c in cells))
+        lines.append(f"{a['crystal']:<{width}}{'reference':<12}" + "".join(f"{c:>15}" for c in cells))
         thresholds = ", ".join(a["imaginary_agreement"])
     lines.append(f"imaginary: share of q that agree with the reference on modes below minus {thresholds} THz")
     return "\n".join(lines)
 
 
 def verdict(result: dict) -> list[str]:
-    """Plain statements: better or worse than zero-shot, on what, and what was forgotten."""
-    before, after = result["before"], result["after"]
+    """Plain statements: better or worse than the untouched starting model, on what, and what was forgotten.
+
+    Energies are also compared with the starting model with the E0s of the result, where these are others: the
+    difference is what training did.
+    """
+    before, after, shifted = result["before"], result["after"], result["before_with_new_e0"]
     lines = []
     if result["reason"] != "zero-shot" and not result["best_epoch"]:
-        lines.append("training never improved the validation loss: the result is the starting model")
-    for name in ("valid", "test", "retain"):
-        if name in after["errors"]:
-            lines.append(_compare(f"{name} force MAE", "forces_mae", before["errors"][name], after["errors"][name]))
+        with_e0 = "" if shifted is None else f" with {result['e0']} E0s"
+        lines.append(f"training never improved the validation loss: the result is the starting model{with_e0}")
+    for name in (n for n in ("valid", "test", "retain") if n in after["errors"]):
+        b, a = before["errors"][name], after["errors"][name]
+        lines.append(_compare(f"{name} force MAE", "forces_mae", b, a))
+        lines.append(_compare(f"{name} energy MAE (eV/atom) against the untouched model", "energy_mae", b, a))
+        if shifted is not None:
+            against = f"{name} energy MAE (eV/atom) against {shifted_name(result['e0'])}"
+            lines.append(_compare(against, "energy_mae", shifted[name], a))
     for b, a in zip(before["phonons"], after["phonons"], strict=True):
         lines.append(_compare(f"phonon frequency MAE of {a['crystal']} (THz)", "frequency_mae", b, a))
     for b, a in zip(before["dimers"], after["dimers"], strict=True):
@@ -129,7 +144,12 @@ def _compare(what, key, before, after):
 
 def summary(result: dict) -> str:
     """The text at the end of a run."""
-    table = errors_table({"zero-shot": result["before"]["errors"], result["strategy"]: result["after"]["errors"]})
+    shifted = result["before_with_new_e0"]
+    table = errors_table(
+        {"zero-shot": result["before"]["errors"]}
+        | ({} if shifted is None else {shifted_name(result["e0"]): shifted})
+        | {result["strategy"]: result["after"]["errors"]}
+    )
     before, after = (result[k]["phonons"] for k in ("before", "after"))
     lines = [
         "",
@@ -139,6 +159,7 @@ def summary(result: dict) -> str:
         f"{result['strategy']}: {result['trainable']:,} trainable numbers, {result['epochs']} epochs "
         f"({result['reason']}), best after {result['best_epoch']}, {result['seconds']:.0f} s",
         *result["verdict"],
+        *(text for text in result["messages"] if text.startswith("WARNING")),
     ]
     return "\n".join(lines)
 
@@ -147,7 +168,8 @@ def write(out: Path, result: dict) -> None:
     """report.json, and the learning curve."""
     files.write_json(out / "report.json", result, default=_plain)
     if history := read_history(out / "metrics.jsonl"):  # zero-shot has none
-        learning_curve(history, result["before"]["errors"]["valid"], out / "learning_curve.png")
+        start = result["before_with_new_e0"] or result["before"]["errors"]
+        learning_curve(history, start["valid"], out / "learning_curve.png")
 
 
 def _plain(x):
@@ -156,20 +178,20 @@ def _plain(x):
     return x.tolist() if isinstance(x, np.ndarray | np.generic) else str(x)
 
 
-def learning_curve(history: list[dict], zero_shot: dict, path: Path) -> None:
-    """Training and validation loss, and validation force MAE, by epoch; the zero-shot values are dashed."""
+def learning_curve(history: list[dict], start: dict, path: Path) -> None:
+    """Training and validation loss, and validation force MAE, by epoch; those of epoch 0 (new E0s) are dashed."""
     plt = _pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     epochs = [h["epoch"] for h in history]
     axes[0].semilogy(epochs, [h["train_loss"] for h in history], label="train")
     axes[0].semilogy(epochs, [h["loss"] for h in history], label="validation")
-    axes[0].axhline(zero_shot["loss"], color="k", ls="--", lw=0.8, label="zero-shot")
+    axes[0].axhline(start["loss"], color="k", ls="--", lw=0.8, label="before training")
     axes[0].set(xlabel="epoch", ylabel="loss")
     axes[0].legend()
-    if zero_shot["forces_mae"] is not None:
+    if start["forces_mae"] is not None:
         axes[1].plot(epochs, [1e3 * h["forces_mae"] for h in history], color="C1")
         axes[1].set_ylim(bottom=0.0)
-        axes[1].axhline(1e3 * zero_shot["forces_mae"], color="k", ls="--", lw=0.8)
+        axes[1].axhline(1e3 * start["forces_mae"], color="k", ls="--", lw=0.8)
     axes[1].set(xlabel="epoch", ylabel="validation force MAE (meV/A)")
     with files.beside(path) as part:
         figure.savefig(part, dpi=120)
@@ -177,6 +199,8 @@ def learning_curve(history: list[dict], zero_shot: dict, path: Path) -> None:
 
 
 def _pyplot():
+    import matplotlib  # only where a figure is drawn
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -8,6 +8,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 from tqdm import tqdm
 
+from equijax.constraints import free_components, refuse_fixed
+
 # Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006); time in sqrt(amu A^2 / eV) with unit masses
 DT, DT_MAX, N_MIN, GROW, SHRINK, ALPHA, ALPHA_DECAY = 0.1, 1.0, 5, 1.1, 0.5, 0.1, 0.99
 MAX_STEP_A = 0.2  # longest step of the whole structure's coordinate vector
@@ -32,6 +34,7 @@ class _Fire:
     cell: np.ndarray  # cell_0, rows are vectors
     x: np.ndarray  # [n (+ 3), 3]
     v: np.ndarray
+    free: np.ndarray  # [n, 3] bool, what constraints leave free
     dt: float = DT
     alpha: float = ALPHA
     downhill: int = 0
@@ -55,7 +58,7 @@ def relax(
 
     Args:
       ff: a force field (its `evaluate` is called once a step for all that are left).
-      images: structures; they are not changed. Constraints are not supported.
+      images: structures; they are not changed. Fixed atoms and components stay fixed.
       fmax: largest force allowed on an atom, eV/A; with `cell`, also of the virial per atom, eV.
       steps: at most this many evaluations of each structure.
       cell: relax the cell of structures that are periodic in three directions.
@@ -67,11 +70,15 @@ def relax(
       one `Relaxed` per structure in input order; a bad structure is reported in its `error`, the others go on.
 
     Raises:
-      ValueError: a constraint, which would be ignored.
+      ValueError: a constraint other than fixed atoms and components, or with `cell` any; the structure is named.
     """
     for i, atoms in enumerate(images):
-        if atoms.constraints:
-            raise ValueError(f"structure {i} has constraints, which batched relaxation does not know: remove them")
+        name = f"structure {i} ({atoms.get_chemical_formula()})"
+        free_components(atoms, name)
+        if cell and atoms.pbc.all():
+            refuse_fixed(
+                atoms, name, "a cell is relaxed with all atoms free; use cell=False, or remove the constraints"
+            )
     fires = [_start(atoms, cell and bool(atoms.pbc.all())) for atoms in images]
     outcomes: list[Relaxed | None] = [None] * len(images)
     left = list(range(len(images)))
@@ -91,7 +98,7 @@ def relax(
 def _start(atoms: ase.Atoms, cell: bool) -> _Fire:
     atoms = atoms.copy()
     x = np.vstack([atoms.positions, len(atoms) * np.eye(3)]) if cell else atoms.positions.copy()
-    return _Fire(atoms, atoms.cell.array.copy(), x, np.zeros_like(x))
+    return _Fire(atoms, atoms.cell.array.copy(), x, np.zeros_like(x), free_components(atoms))
 
 
 def _advance(fire: _Fire, result: dict, original: ase.Atoms, fmax: float) -> Relaxed | None:
@@ -104,7 +111,7 @@ def _advance(fire: _Fire, result: dict, original: ase.Atoms, fmax: float) -> Rel
     n = len(fire.atoms)
     fire.steps += 1
     fire.result = result | {"atoms": fire.atoms.copy()}
-    force = result["forces"]
+    force = result["forces"] * fire.free
     if len(fire.x) > n:
         F = fire.x[n:] / n
         virial = -fire.atoms.get_volume() * result["stress"]

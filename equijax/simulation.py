@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ase
-import ase.io
 import ase.units
 import jax
 import jax.numpy as jnp
@@ -17,10 +16,12 @@ import numpy as np
 from ase.geometry import complete_cell
 from ase.io.jsonio import encode
 
-from equijax import checkpoint, graph, units
+from equijax import checkpoint, graph, precision, structures, units
 from equijax import neighbors as nl
+from equijax.constraints import free_components, refuse_fixed
 from equijax.forcefield import ForceField
 from equijax.jaxmd import potential
+from equijax.momenta import rigid_motions, starting_momenta
 
 FS = ase.units.fs  # one femtosecond in sqrt(amu A^2 / eV)
 
@@ -39,30 +40,42 @@ class System(NamedTuple):
     conserved: Callable  # (state, potential energy) -> the invariant of the equations of motion
     dof: int  # degrees of freedom behind the temperature
     e0: float  # eV, isolated-atom energies
+    free: np.ndarray  # [N, 3] bool, what the structure's constraints leave free
+    home: np.ndarray  # [N, 3] fractional: what was taken off the positions to bring them near the origin
 
 
 def prepare(config, ff: ForceField) -> System:
     """Structure, potential and integrator.
 
     Raises:
-      ValueError: see `equijax.graph.check_atoms`; NPT of a structure that is not periodic in all directions.
+      FileNotFoundError, ValueError: see `equijax.structures.read` and `equijax.graph.check_atoms`; NPT of a structure
+        that is not periodic in all directions or has fixed atoms; nothing free to move, or another constraint than
+        fixed atoms and components; float64 where JAX would compute in float32.
     """
-    atoms = ase.io.read(config.structure, index=-1).repeat(config.repeat)
-    graph.check_atoms(atoms, ff.config, str(config.structure))
+    precision.require(config.dtype)
+    name, atoms = str(config.structure), structures.right_handed(structures.read(config.structure))
+    graph.check_atoms(atoms, ff.config, name)
+    if not free_components(atoms, name).any():
+        raise ValueError(f"{name}: all atoms are fixed, expected some that can move")
+    atoms = atoms.repeat(config.repeat)
+    free = free_components(atoms, name)
     ff = ff.specialise(atoms.numbers) if config.fast else ff
-    if config.ensemble == "npt" and not atoms.pbc.all():
-        raise ValueError(f"{config.structure} is periodic along {atoms.pbc.tolist()}: npt needs all three directions")
+    if config.ensemble == "npt":
+        if not atoms.pbc.all():
+            raise ValueError(f"{name} is periodic along {atoms.pbc.tolist()}: npt needs all three directions")
+        refuse_fixed(atoms, name, "npt scales all positions with the cell; use nvt or nve, or remove the constraints")
     cell = complete_cell(atoms.cell.array)
     space = nl.Space(False, tuple(bool(p) for p in atoms.pbc), ff.config.r_max, config.skin)
     neighbor_fn, energy_fn = potential(cell.T, space, ff, atoms.numbers, config.head)
     rows = [ff.config.species.index(z) for z in atoms.numbers]
     e0 = np.asarray(ff.variables["constants"]["atomic_energies"], np.float64)[ff.head_index(config.head), rows].sum()
     stochastic = config.ensemble == "nvt" and config.thermostat == "langevin"
-    dof = 3 * len(atoms) if stochastic or len(atoms) == 1 else 3 * len(atoms) - 3
+    dof = int(free.sum()) - (0 if stochastic else len(rigid_motions(atoms, free)))
     init, apply, box_of, conserved = integrator(config, atoms, cell, energy_fn, dof)
+    home = home_of(atoms)
     return System(
-        atoms, ff.device_variables(config.dtype), energy_fn, neighbor_fn, initial(config, atoms), init, apply, box_of,
-        conserved, dof, e0,
+        atoms, ff.device_variables(config.dtype), energy_fn, neighbor_fn, initial(config, atoms, home), init, apply,
+        box_of, conserved, dof, e0, free, home,
     )  # fmt: skip
 
 
@@ -76,68 +89,87 @@ def inputs(ff: ForceField, atoms: ase.Atoms) -> dict[str, str]:
     return {"model": checkpoint.fingerprint(ff.config, ff.variables), **found}
 
 
-def initial(config, atoms: ase.Atoms) -> tuple:
+def home_of(atoms: ase.Atoms) -> np.ndarray:
+    """[N, 3] fractional: the cell each atom is in, and the middle of all where nothing repeats.
+
+    Without it positions near the origin serve, where float32 keeps its digits.
+    """
+    s = atoms.positions @ np.linalg.inv(complete_cell(atoms.cell.array))
+    return np.where(atoms.pbc, np.floor(s), s.mean(0))
+
+
+def initial(config, atoms: ase.Atoms, home: np.ndarray) -> tuple:
     """(position, random key, momenta) of the first step; with several replicas each has its own key and momenta."""
-    R, p = jnp.asarray(atoms.positions, config.dtype), atoms.get_momenta()
+    R = jnp.asarray(atoms.positions - home @ complete_cell(atoms.cell.array), config.dtype)
+    p = jnp.asarray(starting_momenta(config, atoms), config.dtype)
     key = jax.random.PRNGKey(config.seed)
     if config.replicas == 1:
-        p = p if p.any() else thermal_momenta(atoms, config.temperature, config.seed)
-        return R, key, jnp.asarray(p, config.dtype)
-    drawn = [thermal_momenta(atoms, config.temperature, (config.seed, b)) for b in range(config.replicas)]
-    stacked = jnp.broadcast_to(R, (config.replicas, *R.shape))
-    return stacked, jax.random.split(key, config.replicas), jnp.asarray(np.stack(drawn), config.dtype)
+        return R, key, p
+    return jnp.broadcast_to(R, (config.replicas, *R.shape)), jax.random.split(key, config.replicas), p
 
 
 def integrator(config, atoms: ase.Atoms, cell: np.ndarray, energy_fn: Callable, dof: int) -> tuple:
     """(init, apply, box_of, conserved) of the ensemble.
 
     Positions are real and never wrapped: jax_md's NPT step shifts them by r (e^x - 1), which is the right scaling of
-    real coordinates and not of fractional ones. Its thermostats count 3N degrees of freedom; where the centre of mass
-    is at rest they are given the temperature that leaves the remaining 3N - 3 at the one asked for.
+    real coordinates and not of fractional ones. Its thermostats count 3N degrees of freedom: the one of NVT is told how
+    many there are, the one of NPT is given the temperature that leaves the 3N - 3 there are at the one asked for.
+    Fixed atoms feel no force, have no momentum and do not shift.
     """
-    from jax_md import simulate as md  # an optional dependency: `pip install equijax[md]`
+    try:
+        from jax_md import simulate as md
+    except ImportError as error:
+        raise ImportError("molecular dynamics needs jax_md: pip install 'equijax[md]'") from error
 
     dt, mass = config.timestep * FS, jnp.asarray(atoms.get_masses(), config.dtype)
-    kT = units.KB_EV_PER_K * config.temperature * dof / (3 * len(atoms))
+    kT, free = units.KB_EV_PER_K * config.temperature, free_components(atoms)
+    missing = 3 * len(atoms) - dof
+    kT_npt = kT * dof / (3 * len(atoms))
     pressure = config.pressure / units.GPA_PER_EV_A3
     tau = config.thermostat_time * FS
 
     def shift(R, dR, **unused):
-        return R + dR
+        return R + dR if free.all() else R + jnp.where(free, dR, 0.0)
+
+    def held(R, **others):
+        return energy_fn(R if free.all() else jnp.where(free, R, jax.lax.stop_gradient(R)), **others)
 
     def constant(e):
         return lambda R, **unused: e
 
+    def nvt_invariant(state, e):
+        return md.nvt_nose_hoover_invariant(constant(e), state, kT) - missing * kT * state.chain.position[0]
+
     def npt_invariant(state, e):
-        return md.npt_nose_hoover_invariant(constant(e), state, pressure, kT)
+        return md.npt_nose_hoover_invariant(constant(e), state, pressure, kT_npt)
 
     def npt(energy_fn):
-        return md.npt_nose_hoover(energy_fn, shift, dt, pressure, kT, {"tau": config.barostat_time * FS}, {"tau": tau})
+        return md.npt_nose_hoover(
+            energy_fn, shift, dt, pressure, kT_npt, {"tau": config.barostat_time * FS}, {"tau": tau}
+        )
 
     name = config.thermostat if config.ensemble == "nvt" else config.ensemble
     make, arguments, box_of, conserved = {
         "nve": (lambda f: md.nve(f, shift, dt), (kT,), None, lambda state, e: e + md.kinetic_energy(state)),
         "nose-hoover": (lambda f: md.nvt_nose_hoover(f, shift, dt, kT, tau=tau), (), None,
-                        lambda state, e: md.nvt_nose_hoover_invariant(constant(e), state, kT)),
+                        nvt_invariant),
         "langevin": (lambda f: md.nvt_langevin(f, shift, dt, kT, gamma=1.0 / tau), (), None, lambda state, e: jnp.nan),
         "npt": (npt, (jnp.asarray(cell.T, config.dtype),), md.npt_box, npt_invariant),
     }[name]  # fmt: skip
 
     def init(R, key, momenta):
         # without a potential: its forces are those of the first observation, one program less to compile
-        return make(constant(jnp.zeros((), R.dtype)))[0](key, R, *arguments, mass=mass[:, None], momenta=momenta)
+        zero = constant(jnp.zeros((), R.dtype))
+        state = make(zero)[0](key, R, *arguments, mass=mass[:, None], momenta=momenta)
+        return state.set(chain=state.chain.set(degrees_of_freedom=dof)) if name == "nose-hoover" else state
 
-    return jax.vmap(init) if config.replicas > 1 else init, make(energy_fn)[1], box_of, conserved
+    apply = make(held)[1]
 
+    def apply_held(state, **others):
+        state = apply(state, **others)
+        return state.set(momentum=jnp.where(free, state.momentum, 0.0))  # Langevin's noise knows of no fixed atoms
 
-def thermal_momenta(atoms: ase.Atoms, temperature: float, seed) -> np.ndarray:
-    """Maxwell-Boltzmann momenta [N, 3] in sqrt(amu eV), centre of mass at rest, scaled to the temperature (K)."""
-    mass = atoms.get_masses()[:, None]
-    p = np.random.default_rng(seed).normal(size=(len(atoms), 3)) * np.sqrt(mass)
-    if len(atoms) == 1:
-        return p * np.sqrt(3 * units.KB_EV_PER_K * temperature / (p**2 / mass).sum())
-    p -= mass * p.sum(0) / mass.sum()
-    return p * np.sqrt((3 * len(atoms) - 3) * units.KB_EV_PER_K * temperature / (p**2 / mass).sum())
+    return jax.vmap(init) if config.replicas > 1 else init, apply if free.all() else apply_held, box_of, conserved
 
 
 def observer(system: System) -> Callable:
@@ -185,8 +217,8 @@ def observe_all(system: System) -> Callable:
 def frame_of(system: System, seen: dict) -> ase.Atoms:
     """Atoms of one observation."""
     atoms = system.atoms.copy()
-    if atoms.pbc.any():
+    if system.box_of is not None:
         atoms.set_cell(seen["cell"])
-    atoms.positions = seen["positions"]
+    atoms.positions = seen["positions"] + system.home @ complete_cell(atoms.cell.array)
     atoms.set_momenta(seen["momenta"])
     return atoms

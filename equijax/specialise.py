@@ -19,7 +19,6 @@ import ase
 import jax
 import numpy as np
 from ase.data import atomic_numbers, covalent_radii
-from scipy.interpolate import make_lsq_spline
 
 from equijax import graph, predict
 from equijax.config import ModelConfig, Spline
@@ -149,6 +148,8 @@ def _linear_maps(config, params, constants, rows, embedding, t):
 
 def _tables(config, params, constants, small):
     """Per interaction {"radial": [pairs rows, P, C], "density": [pairs rows]}, stacked by pair of species."""
+    from scipy.interpolate import make_lsq_spline  # not at the top: few models need it
+
     spline = small.spline
     intervals = spline.rows - DEGREE
     r = np.linspace(spline.start, config.r_max, SAMPLES * intervals + 1)

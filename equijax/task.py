@@ -10,14 +10,13 @@ import numpy as np
 
 from equijax import checkpoint, data, feed, parallel, recipe, replay
 from equijax.config import ModelConfig
-from equijax.data import Labelled
-from equijax.data.phonopy_files import YAML_NAMES, is_phonopy
+from equijax.data import Labelled, phonon_reader
+from equijax.data.phonopy_files import is_phonopy
 from equijax.forcefield import ForceField
 from equijax.recipe import FinetuneConfig
 
 SETS = ("train", "valid", "test", "retain")
 FILES = ("train", "valid", "test", "retain", "replay", "replay_self", "phonons")  # options that name files
-PHONOPY_NAMES = (*YAML_NAMES, "FORCE_SETS", "FORCE_CONSTANTS", "force_constants.hdf5")
 NEW_HEAD = "finetuned"
 
 
@@ -30,9 +29,11 @@ class Task:
     variables: dict  # of the starting model, with its new head for multihead
     metadata: dict
     energies: np.ndarray  # [H, Z] eV, isolated atoms of the result
+    e0: str  # where these come from: "model", or what they are called in tables
     messages: tuple[str, ...]
     items: dict[str, list[data.Item]]  # by set
-    graphs: dict[str, list]  # labelled evaluation batches, by set
+    graphs: dict[str, list]  # labelled evaluation batches by set; energies count from `energies`
+    untouched_graphs: dict[str, list]  # and from those of the starting model, where these are others
     feed: feed.Feed
     numbers: tuple[int, ...]  # elements of the training data, replay apart
     split: dict | None
@@ -57,16 +58,10 @@ def inputs(options: FinetuneConfig) -> dict[str, str]:
     config, variables, _ = checkpoint.load(options.model)
     found = {f"--model {options.model}": checkpoint.fingerprint(config, variables)}
     for name in FILES:
-        for path in (p for given in getattr(options, name) for p in _read_together(Path(given))):
+        for path in (p for given in getattr(options, name) for p in phonon_reader.files_of(Path(given))):
             with open(path, "rb") as file:
                 found[f"--{name.replace('_', '-')} {path}"] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
-
-
-def _read_together(path: Path) -> list[Path]:
-    """A file, and those beside it that phonopy keeps the rest in."""
-    beside = PHONOPY_NAMES if is_phonopy(path) else ()
-    return [path, *(p for name in beside if (p := path.with_name(name)).is_file() and p != path)]
 
 
 def prepare(options: FinetuneConfig) -> Task:
@@ -77,13 +72,13 @@ def prepare(options: FinetuneConfig) -> Task:
     """
     start = ForceField(*checkpoint.load(options.model))
     ff, head, old_head = _heads(options, start)
-    sets, split = _sets(options, old_head)
+    sets, isolated, split, told = _sets(options, old_head)
     constants = _constants(options)
-    found = ff.evaluate([s.atoms for s in sets["train"]], head=ff.config.heads[head])
-    data.check_stress(sets["train"], [f["stress"] for f in found])
-    energies, messages = _energies(options, ff, sets["train"], found, head)
     items = {name: data.prepare(structures, ff.config) for name, structures in sets.items()}
-    again = _replay(options, start, old_head)
+    found = data.predictions(ff, sets["train"], head=ff.config.heads[head])
+    data.check_stress(sets["train"], [f["stress"] for f in found])
+    energies, e0, more = _energies(options, ff, sets["train"], isolated, [f["energy"] for f in found], head)
+    again, replayed = _replay(options, start, old_head)
     numbers = sorted({*data.elements(sets["train"]), *(int(z) for c in constants for z in c.atoms.numbers)})
     eats = feed.Feed(
         ff.config,
@@ -101,14 +96,20 @@ def prepare(options: FinetuneConfig) -> Task:
         mesh=parallel.data_mesh(options.devices),
     )
     feed.settle(eats, options.epochs)
-    # structures like those of training go in batches of one size: the same compiled program
-    graphs = {
-        name: feed.evaluation_graphs(eats, chosen, None if name == "retain" else options.batch_size)
-        for name, chosen in items.items()
-    }
+    graphs = _evaluation_graphs(eats, items)
+    model = dataclasses.replace(eats, energies=_model_energies(ff))
+    untouched = graphs if e0 == "model" else _evaluation_graphs(model, items)
+    messages = (*told, *replayed, *more)
     return Task(
-        options, ff.config, ff.variables, start.metadata, energies, messages, items, graphs, eats, tuple(numbers), split
-    )
+        options, ff.config, ff.variables, start.metadata, energies, e0, messages, items, graphs, untouched, eats,
+        tuple(numbers), split,
+    )  # fmt: skip
+
+
+def _evaluation_graphs(eats: feed.Feed, items: dict) -> dict[str, list]:
+    """Batches by set; structures like those of training go in batches of one size: the same compiled program."""
+    size = eats.batch_size
+    return {name: feed.evaluation_graphs(eats, x, None if name == "retain" else size) for name, x in items.items()}
 
 
 def _heads(options, start: ForceField) -> tuple[ForceField, int, str | None]:
@@ -120,25 +121,33 @@ def _heads(options, start: ForceField) -> tuple[ForceField, int, str | None]:
     return ForceField(config, variables, start.metadata), len(config.heads) - 1, old
 
 
-def _sets(options, old_head) -> tuple[dict[str, list[Labelled]], dict | None]:
-    """Structures by set; the validation set is drawn from the training set where none is given."""
-    sets = {name: _read(options, getattr(options, name)) for name in SETS}
+def _sets(options, old_head) -> tuple[dict[str, list[Labelled]], list[Labelled], dict | None, tuple[str, ...]]:
+    """Structures by set, isolated atoms of the training files, the split, and what was read.
+
+    The validation set is drawn from the training set where none is given.
+    """
+    read = {name: _read(options, getattr(options, name)) for name in SETS}
+    told = tuple(text for files in read.values() for file in files for text in file.messages)
+    sets = {name: _structures(files) for name, files in read.items()}
+    isolated = [s for file in read["train"] for s in file.isolated]
     if old_head is not None:
         sets["retain"] = [dataclasses.replace(s, head=old_head) for s in sets["retain"]]
     if sets["valid"] or not sets["train"]:
-        return sets, None
+        return sets, isolated, None, told
     chosen = data.split(len(sets["train"]), options.valid_fraction, options.seed)
     split = {**chosen._asdict(), "sources": [sets["train"][i].source for i in chosen.valid]}
     sets["valid"] = [sets["train"][i] for i in chosen.valid]
     sets["train"] = [sets["train"][i] for i in chosen.train]
-    return sets, split
+    return sets, isolated, split, told
 
 
-def _read(options, paths) -> list[Labelled]:
-    """Structures of some files; force constants are not among them, they get fresh tangents every epoch."""
-    keys = data.Keys(energy=options.energy_key, forces=options.forces_key, stress=options.stress_key)
-    found = [s for path in paths for s in data.load(path, keys, tangents=int(_is_reference(options, path)))]
-    return [s for s in found if s.hvp is None]
+def _read(options, paths) -> list[data.Read]:
+    return [data.read(path, options, tangents=int(_is_reference(options, path))) for path in paths]
+
+
+def _structures(files: list[data.Read]) -> list[Labelled]:
+    """Without force constants, which get fresh tangents every epoch."""
+    return [s for file in files for s in file.structures if s.hvp is None]
 
 
 def _is_reference(options, path: Path) -> bool:
@@ -159,33 +168,79 @@ def _constants(options) -> list[data.ForceConstants]:
     return constants
 
 
-def _energies(options, ff, structures, found, head) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Isolated-atom energies of the result [H, Z], and what to tell about them."""
-    if options.e0 == "given":
-        pairs = [text.split("=") for text in options.e0_values]
-        if not pairs or any(len(p) != 2 for p in pairs):
-            raise ValueError(f"e0_values {options.e0_values}: expected symbols and eV, like Si=-0.82 O=-1.5")
-        given = data.given(ff.config, ff.variables, {symbol: float(value) for symbol, value in pairs}, head)
-        return given.values, (given.message,)
+def _energies(options, ff, structures, isolated, predicted, head) -> tuple[np.ndarray, str, tuple[str, ...]]:
+    """Isolated-atom energies of the result [H, Z], where they come from, and what to tell about them."""
+    model, by_hand = _model_energies(ff), _by_hand(options)
+    uses_atoms = options.e0 in ("auto", "given")
+    lone = data.isolated(_of_head(isolated, ff, head), by_hand) if uses_atoms else {}
+    found = data.Energies(model, "", False)
+    if lone or by_hand:
+        found = data.given(ff.config, ff.variables, lone | by_hand, head)
     if options.e0 == "refit":
-        refit = data.refit(ff.config, ff.variables, structures, [f["energy"] for f in found], head)
-        return refit.values, (refit.message,)
-    return np.asarray(ff.variables["constants"]["atomic_energies"], np.float64), ()
+        found = data.refit(ff.config, ff.variables, structures, predicted, head)
+    told = [found.message] if found.message else []
+    if isolated and not uses_atoms:
+        told.append(f"{len(isolated)} isolated atom(s) set apart: their energies are not used with --e0 {options.e0}")
+    e0 = "refitted" if options.e0 == "refit" else "given" if by_hand else "isolated-atom" if lone else "model"
+    start = np.array(predicted) + _shift(ff, structures, found.values - model, head)
+    return found.values, e0, (*told, *_reference_warning(e0, structures, start))
 
 
-def _replay(options, start: ForceField, old_head) -> list[Labelled]:
-    """The chosen replay structures, weighted, with their own labels or the starting model's."""
-    chosen = []
+def _reference_warning(e0, structures, predicted) -> list[str]:
+    off = data.off_reference(structures, predicted)
+    if off is None:
+        return []
+    offer = "" if e0 == "refitted" else "; --e0 refit shifts its isolated-atom energies to them"
+    return [
+        f"WARNING: the energies of --train are {off:.4g} eV/atom off those of the model with {e0} E0s (median; more "
+        f"than {data.energies.REFERENCE_EV} is another reference of energies, not an error of the model){offer}"
+    ]
+
+
+def _by_hand(options) -> dict[str, float]:
+    """E0s on the command line, by symbol."""
+    if options.e0 != "given":
+        return {}
+    pairs = [text.split("=") for text in options.e0_values]
+    try:
+        found = {symbol: float(value) for symbol, value in pairs}
+    except ValueError:
+        found = {}
+    if not found:
+        raise ValueError(f"e0_values {options.e0_values}: expected symbols and eV, like Si=-0.82 O=-1.5")
+    return found
+
+
+def _of_head(structures, ff, head) -> list[Labelled]:
+    return [s for s in structures if s.head in (None, ff.config.heads[head])]
+
+
+def _model_energies(ff) -> np.ndarray:
+    return np.array(ff.variables["constants"]["atomic_energies"], np.float64)
+
+
+def _shift(ff, structures, change: np.ndarray, head: int) -> np.ndarray:
+    """What a change of E0 [H, Z] adds to the energies of structures, eV."""
+    row = {z: i for i, z in enumerate(ff.config.species)}
+    heads = [head if s.head is None else ff.config.heads.index(s.head) for s in structures]
+    species = [[row[z] for z in s.atoms.numbers.tolist()] for s in structures]
+    return np.array([change[h, rows].sum() for h, rows in zip(heads, species, strict=True)])
+
+
+def _replay(options, start: ForceField, old_head) -> tuple[list[Labelled], tuple[str, ...]]:
+    """The chosen replay structures, weighted, with their own labels or the starting model's, and what was read."""
+    chosen, told = [], []
     for paths, by_model in ((options.replay, False), (options.replay_self, True)):
         if not paths:
             continue
-        found = _read(options, paths)
-        known = [s for s in found if _known(s.atoms, start.config)]
+        files = _read(options, paths)
+        told += [text for file in files for text in file.messages]
+        known = [s for s in _structures(files) if _known(s.atoms, start.config)]
         picked = replay.pick(known, min(options.replay_number, len(known)), options.replay_pick, options.seed)
         some = [dataclasses.replace(known[i], weight=options.replay_weight * known[i].weight) for i in picked]
         tangents = options.tangents if options.replay_hessian else 0
         chosen += replay.pseudo_label(start, some, head=old_head, tangents=tangents) if by_model else some
-    return chosen if old_head is None else [dataclasses.replace(s, head=old_head) for s in chosen]
+    return chosen if old_head is None else [dataclasses.replace(s, head=old_head) for s in chosen], tuple(told)
 
 
 def _known(atoms: ase.Atoms, config: ModelConfig) -> bool:

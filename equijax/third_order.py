@@ -12,7 +12,7 @@ import numpy as np
 from phonopy import Phonopy
 from phonopy.interface.fc_calculator import get_fc2
 
-from equijax import hessian, phonons
+from equijax import hessian, phonons, structures
 
 
 def make_phono3py(atoms, supercell, phonon_supercell=None, primitive="auto", symprec: float = 1e-5):
@@ -29,10 +29,16 @@ def make_phono3py(atoms, supercell, phonon_supercell=None, primitive="auto", sym
       ImportError: phono3py is not installed.
     """
     matrices = [None if s is None else phonons.supercell_matrix(s) for s in (supercell, phonon_supercell)]
-    cell = phonons.to_phonopy(atoms)
-    primitive = phonons.primitive_matrix(cell, primitive, symprec)
-    return _phono3py().Phono3py(cell, matrices[0], primitive_matrix=primitive, phonon_supercell_matrix=matrices[1],
-                                symprec=symprec, log_level=0)  # fmt: skip
+    cell = structures.to_phonopy(atoms)
+    return _phono3py().Phono3py(
+        cell,
+        matrices[0],
+        primitive_matrix=structures.primitive_matrix(cell, primitive, symprec),
+        phonon_supercell_matrix=matrices[1],
+        is_mesh_symmetry=not structures.mixes_isotopes(cell.numbers, cell.masses),
+        symprec=symprec,
+        log_level=0,
+    )
 
 
 def _phono3py():
@@ -92,7 +98,7 @@ def fill_forces(ff, ph3, dataset: dict, **options) -> None:
 
     Options are those of `hessian.hvp`.
     """
-    atoms, first = phonons.to_ase(ph3.supercell), dataset["first_atoms"]
+    atoms, first = structures.to_ase(ph3.supercell), dataset["first_atoms"]
     directions = phonons.tangents(first, len(atoms))
     for entry, Hu in zip(first, hessian.hvp(ff, atoms, directions, **options), strict=True):
         entry["forces"] = -Hu

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from equijax import loss, parallel
+from equijax import loss, parallel, precision
 from equijax.config import ModelConfig
 
 Tree = Any
@@ -128,7 +128,13 @@ def plateau(options: TrainConfig) -> optax.GradientTransformationExtraArgs:
 
 
 def init(trainable: Tree, options: TrainConfig, total_steps: int) -> TrainState:
-    """State before the first step; leaves of `trainable` are copied, the caller's arrays survive donation."""
+    """State before the first step; leaves of `trainable` are copied, the caller's arrays survive donation.
+
+    Raises:
+      ValueError: float64 leaves where JAX would make them float32.
+    """
+    for leaf in jax.tree.leaves(trainable):
+        precision.require(leaf.dtype)
     trainable = jax.tree.map(jnp.array, trainable)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -338,14 +344,14 @@ def make_probe(config: ModelConfig, combine: Callable[[Tree, Tree], Tree], losse
 def stop_signal() -> Iterator[Callable[[], bool]]:
     """SIGTERM and SIGINT set a flag instead of killing the process; previous handlers come back afterwards.
 
-    A second Ctrl-C does not wait for the end of the step: it raises KeyboardInterrupt.
+    A second SIGINT does not wait for the end of the step: it is a KeyboardInterrupt.
     """
     received: list[int] = []
 
     def note(number, frame):
-        if number == signal.SIGINT and number in received:
-            raise KeyboardInterrupt
         received.append(number)
+        if received.count(signal.SIGINT) > 1:
+            raise KeyboardInterrupt
 
     before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
     try:

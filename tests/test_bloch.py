@@ -117,8 +117,14 @@ def test_force_constants_of_any_supercell(ff, atoms, phonon):
 
 
 def test_stars_and_bands(ff):
-    """A symmetric crystal: one q of each star gives the same as all of them, and exact bands run through the mesh."""
+    """A symmetric crystal: one q of each star gives the same as all of them, and exact bands run through the mesh.
+
+    The operations that swap the two atoms of diamond hold for force constants, whatever the atoms weigh.
+    """
     atoms = bulk("Si", "diamond", a=5.0)
+    atoms.set_masses([28.0, 30.0])
+    atoms.set_tags([0, 1])
+    atoms.set_initial_magnetic_moments([1.0, -1.0])
     phonon = phonopy_of(atoms, np.diag([3, 3, 3]))
     compact = bloch.force_constants(ff, phonon).copy()
     bloch.force_constants(ff, phonon, symmetry=False)

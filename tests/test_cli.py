@@ -24,9 +24,9 @@ def test_every_program_is_a_sub_command():
     assert set(cli.COMMANDS) == entry_points() - {"cli"}
 
 
-def test_unknown_command_lists_the_known_ones():
-    with pytest.raises(SystemExit, match=r"unknown command 'phonon'(.|\n)*phonons"):
-        cli.main(["phonon"])
+def test_unknown_command_lists_the_known_ones(capsys):
+    assert cli.main(["phonon"]) == 2
+    assert "unknown command 'phonon': expected one of adapters, " in capsys.readouterr().err
 
 
 def test_arguments_reach_the_program(monkeypatch):

@@ -29,8 +29,9 @@ def test_demo_reproduces_the_published_errors_of_the_bundled_model(tmp_path, cap
 
 
 def test_a_failed_conversion_stops_the_demo(tmp_path, capfd):
-    with pytest.raises(SystemExit, match="no_such.model"):
+    with pytest.raises(SystemExit, match="2"):
         demo.main(["--model", "no_such.model", "--out", str(tmp_path)])
+    assert "there is no file no_such.model" in capfd.readouterr().err
 
 
 def test_labels_at_a_jump_of_the_path_share_a_tick():

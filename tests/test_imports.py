@@ -8,9 +8,22 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # A room may import from the lines above its own, and from its own line where no cycle arises. `equijax` is what
 # `equijax/__init__.py` re-exports. `nn.cg` holds numbers alone, so it is a room of its own below the rest of `nn`;
-# `x_cli` is what `python -m equijax.x` runs, and the room x may import it to do so.
+# `x_cli` is what `python -m equijax.x` runs, and the room x may import it to do so; `x_run` is what `x_cli` may start.
 LAYERS = (
-    {"units", "config", "trees", "screen", "precision", "parallel", "files"},
+    {
+        "units",
+        "config",
+        "trees",
+        "screen",
+        "precision",
+        "parallel",
+        "folders",
+        "runner",
+        "structures",
+        "memory",
+        "constraints",
+    },
+    {"files", "compiled", "projection"},
     {"gather", "neighbors", "nn.cg"},
     {"graph", "kernels"},
     {"nn"},
@@ -29,16 +42,28 @@ LAYERS = (
         "modes",
         "third_order",
         "jaxmd",
+        "momenta",
         "simulation",
         "md",
     },
     {"feed", "task", "recipe", "store", "metrics", "report", "testing"},
     {"equijax"},
-    {"demo", "cli", "phonons_cli", "finetune", "evaluate", "rattle", "kappa", "expansion"},
+    {"demo", "cli", "phonons_cli", "phonons_run", "finetune", "evaluate", "rattle", "kappa", "expansion"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 TORCH = {"torch", "mace", "e3nn"}
-CONVERT_MAY_IMPORT = {"equijax", "units", "config", "graph", "nn", "nn.cg", "predict", "checkpoint"}
+CONVERT_MAY_IMPORT = {
+    "equijax",
+    "units",
+    "config",
+    "graph",
+    "nn",
+    "nn.cg",
+    "predict",
+    "checkpoint",
+    "folders",
+    "runner",
+}
 CONVERT_WITH_TORCH = {"to_torch.py", "verify.py"}  # need the parity extra
 
 
@@ -77,7 +102,7 @@ def room_named(dotted: str) -> str:
 def rooms_imported(path: Path) -> set[str]:
     """Rooms of equijax that a file imports; `from equijax import x` is the room x if there is one."""
     rooms = {room_named(name) for name in imported(path) if name.split(".")[0] == "equijax"}
-    return rooms - {f"{path.stem}_cli"}
+    return rooms - {f"{path.stem}_cli", path.stem.replace("_cli", "_run")}
 
 
 def is_module(name: str) -> bool:

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.build import bulk
+from ase.constraints import FixAtoms, FixBondLengths, FixCartesian
 
 from convert.__main__ import main as convert
 from equijax import graph, jaxmd, md, units
 from equijax import neighbors as nl
+from equijax.constraints import free_components
 from equijax.forcefield import ForceField
 from equijax.testing import TOLERANCE, random_config, random_forcefield, rattled
 
@@ -398,3 +400,65 @@ def test_isolated_cluster(loaded, tmp_path, metal):
     assert np.isnan(log["pressure_GPa"]).all() and np.ptp(log["total_eV"]) < 1e-3
     with pytest.raises(SystemExit, match="npt needs all three directions"):
         run(tmp_path / "npt", tmp_path / "cluster.xyz", "npt", 20, 1)
+
+
+@pytest.mark.parametrize("ensemble", ["nve", "nvt --thermostat langevin", "nvt --thermostat nose-hoover"])
+def test_fixed_atoms_stay_and_are_no_heat(loaded, tmp_path, metal, ensemble):
+    """Two layers fixed, one atom held along z: positions to the last bit, momenta zero, dof that of the rest."""
+    atoms = ase.io.read(metal)
+    fixed = np.flatnonzero(atoms.positions[:, 2] < 3.0)
+    atoms.set_constraint([FixAtoms(fixed), FixCartesian([31], (False, False, True))])
+    ase.io.write(tmp_path / "fixed.traj", atoms)
+    name, *options = ensemble.split()
+    log = run(tmp_path / "out", tmp_path / "fixed.traj", name, 60, 2, *options, "--dtype", "float64")
+    frames = ase.io.read(tmp_path / "out" / "trajectory.extxyz", ":")
+    free = free_components(atoms)
+    for frame in frames:
+        np.testing.assert_allclose(frame.positions[~free], atoms.positions[~free], rtol=0, atol=1e-8)
+        assert (frame.get_momenta()[~free] == 0).all() and (frame.get_momenta()[free] != 0).all()
+    assert np.abs(frames[-1].positions - atoms.positions)[free].max() > 0.01
+    dof = free.sum()
+    np.testing.assert_allclose(log["temperature_K"], 2 * log["kinetic_eV"] / (dof * units.KB_EV_PER_K), rtol=1e-6)
+    assert log["temperature_K"][0] == pytest.approx(300.0, rel=1e-6)
+    if "langevin" not in ensemble:
+        assert np.ptp(log["conserved_eV"]) < 0.02 * np.ptp(log["kinetic_eV"])
+
+
+def test_what_cannot_hold_atoms_is_refused(loaded, tmp_path, metal):
+    atoms = ase.io.read(metal)
+    cases = {
+        "npt scales all positions": (FixAtoms([0]), "npt"),
+        "all atoms are fixed": (FixAtoms(range(32)), "nvt"),
+        "FixBondLengths": (FixBondLengths([[0, 1]]), "nvt"),
+    }
+    for number, (message, (constraint, ensemble)) in enumerate(cases.items()):
+        atoms.set_constraint(constraint)
+        ase.io.write(tmp_path / "held.traj", atoms)
+        with pytest.raises(SystemExit, match=message):
+            run(tmp_path / f"out{number}", tmp_path / "held.traj", ensemble, 20, 1)
+        assert not (tmp_path / f"out{number}").exists()
+    atoms.set_constraint()
+    atoms.pbc = (True, True, False)
+    ase.io.write(tmp_path / "slab.extxyz", atoms)
+    with pytest.raises(SystemExit, match=r"periodic along \[True, True, False\]: npt needs all three directions"):
+        run(tmp_path / "slab", tmp_path / "slab.extxyz", "npt", 20, 1)
+
+
+def test_atoms_far_from_the_origin_move_alike(loaded, tmp_path, metal):
+    """Float32 from 1e5 A away, and with atoms many cells away: the same trajectory, given back where it started."""
+    atoms = ase.io.read(metal)
+    atoms.rattle(0.05, seed=1)
+    atoms.set_momenta(md.thermal_momenta(atoms, 300.0, 0))
+    cells = np.random.default_rng(0).integers(-9999, 9999, (len(atoms), 3))
+    moves = {"near": np.zeros((1, 3)), "far": np.array([[1e5, -1e5, 3e4]]), "unwrapped": cells @ atoms.cell.array}
+    frames = {}
+    for name, move in moves.items():
+        moved = atoms.copy()
+        moved.positions += move
+        ase.io.write(tmp_path / f"{name}.traj", moved)
+        run(tmp_path / name, tmp_path / f"{name}.traj", "nve", 20, 2)
+        frames[name] = ase.io.read(tmp_path / name / "trajectory.extxyz", ":")
+    for name, move in moves.items():
+        for one, other in zip(frames["near"], frames[name], strict=True):
+            np.testing.assert_allclose(other.get_forces(), one.get_forces(), rtol=0, atol=1e-4)
+            np.testing.assert_allclose(other.positions - move, one.positions, rtol=0, atol=1e-4)

@@ -170,4 +170,4 @@ def test_cell_relaxes_to_its_minimum():
     np.testing.assert_allclose(done.atoms.cell.cellpar(), [4, 4, 4, 90, 90, 90], atol=1e-4)
     with pytest.raises(ValueError, match="constraints"):
         atoms.set_constraint(ase.constraints.FixAtoms([0]))
-        screen.relax(Strained(), [atoms])
+        screen.relax(Strained(), [atoms], cell=True)

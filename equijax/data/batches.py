@@ -8,7 +8,7 @@ import numpy as np
 
 from equijax import graph
 from equijax.config import ModelConfig
-from equijax.data.labelled import Labelled
+from equijax.data.labelled import LABELS, Labelled
 
 
 class Item(NamedTuple):
@@ -28,9 +28,38 @@ def prepare(structures: Iterable[Labelled], config: ModelConfig) -> list[Item]:
     for s in structures:
         graph.check_atoms(s.atoms, config, s.source)
         if s.head is not None and s.head not in config.heads:
-            raise ValueError(f"{s.source}: head {s.head!r} is not one of the model's: {', '.join(config.heads)}")
+            raise ValueError(
+                f"{s.source}: head {s.head!r} is not one of the model's: {', '.join(config.heads)}; rename it, or "
+                "read none with --head-key none"
+            )
         items.append(Item(s, graph.neighbour_list(s.atoms, config.r_max, s.source)))
     return items
+
+
+def predictions(ff, structures: Sequence[Labelled], *, dtype: str = "float32", head: str | None = None) -> list[dict]:
+    """`ForceField.evaluate` with the head that each structure names.
+
+    Args:
+      ff: a ForceField.
+      structures: their sources name them in messages.
+      dtype: of the computation.
+      head: of structures that name none.
+
+    Raises:
+      ValueError: a structure the model cannot describe or a head it does not have, by source.
+      FloatingPointError: an energy or force is not finite, by source.
+    """
+    prepare(structures, ff.config)
+    by_head: dict[str | None, list[int]] = {}
+    for i, s in enumerate(structures):
+        by_head.setdefault(s.head or head, []).append(i)
+    out: list[dict] = [{} for _ in structures]
+    for name, members in by_head.items():
+        chosen = [structures[i] for i in members]
+        found = ff.evaluate([s.atoms for s in chosen], dtype, name, names=[s.source for s in chosen])
+        for i, f in zip(members, found, strict=True):
+            out[i] = f
+    return out
 
 
 def size_of(items: Sequence[Item], config: ModelConfig) -> graph.Size:
@@ -80,7 +109,7 @@ def batch(
     Besides the fields of `equijax.graph`:
 
       globals  energy [G] eV, the label minus E0 of its atoms, formed in float64; energy_mask [G]; stress [G, 3, 3]
-               eV/A^3; stress_mask [G]; weight [G], 0 for padding
+               eV/A^3; stress_mask [G]; weight [G], 0 for padding; energy_weight, forces_weight, stress_weight [G]
       nodes    forces [N, 3] eV/A; forces_mask [N]; where a structure has them: tangents [N, B, 3] A, hvp [N, B, 3]
                eV/A, hvp_mask [N]; if one of them has displacement waves, real and imaginary parts of all:
                tangents and hvp [N, B, 2, 3], hvp_mask [N, 2], and globals q [G, B, 3]
@@ -107,6 +136,8 @@ def batch(
         s, rows = item.labelled, slice(first, first + len(item.labelled.atoms))
         first = rows.stop
         labels["weight"][b] = s.weight
+        for name, weight in zip(LABELS, s.label_weights, strict=True):
+            labels[f"{name}_weight"][b] = s.weight * weight
         if s.energy is not None:
             labels["energy"][b], labels["energy_mask"][b] = s.energy - _isolated(s, config, energies[h]), 1.0
         if s.stress is not None:
@@ -124,6 +155,7 @@ def _empty_globals(G):
         "stress": np.zeros((G, 3, 3)),
         "stress_mask": np.zeros(G),
         "weight": np.zeros(G),
+        **{f"{name}_weight": np.zeros(G) for name in LABELS},
     }
 
 

@@ -59,7 +59,7 @@ def table_sum(h: list[jax.Array], phi, first, table, Y: jax.Array, paths, sender
 
 def radial_from_table(phi: jax.Array, first: jax.Array, table: jax.Array) -> jax.Array:
     """R[n, k, p, c] = sum_j phi[n, k, j] table[first[n, k] + j, p, c] as an array [N, K, P, C]."""
-    rows = first.reshape(phi.shape[:2])
+    rows = jnp.clip(first, 0, table.shape[0] - phi.shape[-1]).reshape(phi.shape[:2])
     # one gather a term, each fused into the sum: together they would be J times the size of R
     return sum(phi[..., j, None, None] * jnp.take(table, rows + j, axis=0, mode="clip") for j in range(phi.shape[-1]))
 
@@ -109,7 +109,7 @@ def _xla(slot, operands, index, shapes, paths):
         out = out.at[part[slot]].add(jnp.einsum(f"abm,{inputs}->{letters[slot]}", C, *full, optimize="greedy"))
         row += 2 * l3 + 1
     if slot == 2:
-        out = out.reshape(batch, n * k, *shape[2:])[:, reverse]
+        out = jnp.take(out.reshape(batch, n * k, *shape[2:]), reverse, axis=1, mode="clip")
         out = out.reshape(batch, shapes[2][0], -1, *shape[2:]).sum(2)
     return out
 

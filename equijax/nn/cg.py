@@ -7,7 +7,6 @@ from functools import lru_cache
 from itertools import combinations_with_replacement, permutations
 from typing import NamedTuple
 
-import e3nn_jax as e3nn
 import numpy as np
 
 # U entries are O(1); what is smaller than this in double precision is rounding of the coupling recursion.
@@ -24,6 +23,8 @@ class Path(NamedTuple):
 
 def clebsch_gordan(l1: int, l2: int, l3: int) -> np.ndarray:
     """[2 l1 + 1, 2 l2 + 1, 2 l3 + 1] real coupling sqrt(2 l3 + 1) * w3j, e3nn's "component" normalisation."""
+    import e3nn_jax as e3nn  # not at the top: see config.py
+
     return np.asarray(e3nn.clebsch_gordan(l1, l2, l3), np.float64) * np.sqrt(2 * l3 + 1)
 
 

@@ -2,7 +2,6 @@
 
 import math
 
-import e3nn_jax as e3nn
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -62,6 +61,8 @@ class MACE(nn.Module):
 
 def edge_harmonics(config: ModelConfig, vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Lengths [N, K] A and real spherical harmonics [N, K, m] of edge vectors [N, K, 3], "component" normalised."""
+    import e3nn_jax as e3nn  # not at the top: see config.py
+
     r = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
     irreps = e3nn.Irreps.spherical_harmonics(config.max_ell)
     return r, e3nn.spherical_harmonics(irreps, vectors / r[..., None], False, normalization="component").array

@@ -13,7 +13,6 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.interpolate import BSpline, PPoly
 
 from equijax.config import ModelConfig, Spline
 from equijax.nn import cg
@@ -116,6 +115,8 @@ def spline_weights(spline: Spline, r: jax.Array, pair: jax.Array, r_max: float) 
 @cache
 def cardinal_pieces() -> np.ndarray:
     """[6 powers, highest first; 6 splines]: polynomials in t of the uniform B-splines that overlap one interval."""
+    from scipy.interpolate import BSpline, PPoly  # not at the top: few models need it
+
     pieces = PPoly.from_spline(BSpline.basis_element(np.arange(DEGREE + 2.0))).c  # [powers, intervals and end knots]
     pieces = pieces[:, DEGREE : DEGREE + TERMS] if pieces.shape[1] > TERMS else pieces
     return pieces[:, ::-1].copy()

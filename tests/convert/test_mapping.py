@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from convert import archive
-from convert.mapping import table, to_flax, u_names
+from convert.mapping import source_dtype, table, to_flax, u_names
 from convert.modules import Opaque, TorchModel, flatten, read_model
 from convert.unpickle import UnreadableModel, UnsupportedModel, interpret
 from equijax import predict
@@ -66,7 +66,7 @@ def test_constants_of_the_file_are_those_of_the_flax_model(mini, initial):
 def test_every_value_of_the_file_is_placed_once(mini):
     config, variables = to_flax(mini)
     count = sum(a.size for a in jax.tree.leaves(variables["params"]))
-    assert count == sum(mini.tensors[name].size for name in mini.trainable)
+    assert count == sum(mini.tensors[name].size for name in mini.parameters)
     last = mini.tensors["interactions.1.conv_tp_weights.layer3.weight"][5, 7 * 24 : 8 * 24]
     np.testing.assert_array_equal(variables["params"]["interactions_1"]["radial_mlp"]["layer3"][5, 7], last)
     degree2 = mini.tensors["products.0.symmetric_contractions.contractions.1.weights.0"]
@@ -78,6 +78,47 @@ def test_dtype(mini, dtype, params):
     _, variables = to_flax(mini, dtype)
     assert {a.dtype.name for a in jax.tree.leaves(variables["params"])} == {params}
     assert {a.dtype.name for a in jax.tree.leaves(variables["constants"])} == {"float64"}
+
+
+def test_frozen_parameters_change_nothing(mini, tmp_path):
+    """mace-torch up to 0.3.5, its calculator and other trainers save every parameter with requires_grad=False."""
+    with zipfile.ZipFile(MINI) as file, zipfile.ZipFile(tmp_path / "frozen.model", "w") as frozen:
+        for name in file.namelist():
+            frozen.writestr(name, freeze(file.read(name)) if name.endswith("data.pkl") else file.read(name))
+    found = read_model(tmp_path / "frozen.model")
+    assert found.parameters == mini.parameters and len(found.parameters) > 20
+    assert source_dtype(found) == "float32"
+    jax.tree.map(np.testing.assert_array_equal, to_flax(found)[1], to_flax(mini)[1])
+
+
+def freeze(stream: bytes) -> bytes:
+    """`stream` with the requires_grad (True before the hooks: an empty OrderedDict) of every tensor switched off."""
+    frozen, count = re.subn(rb"\x88(?=(?:c|h|j)[^.]{0,40}?\)R)", b"\x89", stream)
+    assert count > 20
+    return frozen
+
+
+@pytest.mark.parametrize(
+    ("weights", "others", "wanted"),
+    [("f4", "f8", "float32"), ("f8", "f4", "float64"), ("f2", "f4", "float32"), ("f2", "f8", "float32")],
+)
+def test_dtype_is_that_of_the_weights(mini, weights, others, wanted):
+    """Buffers of another type change neither the type nor the weights; half precision is widened."""
+    half = {n: a.astype("f2").astype(weights) for n, a in mini.tensors.items() if n in mini.parameters}
+    rest = {n: a.astype(others) for n, a in mini.tensors.items() if n not in mini.parameters and a.dtype.kind == "f"}
+    model = changed(mini, tensors=half | rest)
+    variables = to_flax(model)[1]
+    assert source_dtype(model) == wanted
+    assert {a.dtype.name for a in jax.tree.leaves(variables["params"])} == {wanted}
+    total = sum(float(a.astype("f8").sum()) for a in jax.tree.leaves(variables["params"]))
+    assert total == pytest.approx(sum(float(a.astype("f8").sum()) for a in half.values()), rel=1e-9)
+
+
+def test_one_wide_weight_keeps_its_digits(mini):
+    name = "interactions.0.linear_up.weight"
+    value = mini.tensors[name].astype("f8") + 1e-12
+    _, variables = to_flax(changed(mini, tensors={name: value}))
+    np.testing.assert_array_equal(variables["params"]["interactions_0"]["linear_up"]["l0"].reshape(-1), value)
 
 
 def test_old_files_lack_attributes_and_buffers(mini):
@@ -95,6 +136,45 @@ def test_old_files_lack_attributes_and_buffers(mini):
     wanted_config, wanted = to_flax(mini)
     assert config == wanted_config
     jax.tree.map(np.testing.assert_array_equal, variables, wanted)
+
+
+def test_numbers_of_old_files_are_plain_attributes(mini):
+    """Before mace-torch 0.2: atomic_numbers a list, scalars plain numbers, and bare tensors that are no buffers."""
+    names = {"r_max", "num_interactions", "radial_embedding.cutoff_fn.p", "radial_embedding.cutoff_fn.r_max",
+             "radial_embedding.bessel_fn.r_max", "radial_embedding.bessel_fn.prefactor"}  # fmt: skip
+    plain = {name: mini.tensors[name].reshape(()).item() for name in names}
+    plain |= {n: tuple(mini.tensors[n].tolist()) for n in ("atomic_numbers", "scale_shift.scale", "scale_shift.shift")}
+    old = changed(mini, drop=set(plain))
+    old = dataclasses.replace(old, attributes=old.attributes | plain)
+    config, variables = to_flax(old)
+    wanted_config, wanted = to_flax(mini)
+    assert config == wanted_config
+    jax.tree.map(np.testing.assert_array_equal, variables, wanted)
+
+
+@pytest.mark.parametrize("value", [(8, "O"), ((1,), (2, 3)), (8, None)])
+def test_species_that_are_no_numbers_are_refused(mini, value):
+    old = changed(mini, drop={"atomic_numbers"})
+    with pytest.raises(UnreadableModel, match="atomic_numbers"):
+        to_flax(dataclasses.replace(old, attributes=old.attributes | {"atomic_numbers": value}))
+
+
+@pytest.mark.parametrize("precision", [np.float16, "bfloat16"])
+def test_constants_in_half_precision_are_recognised(mini, precision):
+    """A float16 or bfloat16 file holds r_max and the prefactor rounded; another prefactor is still refused."""
+
+    def rounded(array):
+        if precision == "bfloat16":
+            return ((array.astype("f4").view("u4") + 0x8000) & 0xFFFF0000).view("f4")
+        return array.astype(precision)
+
+    floats = {n: rounded(a) for n, a in mini.tensors.items() if a.dtype.kind == "f" and "U_matrix" not in n}
+    _, variables = to_flax(changed(mini, tensors=floats))
+    weights = variables["params"]["interactions_0"]["linear_up"]["l0"].reshape(-1)
+    np.testing.assert_array_equal(weights, floats["interactions.0.linear_up.weight"].astype("f4"))
+    name = "radial_embedding.bessel_fn.prefactor"
+    with pytest.raises(UnsupportedModel, match=name):
+        to_flax(changed(mini, tensors=floats | {name: 1.05 * floats[name]}))
 
 
 def test_missing_and_extra_tensors_are_all_listed(mini):
@@ -131,6 +211,7 @@ LINEAR = ((0, 0, (24, 24), 0.3),)
         ("readouts.1.non_linearity.acts.0.f", "torch.relu"), ("readouts.1.linear_1.irreps_out", "16x0e+4x1o"),
         ("products.1.use_sc", False), ("radial_embedding.out_dim", 10**12), ("heads", ()),
         ("interactions.0.skip_tp.instructions", ()),
+        ("radial_embedding.out_dim", 2**127), ("interactions.0.conv_tp_weights.hs", (8, 2**127, 64)),
     ],
 )  # fmt: skip
 def test_unsupported_options_are_named(mini, name, value):
@@ -167,6 +248,7 @@ def test_repulsion_switch_and_module_must_agree(mini):
         ("radial_embedding.cutoff_fn.r_max", np.float32(4.0)), ("radial_embedding.bessel_fn.prefactor", np.float32(1)),
         ("radial_embedding.cutoff_fn.p", np.float32(5.5)), ("scale_shift.scale", np.ones(2, np.float32)),
         ("node_embedding.linear.weight", np.full(792, np.nan, np.float32)), ("num_interactions", np.int64(3)),
+        ("num_interactions", np.int64(2**62)), ("num_interactions", np.float64(1e300)), ("r_max", np.float64(1e300)),
         (f"{SYMMETRIC}.U_matrix_2", np.float32(1)), (f"{SYMMETRIC}.U_matrix_2", np.zeros((9, 9, 4), np.float32)),
         (f"{SYMMETRIC}.U_matrix_2", np.ones((16, 16, 4), np.float32)),
     ],

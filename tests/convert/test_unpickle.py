@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from convert import archive, unpickle
+from convert.errors import Budget, UnreadableModel, UnsupportedModel
 from convert.modules import flatten, read_model
-from convert.unpickle import Global, Instance, UnreadableModel, interpret
+from convert.unpickle import Global, Instance, interpret
 
 MINI = Path(str(resources.files("equijax"))) / "assets" / "mini.model"
 
@@ -55,7 +56,7 @@ def test_shipped_model_is_read():
     model = read_model(MINI)
     assert model.classes[""] == "mace.modules.models.ScaleShiftMACE"
     assert model.tensors["products.0.symmetric_contractions.contractions.1.U_matrix_3"].shape == (3, 16, 16, 16, 51)
-    assert "interactions.0.linear_up.weight" in model.trainable and "r_max" not in model.trainable
+    assert "interactions.0.linear_up.weight" in model.parameters and "r_max" not in model.parameters
     assert model.attributes["interactions.1.conv_tp.irreps_out"].startswith("24x0e+24x0e+24x1o")
     assert model.attributes["readouts.1.non_linearity.acts.0.f"] == "torch.nn.functional.silu"
     np.testing.assert_allclose(model.tensors["r_max"], 5.0)
@@ -151,10 +152,11 @@ def test_memo_index_does_not_allocate():
     assert read(raw(b"K\x07r\xff\xff\xff\xff")) == 7
 
 
-def test_number_of_instructions_is_limited(monkeypatch):
-    monkeypatch.setattr(unpickle, "MAX_OPCODES", 1000)
-    with pytest.raises(UnreadableModel, match="instructions"):
-        read(raw(b"}" * 2000))
+def test_instructions_count_against_the_budget():
+    budget = Budget()
+    budget.left = 1000 * unpickle.OPCODE_BYTES
+    with pytest.raises(UnreadableModel, match="needs more than"):
+        interpret(raw(b"}" * 2000), no_storage, {}, budget)
 
 
 def test_shared_module_tree_does_not_unfold_exponentially():
@@ -162,7 +164,7 @@ def test_shared_module_tree_does_not_unfold_exponentially():
     module = Instance("torch.nn.Module", (), {"_modules": {}})
     for _ in range(30):
         module = Instance("torch.nn.Module", (), {"_modules": {"a": module, "b": module}})
-    with pytest.raises(UnreadableModel, match="module tree"):
+    with pytest.raises(UnreadableModel, match="needs more than"):
         flatten(module)
 
 
@@ -194,12 +196,31 @@ def test_strided_tensor(storages):
 
 @pytest.mark.parametrize(
     ("offset", "size", "stride"),
-    [(0, (7,), (1,)), (-1, (2,), (1,)), (0, (2,), (-1,)), (0, (2, 2), (1,)), (5, (2,), (1,)), (0, (1 << 39,), (0,)),
-     (0, (2**30, 2**30), (0, 0)), (0, (2,), (2**50,)), (True, (1,), (1,)), (0, (1,) * 17, (1,) * 17), (0, [2], [1])],
+    [(0, (7,), (1,)), (-1, (2,), (1,)), (0, (2,), (-1,)), (0, (2, 2), (1,)), (5, (2,), (1,)),
+     (0, (2,), (2**50,)), (True, (1,), (1,)), (0, (1,) * 17, (1,) * 17), (0, [2], [1])],
 )  # fmt: skip
 def test_tensor_outside_its_storage_is_refused(storages, offset, size, stride):
     with pytest.raises(UnreadableModel, match="tensor"):
         archive._rebuild_tensor(storages.load(("storage", FLOATS, "0", "cpu", 6)), offset, size, stride)
+
+
+def test_storage_is_shared_whatever_its_device(storages):
+    """Files saved on a GPU name their device; tensors may share a storage."""
+    first, second = (storages.load(("storage", FLOATS, "0", place, 6)) for place in ("cpu", "cuda:3"))
+    assert first is second
+
+
+def test_half_precision_is_read_exactly(tmp_path):
+    """bfloat16 is the upper half of a float32; numpy has no such type."""
+    values = np.array([1.5, -2.0, 3.0e38, 2.0**-130, 0.0], np.float32)
+    brain = (values.view(np.uint32) >> 16).astype("<u2")
+    data = {"m/data.pkl": b"", "m/data/0": brain.tobytes(), "m/data/1": values[:2].astype("<f2").tobytes()}
+    with zipfile.ZipFile(write_zip(tmp_path / "s.zip", data)) as file:
+        reader = archive._Storages(file, archive._entries(file), "m/", "<")
+        found = reader.load(("storage", Global("torch", "BFloat16Storage"), "0", "cpu", 5))
+        half = reader.load(("storage", Global("torch", "HalfStorage"), "1", "cpu", 2))
+    np.testing.assert_array_equal(found, (brain.astype(np.uint32) << 16).view(np.float32))
+    assert found[0] == 1.5 and half.tolist() == [1.5, -2.0]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +278,7 @@ def test_other_files_are_described(tmp_path, content, message):
     ],
 )
 def test_zip_files_that_are_no_models(tmp_path, entries, message):
-    with pytest.raises(UnreadableModel, match=message):
+    with pytest.raises((UnreadableModel, UnsupportedModel), match=message):
         read_model(write_zip(tmp_path / "x.model", entries))
 
 

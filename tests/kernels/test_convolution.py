@@ -138,6 +138,32 @@ def test_batch_of_graphs():
 
 
 @needs_compiler
+@pytest.mark.parametrize("kind", ["array", "table"])
+def test_indices_out_of_range_are_clamped_as_by_xla(kind, monkeypatch):
+    """Every variant: the value, and the derivative with respect to each operand that has a kernel."""
+    monkeypatch.setenv("EQUIJAX_KERNELS", "require")
+    rng = np.random.default_rng(4)
+    shapes, xla, ours = {
+        "array": (SHAPES, kernel._xla, kernel._neighbour_sum),
+        "table": (TABLE_SHAPES, kernel._table_xla, kernel._table_sum),
+    }[kind]
+    x = [jnp.asarray(rng.normal(size=(1, *s)), "float32") for s in shapes]
+    senders, reverse, first = (jnp.asarray(rng.integers(-20, 60, N * K), jnp.int32) for _ in range(3))
+    first = jnp.abs(first)  # negative: a masked slot, where phi is zero
+    index = (senders, reverse) if kind == "array" else (senders, reverse, first)
+    slots = [s for s in range(len(shapes)) if (kind, s) != ("table", 3)]
+
+    def variants(form):
+        return [form(s, [a for i, a in enumerate(x) if i != s], index, shapes, PATHS) for s in slots]
+
+    expected = jax.jit(lambda: variants(xla))()
+    found = jax.jit(lambda: variants(lambda s, *rest: ours(*rest, slot=s)))()
+    for a, b in zip(found, expected, strict=True):
+        assert np.isfinite(b).all()
+        np.testing.assert_allclose(a, b, rtol=0, atol=RTOL["float32"] * np.abs(b).max())
+
+
+@needs_compiler
 def test_same_as_the_plain_xla_form(monkeypatch):
     """`convolve` by kernel and without, padding slots included."""
     monkeypatch.setattr(nn_convolution, "KERNEL_CHANNELS", 1)
@@ -153,36 +179,3 @@ def test_same_as_the_plain_xla_form(monkeypatch):
         out[mode] = nn_convolution.convolve(h, g, last, Y, cg.conv_paths(1, 2, 2), graph)
     for a, b in zip(*out.values(), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
-
-
-def test_modes(monkeypatch, caplog):
-    monkeypatch.setenv("EQUIJAX_KERNELS", "fast")
-    with pytest.raises(ValueError, match="auto, off, require"):
-        build.mode()
-    monkeypatch.setenv("EQUIJAX_KERNELS", "off")
-    assert not kernel.available(C, "float32")
-    monkeypatch.setattr(build, "compiler", lambda: None)
-    monkeypatch.setenv("EQUIJAX_KERNELS", "require")
-    build._without_compiler.cache_clear()
-    with pytest.raises(RuntimeError, match=r"install g\+\+"):
-        build.wanted()
-    monkeypatch.setenv("EQUIJAX_KERNELS", "auto")
-    assert not kernel.available(C, "float32")
-    assert "slower" in caplog.text
-    build._without_compiler.cache_clear()
-
-
-@needs_compiler
-def test_broken_source_is_said_not_hidden(monkeypatch, caplog, tmp_path):
-    monkeypatch.setattr(build.platformdirs, "user_cache_path", lambda name: tmp_path)
-    monkeypatch.setenv("EQUIJAX_KERNELS", "auto")
-    assert build.target("broken", "this is not C++") is None
-    assert "error" in caplog.text
-    assert not list((tmp_path / "kernels").glob("*.so"))
-
-
-def test_vector_bytes(monkeypatch):
-    monkeypatch.setattr(build, "cpu_flags", lambda: "flags : sse2 avx avx512f")
-    assert [build.vector_bytes(c, 4) for c in (128, 24, 20, 6)] == [64, 32, 16, None]
-    monkeypatch.setattr(build, "cpu_flags", lambda: "flags : sse2 avx")
-    assert build.vector_bytes(128, 8) == 32

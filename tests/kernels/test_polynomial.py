@@ -80,6 +80,16 @@ def test_kernel_equals_xla(dtype, monkeypatch):
                 np.testing.assert_allclose(a, b, rtol=0, atol=RTOL[dtype] * np.abs(b).max(), err_msg=name)
 
 
+@needs_compiler
+def test_a_species_out_of_range_is_clamped_as_by_xla(monkeypatch):
+    monkeypatch.setenv("EQUIJAX_KERNELS", "require")
+    (w, x), *_ = random_point("float32", 16)
+    wild = jnp.asarray([0, -2, 7, 2, 1000], jnp.int32)
+    expected = kernel.plain(w, x, jnp.clip(wild, 0, U - 1), TABLE)
+    for f in (kernel.evaluate, kernel.plain):
+        np.testing.assert_allclose(f(w, x, wild, TABLE), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 def test_fallback_of_every_member(monkeypatch):
     """Where XLA stands in for the kernel, the same derivatives come out of the primitive."""
     x, t, weight = random_point("float32", 16)

@@ -1,6 +1,8 @@
 """Files written by mace-torch, converted and compared with mace-torch; and the way back."""
 
+import io
 import os
+import zipfile
 
 os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
 
@@ -10,6 +12,8 @@ import pytest
 import torch
 from e3nn import o3
 from mace import modules
+from mace.calculators import MACECalculator
+from mace.modules.lora import inject_LoRAs
 
 from convert import __main__ as cli
 from convert import mapping, verify
@@ -84,6 +88,22 @@ def test_variant_there_and_back(variant, tmp_path):
             assert all(value <= verify.LIMITS["float64"][key] for key, value in found.items()), (file.name, found)
 
 
+def test_low_rank_adapters_of_mace_torch_are_folded(tmp_path):
+    """A model saved in the middle of `--lora` training: mace-torch runs it with its adapters."""
+    path = tmp_path / "lora.model"
+    model = inject_LoRAs(torch_model(**VARIANTS["0b3"]), rank=2, alpha=3)
+    torch.save(model, path)
+    config, start = mapping.to_flax(read_model(path))
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if ".lora_" in name:
+                value.copy_(0.1 * torch.randn_like(value))
+    torch.save(model, path)
+    found = verify.differences(path, config, mapping.to_flax(read_model(path))[1], "Default")
+    assert all(value <= verify.LIMITS["float64"][key] for key, value in found.items()), found
+    assert verify.differences(path, config, start, "Default")["energy"] > 1e-3
+
+
 def test_fine_tuned_models_go_to_torch(tmp_path):
     """Adapters of every layer folded in, then a second head: mace-torch computes the numbers of the changed model."""
     torch.save(torch_model(**VARIANTS["0b3"]), tmp_path / "start.model")
@@ -153,3 +173,43 @@ def test_models_outside_the_family_are_refused_by_name(tmp_path):
         torch.save(torch_model(**changes), path)
         with pytest.raises(mapping.UnsupportedModel, match=name):
             mapping.to_flax(read_model(path))
+
+
+def as_saved_on_cuda(data: bytes) -> bytes:
+    """A torch file whose tensors say that they were on the first GPU."""
+    out, old, new = io.BytesIO(), b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0"
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(out, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            target.writestr(name, content.replace(old, new) if name.endswith(".pkl") else content)
+    return out.getvalue()
+
+
+def test_file_saved_on_cuda_is_verified_without_one(tmp_path, monkeypatch, capsys):
+    """The tensors of the modules and those in e3nn's compiled code, which torch loads apart."""
+    save, count = torch.jit.save, []
+
+    def on_cuda(module, file):
+        plain = io.BytesIO()
+        save(module, plain)
+        count.append(file.write(as_saved_on_cuda(plain.getvalue())))
+
+    monkeypatch.setattr(torch.jit, "save", on_cuda)
+    torch.save(torch_model(), tmp_path / "plain.model")
+    monkeypatch.undo()
+    (tmp_path / "cuda.model").write_bytes(as_saved_on_cuda((tmp_path / "plain.model").read_bytes()))
+    with pytest.raises(NotImplementedError, match="CUDA"):  # what mace-torch does with such a file
+        MACECalculator(model_paths=tmp_path / "cuda.model", device="cpu")
+    assert count and cli.main([str(tmp_path / "cuda.model"), str(tmp_path / "out"), "--verify"]) == 0
+    assert capsys.readouterr().out.count(" ok") == 3
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e6])
+def test_float32_files_are_verified_in_proportion(tmp_path, scale):
+    """Energies of 1e6 eV/atom in float32 numbers: rounding is no fault, other weights are."""
+    model = torch_model(dtype=torch.float32, atomic_inter_scale=[0.8 * scale])
+    torch.save(model, tmp_path / "a.model")
+    config, variables = mapping.to_flax(read_model(tmp_path / "a.model"))
+    assert verify.compare(tmp_path / "a.model", config, variables, "float32") == 0
+    changed = jax.tree.map(lambda w: w * (1 + 1e-4), variables["params"])
+    assert verify.compare(tmp_path / "a.model", config, {**variables, "params": changed}, "float32") == 1
