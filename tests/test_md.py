@@ -1,6 +1,7 @@
 """Molecular dynamics: the neighbour list against the host's, forces against the calculator, ensembles, restarts."""
 
 import csv
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -207,15 +208,23 @@ def read_log(folder):
     return {k: np.array([float(r[k]) for r in rows]) for k in rows[0]}
 
 
-def run(folder, structure, ensemble, steps, every, *options):
+def run(folder, structure, ensemble, steps, every, *options, status=0):
     """The thermo log of a run; of each replica where there are several."""
     argv = [structure, "--model", "any", "--out", folder, "--ensemble", ensemble, "--steps", steps,
             "--log-every", every, "--trajectory-every", 20 * every, "--checkpoint-every", 20 * every]  # fmt: skip
     if "--model" in options:
         del argv[1:3]
-    assert md.main([str(a) for a in (*argv, *options)]) == 0
+    assert md.main([str(a) for a in (*argv, *options)]) == status
+    if status:
+        return None
     replicas = sorted(Path(folder).glob("replica*"))
     return [read_log(f) for f in replicas] if replicas else read_log(folder)
+
+
+def refusal(capsys, *arguments):
+    """The one line in which a run says why it does not start."""
+    run(*arguments, status=2)
+    return capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("ensemble, file", [("nvt", "trajectory.extxyz"), ("npt", "trajectory.h5")])
@@ -263,22 +272,25 @@ def test_replicas_are_runs_of_their_own(loaded, tmp_path, metal):
         np.testing.assert_allclose(alone[name], logs[1][name][:21], rtol=1e-4)
 
 
-def test_refusals(loaded, tmp_path, metal):
+def test_refusals(loaded, tmp_path, metal, capsys):
     structure = tmp_path / "structure.extxyz"
     structure.write_bytes(metal.read_bytes())
     run(tmp_path, structure, "nve", 20, 1)
-    with pytest.raises(SystemExit, match="continue that run with --restart"):
-        run(tmp_path, structure, "nve", 40, 1)
-    with pytest.raises(SystemExit, match=r"timestep = 1.0, not 2.0"):
-        run(tmp_path, structure, "nve", 40, 1, "--restart", "--timestep", 2.0)
+    assert re.search("continue that run with --restart", refusal(capsys, tmp_path, structure, "nve", 40, 1))
+    assert re.search(
+        r"timestep = 1.0, not 2.0", refusal(capsys, tmp_path, structure, "nve", 40, 1, "--restart", "--timestep", 2.0)
+    )
     atoms = ase.io.read(structure)
     atoms.set_masses(atoms.get_masses() + 1)
     atoms.positions += 0.1
     ase.io.write(structure, atoms)
-    with pytest.raises(SystemExit, match="structure.extxyz: masses, positions changed since it began"):
-        run(tmp_path, structure, "nve", 40, 1, "--restart")
-    with pytest.raises(SystemExit, match="there is no run to continue"):
-        run(tmp_path / "new", structure, "nve", 40, 1, "--restart")
+    assert re.search(
+        "structure.extxyz: masses, positions changed since it began",
+        refusal(capsys, tmp_path, structure, "nve", 40, 1, "--restart"),
+    )
+    assert re.search(
+        "there is no run to continue", refusal(capsys, tmp_path / "new", structure, "nve", 40, 1, "--restart")
+    )
 
 
 class Hole(Morse):
@@ -318,11 +330,12 @@ def test_breakdown_keeps_the_last_good_checkpoint(monkeypatch, morse, tmp_path, 
     assert all(np.isfinite(x).all() for x in saved.values() if x.dtype.kind == "f")
 
 
-def test_box_smaller_than_allowed(loaded, tmp_path):
+def test_box_smaller_than_allowed(loaded, tmp_path, capsys):
     thin = ase.Atoms("Al", cell=[20.0, 20.0, 0.001], pbc=True)
     ase.io.write(tmp_path / "thin.extxyz", thin)
-    with pytest.raises(SystemExit, match="box smaller than allowed"):
-        run(tmp_path / "out", tmp_path / "thin.extxyz", "nve", 20, 1)
+    assert re.search(
+        "box smaller than allowed", refusal(capsys, tmp_path / "out", tmp_path / "thin.extxyz", "nve", 20, 1)
+    )
     assert not (tmp_path / "out" / "checkpoint.npz").exists()
 
 
@@ -392,14 +405,15 @@ def test_volume_under_pressure(loaded, tmp_path, morse):
     assert np.ptp(log["conserved_eV"]) < 0.01 * np.ptp(log["total_eV"])
 
 
-def test_isolated_cluster(loaded, tmp_path, metal):
+def test_isolated_cluster(loaded, tmp_path, metal, capsys):
     atoms = ase.io.read(metal)[:4]
     atoms.pbc, atoms.cell = False, np.zeros((3, 3))
     ase.io.write(tmp_path / "cluster.xyz", atoms)
     log = run(tmp_path / "out", tmp_path / "cluster.xyz", "nve", 20, 1)
     assert np.isnan(log["pressure_GPa"]).all() and np.ptp(log["total_eV"]) < 1e-3
-    with pytest.raises(SystemExit, match="npt needs all three directions"):
-        run(tmp_path / "npt", tmp_path / "cluster.xyz", "npt", 20, 1)
+    assert re.search(
+        "npt needs all three directions", refusal(capsys, tmp_path / "npt", tmp_path / "cluster.xyz", "npt", 20, 1)
+    )
 
 
 @pytest.mark.parametrize("ensemble", ["nve", "nvt --thermostat langevin", "nvt --thermostat nose-hoover"])
@@ -424,7 +438,7 @@ def test_fixed_atoms_stay_and_are_no_heat(loaded, tmp_path, metal, ensemble):
         assert np.ptp(log["conserved_eV"]) < 0.02 * np.ptp(log["kinetic_eV"])
 
 
-def test_what_cannot_hold_atoms_is_refused(loaded, tmp_path, metal):
+def test_what_cannot_hold_atoms_is_refused(loaded, tmp_path, metal, capsys):
     atoms = ase.io.read(metal)
     cases = {
         "npt scales all positions": (FixAtoms([0]), "npt"),
@@ -434,14 +448,15 @@ def test_what_cannot_hold_atoms_is_refused(loaded, tmp_path, metal):
     for number, (message, (constraint, ensemble)) in enumerate(cases.items()):
         atoms.set_constraint(constraint)
         ase.io.write(tmp_path / "held.traj", atoms)
-        with pytest.raises(SystemExit, match=message):
-            run(tmp_path / f"out{number}", tmp_path / "held.traj", ensemble, 20, 1)
+        assert re.search(message, refusal(capsys, tmp_path / f"out{number}", tmp_path / "held.traj", ensemble, 20, 1))
         assert not (tmp_path / f"out{number}").exists()
     atoms.set_constraint()
     atoms.pbc = (True, True, False)
     ase.io.write(tmp_path / "slab.extxyz", atoms)
-    with pytest.raises(SystemExit, match=r"periodic along \[True, True, False\]: npt needs all three directions"):
-        run(tmp_path / "slab", tmp_path / "slab.extxyz", "npt", 20, 1)
+    assert re.search(
+        r"periodic along \[True, True, False\]: npt needs all three directions",
+        refusal(capsys, tmp_path / "slab", tmp_path / "slab.extxyz", "npt", 20, 1),
+    )
 
 
 def test_atoms_far_from_the_origin_move_alike(loaded, tmp_path, metal):
