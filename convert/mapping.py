@@ -30,6 +30,9 @@ IGNORED = {
     r"interactions\.\d+\.conv_tp\.weight": "empty: the radial MLP provides the weights",
     r".*\.bias": "empty: MACE has no biases",
 }
+# The couplings that a U tensor is compared with take 1 GB from so many entries a path on (max_ell 6 at degree 3, 3 at
+# degree 4). Real ones have more paths than this; a small hostile file cannot.
+LARGE_COUPLING, FEW_PATHS = 150_000, 30
 EMPTY = re.compile(r".*\.bias|interactions\.\d+\.conv_tp\.weight")
 
 
@@ -222,6 +225,8 @@ def _compress(name: str, u: np.ndarray, lmax: int, L: int, degree: int) -> np.nd
         raise UnsupportedModel(f"{name} has shape {u.shape}, expected {shape}")
     if not np.issubdtype(u.dtype, np.floating) or not np.isfinite(u).all():
         raise UnreadableModel(f"{name} has non-finite values or type {u.dtype}")
+    if math.prod(shape[:-1]) > LARGE_COUPLING and shape[-1] < FEW_PATHS:
+        raise UnsupportedModel(f"{name} of shape {shape} has fewer than {FEW_PATHS} paths, too few for its size")
     try:
         return cg.compress_u(u.reshape(shape), lmax, L)
     except ValueError as error:
