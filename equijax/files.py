@@ -3,13 +3,14 @@
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
 
 import filelock
+import numpy as np
 
 from equijax import parallel
 
@@ -44,6 +45,19 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, document: Any, **options: Any) -> None:
     """Write `document` to `path` as JSON, whole or not at all; `options` are those of `json.dumps`."""
     write_text(path, json.dumps(document, indent=1, **options) + "\n")
+
+
+def save_arrays(path: Path, arrays: Sequence, document: dict) -> None:
+    """Write arrays, bit for bit, and a JSON document to one .npz, whole or not at all."""
+    named = {f"leaf{i}": np.asarray(x) for i, x in enumerate(arrays)}
+    with beside(path) as part:
+        np.savez(part, document=np.array(json.dumps(document)), **named)
+
+
+def load_arrays(path: Path) -> tuple[list[np.ndarray], dict]:
+    """Arrays and document of `save_arrays`."""
+    with np.load(path, allow_pickle=False) as data:
+        return [data[f"leaf{i}"] for i in range(len(data.files) - 1)], json.loads(str(data["document"]))
 
 
 def append(file: FileIO, record: bytes) -> None:

@@ -222,21 +222,22 @@ def optimise(task: Task, trained: recipe.Trainable, start: float, out: Path) -> 
     # from scratch, the random start is epoch 0; everything else starts from the model it must beat
     start = np.inf if options.strategy == "scratch" else start
     progress, best = train.Progress(best=parallel.from_first({"loss": start})["loss"]), trained.start
-    with store.Store(out / "checkpoints") as checkpoints:
-        if options.resume and (stored := checkpoints.restore(state, best)) is not None:
-            state, best, progress = stored
+    path = out / "checkpoint.npz"
+    if options.resume and path.exists():
+        state, best, progress = store.restore(path, state, best)
 
-        def save(state, progress, is_best):
-            nonlocal best
-            if is_best:
-                best = jax.device_get(train.evaluated(state, plan))
-            checkpoints.save(store.Stored(state, best, progress))
+    def save(state, progress, is_best):
+        nonlocal best
+        if is_best:
+            best = jax.device_get(train.evaluated(state, plan))
+        if parallel.is_first():
+            store.save(path, store.Stored(state, best, progress))
 
-        with report.Log(out / "metrics.jsonl", progress, steps, int(state.step)) as log:
-            state, progress, reason = train.fit(
-                parallel.replicate(state, mesh), progress, step=lambda s, g: compiled(s, everywhere, g),
-                batches=batches, evaluate=evaluate, options=plan, save=save, log=log, suspects=suspects,
-            )  # fmt: skip
+    with report.Log(out / "metrics.jsonl", progress, steps, int(state.step)) as log:
+        state, progress, reason = train.fit(
+            parallel.replicate(state, mesh), progress, step=lambda s, g: compiled(s, everywhere, g),
+            batches=batches, evaluate=evaluate, options=plan, save=save, log=log, suspects=suspects,
+        )  # fmt: skip
     return best, progress, reason
 
 

@@ -137,9 +137,12 @@ def continued(config: MDConfig, system: System, begun: dict[str, str], path: Pat
     """(step, state, neighbors, marks) of the checkpoint, bit for bit.
 
     Raises:
+      FileNotFoundError: no checkpoint there.
       ValueError: an option, the model or the structure differs from that of the run.
     """
-    leaves, document = trajectory.load_checkpoint(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: there is no run to continue; leave out --restart to start one")
+    leaves, document = files.load_arrays(path)
     now = _options(config)
     different = [k for k, v in document["options"].items() if k not in MAY_CHANGE and v != now[k]]
     if different:
@@ -208,7 +211,7 @@ def _run(config: MDConfig, system: System, begun: dict[str, str], saved: tuple |
         if step % config.checkpoint_every == 0 or step == config.steps:
             document = {"step": step, "options": _options(config), "inputs": begun, "slots": neighbors.slots,
                         "grid": neighbors.grid, "marks": written.marks()}  # fmt: skip
-            trajectory.save_checkpoint(path, jax.tree.leaves((state, neighbors)), document)
+            files.save_arrays(path, jax.tree.leaves((state, neighbors)), document)
         return float(seen["temperature_K"].mean())
 
     try:

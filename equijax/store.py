@@ -1,8 +1,4 @@
-"""Checkpoints of a training run by orbax, written in the background: state, best weights and progress in one.
-
-A checkpoint appears complete or not at all, and the previous one goes only then; so the best weights are always those
-that the progress stored with them speaks of.
-"""
+"""Checkpoint of a training run: state, best weights and progress in one file, so that they always belong together."""
 
 import dataclasses
 import math
@@ -10,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
-from equijax import checkpoint, parallel
+from equijax import files
 from equijax.train import Progress, TrainState
 
 
@@ -21,66 +17,33 @@ class Stored(NamedTuple):
     """What a run continues from."""
 
     state: TrainState
-    best: Any  # the best weights
+    best: Any  # the best weights, those that `progress` speaks of
     progress: Progress
 
 
-class Store:
-    """The last checkpoint of a run, in a folder of its own; a context manager that waits for the writer.
+def save(path: Path, stored: Stored) -> None:
+    """Write a checkpoint; the previous one stays until the new one is on disk."""
+    values = dataclasses.asdict(stored.progress)  # JSON has no infinity
+    document = {k: None if isinstance(v, float) and math.isinf(v) else v for k, v in values.items()}
+    files.save_arrays(path, jax.tree.leaves((stored.state, stored.best)), {"progress": document})
 
-    Of several processes the first writes, and all read.
+
+def restore(path: Path, state: TrainState, best: Any) -> Stored:
+    """Read a checkpoint, bit for bit.
+
+    Args:
+      path: file.
+      state, best: of the kind that the present options make.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: what is stored is of another kind.
     """
-
-    def __init__(self, path: str | Path):
-        path = Path(path).absolute()
-        path.mkdir(parents=True, exist_ok=True)
-        self._manager = ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(
-            max_to_keep=1, enable_async_checkpointing=True, create=False, read_only=not parallel.is_first(),
-            multiprocessing_options=checkpoint.alone(),
-        ))  # fmt: skip
-
-    def __enter__(self) -> "Store":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
-
-    def save(self, stored: Stored) -> None:
-        """Keep this to resume from; a step already stored is not stored again."""
-        step = int(stored.state.step)
-        if parallel.is_first() and step not in self._manager.all_steps():
-            items = ocp.args.Composite(
-                state=ocp.args.StandardSave(_copy(stored.state)), best=ocp.args.StandardSave(_copy(stored.best)),
-                progress=_json(stored.progress),
-            )  # fmt: skip
-            self._manager.save(step, args=items, force=True)
-
-    def restore(self, state: TrainState, best: Any) -> Stored | None:
-        """What to continue from, or None where nothing is stored yet.
-
-        Args:
-          state, best: of the kind that the present options make.
-
-        Raises:
-          ValueError: what is stored is of another kind.
-        """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
-        found = self._manager.restore(step, args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(_copy(state)), best=ocp.args.StandardRestore(_copy(best)),
-            progress=ocp.args.JsonRestore(),
-        ))  # fmt: skip
-        values = {k: math.inf if v is None else v for k, v in found["progress"].items()}
-        return Stored(jax.tree.map(jax.numpy.array, found["state"]), found["best"], Progress(**values))
-
-
-def _copy(tree):
-    """Numpy copies: the buffers of the state are donated to the next step while the writer still reads."""
-    return jax.tree.map(np.array, tree)
-
-
-def _json(progress):
-    values = dataclasses.asdict(progress)  # JSON has no infinity
-    return ocp.args.JsonSave({k: None if isinstance(v, float) and math.isinf(v) else v for k, v in values.items()})
+    found, document = files.load_arrays(path)
+    expected, structure = jax.tree.flatten((state, best))
+    kinds = [[(np.shape(x), np.dtype(x.dtype)) for x in leaves] for leaves in (found, expected)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"{path} holds arrays of other shapes or types than these options train")
+    state, best = jax.tree.unflatten(structure, found)
+    values = {k: math.inf if v is None else v for k, v in document["progress"].items()}
+    return Stored(jax.tree.map(jnp.array, state), best, Progress(**values))

@@ -1,11 +1,10 @@
-"""Files of a simulation: extxyz and HDF5 trajectories, the thermo log, and the checkpoint that continues it exactly.
+"""Files of a simulation: extxyz and HDF5 trajectories, and the thermo log.
 
 Every writer has a `mark()`: where it stands, stored in the checkpoint. Opened again at that mark, a file forgets what
 was written after the checkpoint, so a continued run leaves the same files as one that never stopped.
 """
 
 import io
-import json
 import os
 from pathlib import Path
 
@@ -140,25 +139,6 @@ class HDF5:
 
 
 WRITERS = {"extxyz": Extxyz, "h5": HDF5}
-
-
-def save_checkpoint(path: Path, leaves: list, document: dict) -> None:
-    """Write arrays, bit for bit, and a JSON document to one .npz; the old file stays until the new one is whole."""
-    arrays = {f"leaf{i}": np.asarray(x) for i, x in enumerate(leaves)}
-    with files.beside(path) as part:
-        np.savez(part, document=np.array(json.dumps(document)), **arrays)
-
-
-def load_checkpoint(path: Path) -> tuple[list[np.ndarray], dict]:
-    """Arrays and document of `save_checkpoint`.
-
-    Raises:
-      FileNotFoundError: no checkpoint there.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: there is no run to continue; leave out --restart to start one")
-    with np.load(path, allow_pickle=False) as data:
-        return [data[f"leaf{i}"] for i in range(len(data.files) - 1)], json.loads(str(data["document"]))
 
 
 def _open_h5(path: Path) -> h5py.File:

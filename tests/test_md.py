@@ -275,8 +275,12 @@ def test_restart_is_exact(loaded, tmp_path, metal, ensemble, file):
     once, twice = tmp_path / "once", tmp_path / "twice"
     run(once, *options)
     run(twice, metal, ensemble, 40, 1, *options[4:])
-    with open(twice / "thermo.csv", "a") as log:
-        log.write("written after the checkpoint, before the crash")
+    at_40 = (twice / "checkpoint.npz").read_bytes()
+    run(twice, *options, "--restart")
+    (twice / "checkpoint.npz").write_bytes(at_40)  # killed before the next one: whole frames and half of one after it
+    for name in ("thermo.csv", "trajectory.extxyz") if ensemble == "nvt" else ("thermo.csv",):
+        with open(twice / name, "a") as dirty:
+            dirty.write((twice / name).read_text()[:1000])
     run(twice, *options, "--restart")
     a, b = (dict(np.load(folder / "checkpoint.npz")) for folder in (once, twice))
     for name in a.keys() - {"document"}:
@@ -311,10 +315,19 @@ def test_replicas_are_runs_of_their_own(loaded, tmp_path, metal):
 
 
 def test_refusals(loaded, tmp_path, metal, refused):
-    run(tmp_path, metal, "nve", 20, 1)
-    refused("continue that run with --restart", tmp_path, metal, "nve", 40, 1)
-    refused(r"timestep = 1.0, not 2.0", tmp_path, metal, "nve", 40, 1, "--restart", "--timestep", 2.0)
-    refused("there is no run to continue", tmp_path / "new", metal, "nve", 40, 1, "--restart")
+    structure = tmp_path / "structure.extxyz"
+    structure.write_bytes(metal.read_bytes())
+    run(tmp_path, structure, "nve", 20, 1)
+    refused("continue that run with --restart", tmp_path, structure, "nve", 40, 1)
+    refused(r"timestep = 1.0, not 2.0", tmp_path, structure, "nve", 40, 1, "--restart", "--timestep", 2.0)
+    atoms = ase.io.read(structure)
+    atoms.set_masses(atoms.get_masses() + 1)
+    atoms.positions += 0.1
+    ase.io.write(structure, atoms)
+    refused(
+        "structure.extxyz: masses, positions changed since it began", tmp_path, structure, "nve", 40, 1, "--restart"
+    )
+    refused("there is no run to continue", tmp_path / "new", structure, "nve", 40, 1, "--restart")
 
 
 class Hole(Morse):

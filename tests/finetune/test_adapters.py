@@ -199,6 +199,17 @@ def test_directory_round_trip_merge_and_refusal(base, tmp_path, capsys):
         adapters.load(tmp_path / "a", config, variables)
 
 
+def test_the_backbone_is_known_by_options_and_arrays(base, tmp_path):
+    """By arrays alone in format 1, which is still read."""
+    adapters.save(tmp_path, trained(base), base.config, base.variables)
+    other = dataclasses.replace(base.config, r_max=base.config.r_max + 0.1)
+    with pytest.raises(ValueError, match="belongs to the backbone with fingerprint"):
+        adapters.load(tmp_path, other, base.variables)
+    document = adapters.info(tmp_path) | {"format": 1, "base_sha256": trees.sha256(base.variables)}
+    (tmp_path / "adapter.json").write_text(json.dumps(document))
+    assert adapters.load(tmp_path, base.config, base.variables).document["format"] == 1
+
+
 def test_damaged_directories(base, tmp_path):
     with pytest.raises(FileNotFoundError, match="not an adapter directory"):
         adapters.info(tmp_path)

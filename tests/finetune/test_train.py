@@ -35,9 +35,9 @@ def toy_step(plan, steps):
     return step
 
 
-def run(plan, values=None, graphs=(0.0, 0.0), log=lambda record: None, save=lambda *a: None):
-    """Fit the toy; validation losses are `values` where given."""
-    state = train.init(jnp.zeros(3), plan, plan.epochs * len(graphs))
+def run(plan, values=None, graphs=(0.0, 0.0), log=lambda record: None, save=lambda *a: None, start=None):
+    """Fit the toy, on from `start` or anew; validation losses are `values` where given."""
+    state, progress = start or (train.init(jnp.zeros(3), plan, plan.epochs * len(graphs)), train.Progress())
     losses = iter(values) if values is not None else None
 
     def evaluate(x):
@@ -45,7 +45,7 @@ def run(plan, values=None, graphs=(0.0, 0.0), log=lambda record: None, save=lamb
 
     batches = [train.Batch(g, (f"file:{i}",)) for i, g in enumerate(graphs)]
     return train.fit(
-        state, train.Progress(), step=toy_step(plan, plan.epochs * len(graphs)), batches=lambda epoch: batches,
+        state, progress, step=toy_step(plan, plan.epochs * len(graphs)), batches=lambda epoch: batches,
         evaluate=evaluate, options=plan, save=save, log=log,
     )  # fmt: skip
 
@@ -97,6 +97,22 @@ def test_sigterm_saves_and_stops():
     _, progress, reason = run(PLAN, log=log, save=lambda s, p, best: saved.append(int(s.step)))
     assert reason == "interrupted" and saved == [2, 3] and (progress.epoch, progress.batch) == (1, 1)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), train.stop_signal() as stopped:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopped()
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_out_of_patience_does_not_go_on_when_it_is_resumed():
+    plan = dataclasses.replace(PLAN, epochs=20, patience=3)
+    state, progress, _ = run(plan, [5, 4, 3, 6, 7, 8, 1])
+    assert run(plan, [1.0], start=(state, progress))[1:] == (progress, "early stopping")
 
 
 def test_average_forgets_the_start_quickly_then_holds():
