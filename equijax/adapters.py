@@ -203,7 +203,7 @@ class Info:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `python -m equijax.adapters merge|info`."""
     commands = Annotated[Merge, tyro.conf.subcommand("merge")] | Annotated[Info, tyro.conf.subcommand("info")]
-    options = tyro.cli(commands, args=argv, prog="equijax adapters")
+    options = runner.options(commands, argv, "equijax adapters")
     return _merge(options) if isinstance(options, Merge) else _info(options)
 
 

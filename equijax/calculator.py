@@ -4,7 +4,7 @@ import numpy as np
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from equijax import graph, predict
+from equijax import compiled, graph, predict
 
 
 class EquijaxCalculator(Calculator):
@@ -24,6 +24,7 @@ class EquijaxCalculator(Calculator):
         super().__init__(**kwargs)
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype {dtype!r}: expected 'float32' or 'float64'")
+        compiled.use_cache()
         self.forcefield, self.dtype, self.fast = forcefield, dtype, fast
         self.head = forcefield.head_index(head)
 

@@ -1,8 +1,11 @@
 """Compiled code kept on disk: where it lies, whether that place can be trusted, and which processor it is for.
 
-EQUIJAX_CACHE names another folder than the user's own (`~/.cache/equijax`, $XDG_CACHE_HOME/equijax).
+EQUIJAX_CACHE names another folder than the user's own (`~/.cache/equijax`, $XDG_CACHE_HOME/equijax); "off" keeps
+nothing that XLA compiles (EQUIJAX_KERNELS is the switch of the C++ kernels).
 """
 
+import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -11,9 +14,36 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+import jax
 import platformdirs
 
+MAX_BYTES = 1 << 29  # of programs kept, the least recently used go first; one takes 0.1 to 2 MB
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+OFF = "off"
+log = logging.getLogger(__name__)
+
+
+def use_cache() -> None:
+    """Keep what XLA compiles from now on, and take it from there in the next process.
+
+    Programs and the ASE calculator call this; `import equijax` changes nothing of a user's JAX, and a cache that the
+    user chose (JAX_COMPILATION_CACHE_DIR, jax_compilation_cache_dir) or switched off stays as it is. Where there is no
+    safe place, one line says so and nothing is kept.
+    """
+    chosen = jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache
+    if chosen or os.environ.get("EQUIJAX_CACHE") == OFF:
+        return
+    try:
+        # a home folder may serve several kinds of processor
+        path = folder(f"xla-{hashlib.sha256(processor().encode()).hexdigest()[:12]}")
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(f"{path} cannot be written to: set EQUIJAX_CACHE")
+    except OSError as error:
+        log.warning("compiled programs are not kept for the next time: %s", error)
+        return
+    jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many small ones take seconds together
+    jax.config.update("jax_compilation_cache_dir", str(path))
 
 
 @cache
@@ -36,8 +66,9 @@ def folder(name: str) -> Path:
     Raises:
       OSError: it cannot be made, or is not this user's alone; the message says what to do.
     """
-    chosen = os.environ.get("EQUIJAX_CACHE")
-    root = Path(chosen).expanduser().absolute() if chosen else platformdirs.user_cache_path("equijax")
+    chosen = os.environ.get("EQUIJAX_CACHE", "")
+    own = chosen not in ("", OFF)
+    root = Path(chosen).expanduser().absolute() if own else platformdirs.user_cache_path("equijax")
     path = root / name
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = path.stat()

@@ -13,7 +13,6 @@ import ase.io
 import jax
 import numpy as np
 import phonopy
-import tyro
 from ase.stress import voigt_6_to_full_3x3_stress
 from tqdm import tqdm
 
@@ -53,7 +52,7 @@ class DemoConfig:
 @runner.program("equijax demo")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; print its tables, write models, bands.png, phonopy files and report.json to the output folder."""
-    return run(tyro.cli(DemoConfig, args=argv, prog="equijax demo"))
+    return run(runner.options(DemoConfig, argv, "equijax demo"))
 
 
 @files.locked

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import tyro
 
 import equijax
 from equijax import adapters, data, files, runner
@@ -53,7 +52,7 @@ class EvaluateConfig(Keys):
 @runner.program("equijax evaluate")
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, write everything to the output folder."""
-    return run(tyro.cli(EvaluateConfig, args=argv, prog="equijax evaluate"))
+    return run(runner.options(EvaluateConfig, argv, "equijax evaluate"))
 
 
 @files.locked

@@ -44,7 +44,7 @@ class ExpansionConfig:
 @runner.program("equijax expansion")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it and print its summary."""
-    config = tyro.cli(ExpansionConfig, args=argv, prog="equijax expansion")
+    config = runner.options(ExpansionConfig, argv, "equijax expansion")
     print(summary(run(config)))
     print(f"Everything is in {config.out}")
     return 0

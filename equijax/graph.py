@@ -228,15 +228,33 @@ class SizePool:
 
 
 def round_up(size: Size) -> Size:
-    """Round to a coarse ladder: at most 1/8 waste in nodes and slots, powers of two in species and graphs."""
+    """Round up to a ladder of nodes and slots, `LADDERS`, and to powers of two in species and graphs.
+
+    Small structures take less time to compute than a program takes to compile: different ones share a few.
+    """
+    ladder = next(ladder for ladder in LADDERS if size.cost <= ladder.cost)
     return Size(
-        _ladder(size.nodes), _ladder(size.slots), _power_of_two(size.species), 1 + _power_of_two(size.graphs - 1)
+        ladder.round(size.nodes, 1),
+        ladder.round(size.slots, ladder.slots),
+        max(ladder.species, _power_of_two(size.species)),
+        1 + _power_of_two(size.graphs - 1),
     )
 
 
-def _ladder(n: int) -> int:
-    step = max(1, _power_of_two(n) // 16)
-    return -(-n // step) * step
+class Ladder(NamedTuple):
+    """Rungs of padded shapes up to `cost` edge slots: `parts` in each factor of two, from these least numbers on."""
+
+    cost: float
+    parts: int
+    slots: int
+    species: int
+
+    def round(self, n: int, least: int) -> int:
+        step = max(1, _power_of_two(n) // (2 * self.parts))
+        return max(least, -(-n // step) * step)
+
+
+LADDERS = (Ladder(1024, 1, 64, 4), Ladder(4096, 2, 16, 4), Ladder(np.inf, 8, 1, 1))
 
 
 def _power_of_two(n: int) -> int:

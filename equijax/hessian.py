@@ -29,6 +29,7 @@ MAX_STEPS = 32  # chunks in one call, each call linearises the gradient once
 REPORT_S = 5.0  # a call is sized to last about this long, so that progress is seen
 # Edge slots times tangents in one chunk per device: enough to keep it busy, measured with bench/phonons.py
 CHUNK_SLOTS = {"cpu": 4096, "gpu": 1 << 19, "tpu": 1 << 19}
+FEW_TANGENTS = 8  # fewer are padded to these: crystals differ in their numbers of irreducible displacements
 _programs: OrderedDict = OrderedDict()
 
 
@@ -96,7 +97,8 @@ def hvps(ff, images, tangents, dtype="float64", memory=None, progress=False, hea
         for members in _groups(structures, [len(t) for t in tangents]):
             chosen = [structures[i] for i in members]
             needed = graph.size_of(chosen, ff.config)
-            size = needed if len(images) == 1 else pool.fit(needed)
+            alone = len(images) == 1 and needed.cost > CHUNK_SLOTS["cpu"]  # large: its own shape, with nothing wasted
+            size = needed if alone else pool.fit(needed)
             batch = graph.build(chosen, ff.config, size, [index] * len(chosen))
             if along is not None:
                 batch.nodes["along"] = _stack([along[i] for i in members], size.nodes)
@@ -221,7 +223,8 @@ def _push(ff, batch, size, packed, dtype, out, rows, memory, bar):
 def _fitting_program(config, variables, batch, size, dtype, num, memory):
     """The compiled program with the largest chunk that fits the budget, and the tangents it takes at once."""
     devices = jax.local_device_count()
-    per_device = max(1, min(CHUNK_SLOTS[_platform()] // size.cost, -(-num // devices)))
+    wanted = max(FEW_TANGENTS, -(-num // devices))
+    per_device = max(1, min(CHUNK_SLOTS[_platform()] // size.cost, wanted))
     per_device = 1 << (per_device - 1).bit_length()  # few distinct programs
     while True:
         program, needed = _program(config, variables, batch, size, dtype, per_device * devices)

@@ -78,7 +78,7 @@ class KappaConfig:
 @runner.program("equijax kappa")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it and print its summary."""
-    config = tyro.cli(KappaConfig, args=argv, prog="equijax kappa")
+    config = runner.options(KappaConfig, argv, "equijax kappa")
     print(summary(run(config)))
     print(f"Everything is in {config.out}")
     return 0

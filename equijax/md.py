@@ -102,7 +102,7 @@ class MDConfig:
 @runner.program("equijax md")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 when all steps were done, 1 when the simulation broke down."""
-    config = tyro.cli(MDConfig, args=argv, prog="equijax md")
+    config = runner.options(MDConfig, argv, "equijax md")
     try:
         simulate(config)
     except Lost as error:

@@ -70,7 +70,7 @@ class ModesConfig:
 @runner.program("equijax modes")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it and print its summary."""
-    config = tyro.cli(ModesConfig, args=argv, prog="equijax modes")
+    config = runner.options(ModesConfig, argv, "equijax modes")
     print(summary(run(config)))
     print(f"Everything is in {config.out}")
     return 0

@@ -61,7 +61,7 @@ class PhononsConfig:
 @runner.program("equijax phonons")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it and print its summary."""
-    config = tyro.cli(PhononsConfig, args=argv, prog="equijax phonons")
+    config = runner.options(PhononsConfig, argv, "equijax phonons")
     from equijax import certificate, phonons_run  # after the options, so that --help does not wait for JAX and phonopy
 
     print(certificate.summary(phonons_run.run(config)))

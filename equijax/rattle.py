@@ -8,7 +8,6 @@ from pathlib import Path
 import ase
 import ase.io
 import numpy as np
-import tyro
 from ase.filters import UnitCellFilter
 from ase.optimize import FIRE
 from tqdm import tqdm
@@ -68,7 +67,7 @@ class RattleConfig:
 @runner.program("equijax rattle")
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the picked structures."""
-    return run(tyro.cli(RattleConfig, args=argv, prog="equijax rattle"))
+    return run(runner.options(RattleConfig, argv, "equijax rattle"))
 
 
 @files.locked

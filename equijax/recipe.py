@@ -9,10 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-import tyro
 import yaml
 
-from equijax import lora, predict, trees
+from equijax import lora, predict, runner, trees
 from equijax.config import ModelConfig
 from equijax.data import Keys
 from equijax.loss import LossConfig
@@ -194,7 +193,7 @@ def read(argv: Sequence[str] | None = None) -> FinetuneConfig:
     """
     argv = [part for a in argv for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     if "--config" not in argv[:-1]:
-        return tyro.cli(FinetuneConfig, args=argv, prog="equijax finetune")
+        return runner.options(FinetuneConfig, argv, "equijax finetune")
     file = Path(argv[argv.index("--config") + 1])
     try:
         values = yaml.safe_load(file.read_bytes())
@@ -206,7 +205,7 @@ def read(argv: Sequence[str] | None = None) -> FinetuneConfig:
         raise ValueError(f"{file}: {found}; `python -m equijax.finetune --help` lists the options")
     given = {a.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for a in argv if a[:2] == "--"}
     flags = [x for name, value in values.items() if name not in given for x in _flag(name, value)]
-    return tyro.cli(FinetuneConfig, args=argv + flags, prog="equijax finetune")
+    return runner.options(FinetuneConfig, argv + flags, "equijax finetune")
 
 
 def _flag(name, value):

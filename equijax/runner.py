@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 USAGE, INTERRUPTED = 2, 128 + signal.SIGINT  # exit statuses
 ENVIRONMENT = (OSError, MemoryError)  # whoever raises them: files, disk, memory
@@ -40,6 +41,17 @@ def program(name: str) -> Callable[[Main], Callable[..., int]]:
         return run
 
     return decorate
+
+
+def options(kind: Any, argv: Sequence[str] | None, name: str) -> Any:
+    """Options of a program, an instance of the dataclass `kind`; from here on compiled programs are kept on disk."""
+    import tyro  # here, because `equijax --help` needs neither it nor JAX, and other programs' --help ends in tyro
+
+    chosen = tyro.cli(kind, args=argv, prog=name)
+    from equijax import compiled
+
+    compiled.use_cache()
+    return chosen
 
 
 def raised_by_us(traceback: TracebackType | None) -> bool:

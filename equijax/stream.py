@@ -98,7 +98,7 @@ def shaped(members: list[Structure], pool: graph.SizePool, known: int, budget: i
 
 def slot_class(k: int) -> int:
     """K rounded up to one of eight per octave: 16, 18, 20, ..., 32, 36, 40, ..."""
-    return graph.round_up(graph.Size(1, k, 1, 2)).slots
+    return graph.LADDERS[-1].round(k, 1)
 
 
 def species_class(s: int, known: int) -> int:
