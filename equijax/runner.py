@@ -50,8 +50,21 @@ def options(kind: Any, argv: Sequence[str] | None, name: str) -> Any:
     chosen = tyro.cli(kind, args=argv, prog=name)
     from equijax import compiled
 
+    _vesin_without_torch()
     compiled.use_cache()
     return chosen
+
+
+def _vesin_without_torch() -> None:
+    """vesin imports torch where that is installed, for tensors that no program here has: a second of processor time.
+
+    Not for libraries: in a user's own process vesin shall know torch.
+    """
+    if "torch" not in sys.modules:
+        sys.modules["torch"] = None  # `import torch` fails from here
+        import vesin  # noqa: F401
+
+        del sys.modules["torch"]
 
 
 def raised_by_us(traceback: TracebackType | None) -> bool:
