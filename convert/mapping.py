@@ -15,8 +15,8 @@ from convert.adapters import fold
 from convert.errors import UnreadableModel, UnsupportedModel, one_line, shorten
 from convert.hyper import read_config, with_numbers
 from convert.modules import TorchModel
+from equijax import couplings
 from equijax.config import ModelConfig
-from equijax.nn import cg
 
 FlaxPath = tuple[str, ...]
 
@@ -74,7 +74,7 @@ def _interaction_rows(config: ModelConfig, t: int) -> list[Row]:
     C, Z, B = config.channels, len(config.species), config.num_radial
     lmax, name = config.input_lmax(t), config.interaction_name(t)
     torch, flax = f"interactions.{t}", f"params/interactions_{t}"
-    paths = cg.conv_paths(lmax, config.max_ell, config.max_ell)
+    paths = couplings.conv_paths(lmax, config.max_ell, config.max_ell)
     per_l = [(sum(p.l3 == l for p in paths), C, C) for l in range(config.max_ell + 1)]
     skip_lmax = min(lmax, config.output_lmax(t)) if "Residual" in name else config.max_ell
     rows = [_by_degree(f"{torch}.linear_up.weight", f"{flax}/linear_up", [(C, C)] * (lmax + 1)),
@@ -228,7 +228,7 @@ def _compress(name: str, u: np.ndarray, lmax: int, L: int, degree: int) -> np.nd
     if math.prod(shape[:-1]) > LARGE_COUPLING and shape[-1] < FEW_PATHS:
         raise UnsupportedModel(f"{name} of shape {shape} has fewer than {FEW_PATHS} paths, too few for its size")
     try:
-        return cg.compress_u(u.reshape(shape), lmax, L)
+        return couplings.compress_u(u.reshape(shape), lmax, L)
     except ValueError as error:
         raise UnsupportedModel(f"{name}: {error}") from None
 

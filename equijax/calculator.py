@@ -4,7 +4,7 @@ import numpy as np
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from equijax import compiled, graph, predict
+from equijax import compiled, derivatives, graph
 
 
 class EquijaxCalculator(Calculator):
@@ -33,7 +33,7 @@ class EquijaxCalculator(Calculator):
         super().calculate(atoms, properties, system_changes)
         ff = self.forcefield.specialise(self.atoms.numbers) if self.fast else self.forcefield
         batch = graph.from_atoms(self.atoms, ff.config, pool=ff.pool, heads=[self.head])
-        out = predict.evaluate(ff.config, ff.device_variables(self.dtype), batch, self.dtype)
+        out = derivatives.evaluate(ff.config, ff.device_variables(self.dtype), batch, self.dtype)
         n = len(self.atoms)
         if not np.isfinite(out["forces"]).all():
             raise FloatingPointError(

@@ -11,7 +11,8 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import BFGS
 
-from equijax import checkpoint, load, predict, testing
+from equijax import checkpoint, derivatives, load, testing
+from equijax import potential as predict
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_energies_sum_to_the_energy(ff):
 
 def test_changes_recompute_and_questions_do_not(ff, monkeypatch):
     calls = []
-    evaluate = predict.evaluate
+    evaluate = derivatives.evaluate
     monkeypatch.setattr(predict, "evaluate", lambda *a: calls.append(1) or evaluate(*a))
     atoms = attached(ff, testing.rattled())
     values = [atoms.get_potential_energy()]

@@ -12,8 +12,10 @@ import ase.build
 import numpy as np
 import pytest
 
-from equijax import bands, certificate, cli, evaluate, files, modes, report, thermo, trajectory
-from equijax.data import labelled
+from equijax import __main__, outputs, plots
+from equijax.data import errors, labelled
+from equijax.md import files
+from equijax.phonons import certificate, thermal
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,7 +39,7 @@ def one_structure():
 
 def write_errors(path):
     structure, found = one_structure()
-    evaluate.write_csv(path, [structure], [found], [evaluate.structure_errors(structure, found)])
+    errors.write_csv(path, [structure], [found], [errors.structure_errors(structure, found)])
 
 
 HISTORY = [{"epoch": e, "train_loss": 1.0, "loss": 1.0, "forces_mae": 1.0} for e in (1, 2)]
@@ -45,14 +47,14 @@ SCAN = {"q": [[0, 0, 0]], "from_space_group": "a", "frequency_THz": 1.0, "distor
         "energy_meV_atom": [0, 1], "well_meV_atom": 1.0, "Q_min": 1.0}  # fmt: skip
 WRITERS = {
     "report.json": lambda path: certificate.write({"numbers": np.arange(9)}, path),
-    "metrics.jsonl": lambda path: files.write_text(path, 20 * "line\n"),
-    "checkpoint.npz": lambda path: files.save_arrays(path, [np.arange(9)], {"step": 1}),
-    "dos.csv": lambda path: bands.write_dos(SimpleNamespace(frequency_points=np.arange(9), dos=np.arange(9)), path),
-    "thermal.csv": lambda path: thermo.harmonic([[0, 0, 0.5]], [[1.0, 2, 3]]).write_csv(path),
+    "metrics.jsonl": lambda path: outputs.write_text(path, 20 * "line\n"),
+    "checkpoint.npz": lambda path: outputs.save_arrays(path, [np.arange(9)], {"step": 1}),
+    "dos.csv": lambda path: thermal.write_dos(SimpleNamespace(frequency_points=np.arange(9), dos=np.arange(9)), path),
+    "thermal.csv": lambda path: thermal.harmonic([[0, 0, 0.5]], [[1.0, 2, 3]]).write_csv(path),
     "structures.csv": write_errors,
-    "parity.png": lambda path: evaluate.draw_parity(path, *([x] for x in one_structure())),
-    "learning_curve.png": lambda path: report.learning_curve(HISTORY, HISTORY[0], path),
-    "energy_of_Q.png": lambda path: modes.plot([SCAN], path),
+    "parity.png": lambda path: plots.draw_parity(path, errors.parity(*([x] for x in one_structure()))),
+    "learning_curve.png": lambda path: plots.learning_curve(HISTORY, HISTORY[0], path),
+    "energy_of_Q.png": lambda path: plots.draw_scans([SCAN], path),
 }
 
 
@@ -69,8 +71,8 @@ def test_a_full_disk_leaves_the_earlier_file(tmp_path, name):
 
 # What makes a file; modules and functions that have their own way to make it whole.
 MAKERS = {"savefig", "savetxt", "savez", "save", "write_text", "write_bytes", "write_fc2_to_hdf5", "write_fc3_to_hdf5"}
-OWN_WAY = {"files", "folders", "checkpoint", "adapters", "build", "trajectory", "phonon_reader"}
-WHOLE = {"files.write_text", "files.write_json", "store.save", "checkpoint.save", "adapters.save"}
+OWN_WAY = {"outputs", "checkpoint", "files", "build", "reference"}
+WHOLE = {"outputs.write_text", "outputs.write_json", "checkpoints.save", "checkpoint.save", "files.save"}
 
 
 def unprotected(path: Path) -> list[str]:
@@ -79,7 +81,7 @@ def unprotected(path: Path) -> list[str]:
 
     def look(node, inside):
         if isinstance(node, ast.With):
-            inside = inside or any("files.beside(" in ast.unparse(item) for item in node.items)
+            inside = inside or any("outputs.beside(" in ast.unparse(item) for item in node.items)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name) and not inside:
             name = ast.unparse(node.func)
             writes = name.endswith("open") and any(getattr(a, "value", None) in ("w", "wb", "a") for a in node.args)
@@ -99,17 +101,17 @@ def test_every_program_writes_beside_and_renames():
 
 
 def test_a_record_that_does_not_fit_is_not_there_at_all(tmp_path):
-    with files.open_at(tmp_path / "log", None) as log:
-        files.append(log, b"first\n")
+    with outputs.open_at(tmp_path / "log", None) as log:
+        outputs.append(log, b"first\n")
         with full_disk(10), pytest.raises(OSError, match="too large"):
-            files.append(log, b"second\n")
-        files.append(log, b"third\n")
+            outputs.append(log, b"second\n")
+        outputs.append(log, b"third\n")
     assert (tmp_path / "log").read_bytes() == b"first\nthird\n"
 
 
 def test_a_frame_that_does_not_fit_is_not_there_at_all(tmp_path):
     atoms = ase.build.bulk("Al")
-    frames = trajectory.Extxyz(tmp_path / "trajectory.extxyz", atoms)
+    frames = files.Extxyz(tmp_path / "trajectory.extxyz", atoms)
     frames.write(0, 0.0, atoms, 1.0, np.zeros((1, 3)))
     size = frames.mark()
     with full_disk(size + 100), pytest.raises(OSError, match="too large"):
@@ -118,7 +120,7 @@ def test_a_frame_that_does_not_fit_is_not_there_at_all(tmp_path):
     frames.close()
 
 
-@pytest.mark.parametrize("writer", [trajectory.Extxyz, trajectory.HDF5])
+@pytest.mark.parametrize("writer", [files.Extxyz, files.HDF5])
 def test_a_trajectory_that_lost_frames_is_refused(tmp_path, writer):
     atoms, path = ase.build.bulk("Al"), tmp_path / "trajectory"
     frames = writer(path, atoms)
@@ -138,16 +140,16 @@ def test_a_trajectory_that_lost_frames_is_refused(tmp_path, writer):
 
 def test_a_lock_refuses_a_second_and_leaves_nothing(tmp_path):
     out = tmp_path / "deep" / "out"
-    with files.lock(out):
-        with pytest.raises(FileExistsError, match="out is in use by another run: wait for it"), files.lock(out):
+    with outputs.lock(out):
+        with pytest.raises(FileExistsError, match="out is in use by another run: wait for it"), outputs.lock(out):
             pass
         assert out.is_dir()
     assert not list(tmp_path.iterdir())
-    with files.lock(out):
+    with outputs.lock(out):
         (out / "result").touch()
     assert [p.name for p in out.iterdir()] == ["result"]
-    (out / files.LOCK).touch()  # of a killed process
-    with files.lock(out):
+    (out / outputs.LOCK).touch()  # of a killed process
+    with outputs.lock(out):
         pass
     assert [p.name for p in out.iterdir()] == ["result"]
 
@@ -166,7 +168,7 @@ ARGUMENTS = {
 
 
 def test_every_command_has_its_arguments_here():
-    assert set(cli.COMMANDS) == {*ARGUMENTS, "adapters"}  # adapters merge writes a model: `checkpoint.save`
+    assert set(__main__.COMMANDS) == {*ARGUMENTS, "adapters"}  # adapters merge writes a model: `checkpoint.save`
 
 
 @pytest.mark.parametrize("command", ARGUMENTS)
@@ -174,9 +176,9 @@ def test_two_runs_of_one_folder(tmp_path, capsys, command):
     """The second is refused before it reads anything: its inputs do not exist."""
     argv = [str(x) for x in (*ARGUMENTS[command], "--out", tmp_path / "out")]
     told = ""
-    with files.lock(tmp_path / "out"):
+    with outputs.lock(tmp_path / "out"):
         try:
-            assert importlib.import_module(f"equijax.{command}").main(argv) == 2
+            assert importlib.import_module(f"equijax.programs.{command}").main(argv) == 2
         except (SystemExit, FileExistsError) as refusal:
             told = str(refusal)
     assert "out is in use by another run" in told + capsys.readouterr().err

@@ -15,10 +15,14 @@ from ase.build import bulk
 from ase.constraints import FixAtoms, FixBondLengths, FixCartesian
 
 from convert.__main__ import main as convert
-from equijax import graph, jaxmd, md, units
-from equijax import neighbors as nl
+from equijax import graph, units
 from equijax.constraints import free_components
 from equijax.forcefield import ForceField
+from equijax.md import neighbours, potential
+from equijax.md import potential as jaxmd
+from equijax.md import run as md
+from equijax.md.run import FS, blocks, energy_neighbor, thermal_momenta
+from equijax.programs.md import main
 from equijax.testing import TOLERANCE, random_config, random_forcefield, rattled
 
 jax_md = pytest.importorskip("jax_md", reason="needs the md extra")
@@ -104,15 +108,17 @@ CELLS = {
 
 def pairs_on_device(atoms, cutoff):
     """Sorted (receiver, sender, distance) and whether reverse is the opposite of every slot."""
-    where = nl.Space(True, tuple(bool(p) for p in atoms.pbc), cutoff, 0.4)
+    where = neighbours.Space(True, tuple(bool(p) for p in atoms.pbc), cutoff, 0.4)
     with jax.enable_x64(True):
-        fns = nl.neighbor_list(atoms.cell.array.T, where)
+        fns = neighbours.neighbor_list(atoms.cell.array.T, where)
         s, T = jnp.asarray(atoms.get_scaled_positions(wrap=False) + 2.0 * atoms.pbc), jnp.asarray(atoms.cell.array.T)
         neighbors = fns.allocate(s)
-        edges = jax.jit(lambda s, T, neighbors: nl.within(s, T, neighbors, where))(s, T, neighbors)
-        assert bool(edges["complete"]) and not bool(neighbors.did_buffer_overflow)
-        senders, reverse, mask = (np.asarray(edges[k]).reshape(len(atoms), -1) for k in ("senders", "reverse", "mask"))
-        v = np.asarray(s)[:, None] - np.asarray(s)[senders] - np.asarray(edges["shifts"])
+        edges = jax.jit(lambda s, T, neighbors: neighbours.within(s, T, neighbors, where))(s, T, neighbors)
+        assert bool(edges.complete) and not bool(neighbors.did_buffer_overflow)
+        senders, reverse, mask = (
+            np.asarray(getattr(edges, k)).reshape(len(atoms), -1) for k in ("senders", "reverse", "mask")
+        )
+        v = np.asarray(s)[:, None] - np.asarray(s)[senders] - np.asarray(edges.shifts)
     v = v @ atoms.cell.array
     slots = v.shape[1]
     np.testing.assert_allclose(v.reshape(-1, 3)[reverse][mask], -v[mask], atol=1e-12)
@@ -136,12 +142,12 @@ def test_memory_does_not_grow_with_the_volume():
     small = rattled(repeat=(2, 2, 2))
     large = small.copy()
     large.set_cell(small.cell * 100)
-    space = nl.Space(False, (True,) * 3, 4.0, 0.5)
+    space = neighbours.Space(False, (True,) * 3, 4.0, 0.5)
 
     def program(atoms):
         R, T = np.asarray(atoms.positions, np.float32), np.asarray(atoms.cell.array.T, np.float32)
-        grid = nl.lay_out(R, T, space)
-        return jax.make_jaxpr(lambda R, T: nl._build(R, T, grid, space, 40))(R, T)
+        grid = neighbours.lay_out(R, T, space)
+        return jax.make_jaxpr(lambda R, T: neighbours._build(R, T, grid, space, 40))(R, T)
 
     sizes = [max(v.aval.size for e in program(atoms).eqns for v in e.outvars) for atoms in (small, large)]
     assert sizes[1] <= 2 * sizes[0]
@@ -154,7 +160,7 @@ def test_forces_and_stress_equal_the_calculator(tiny, fractional):
     with jax.enable_x64(True):
         T = jnp.asarray(atoms.cell.array.T)
         displacement, shift = space.periodic_general(T, fractional_coordinates=fractional)
-        neighbor_fn, energy_fn = md.energy_neighbor(displacement, T, tiny, atoms.numbers)
+        neighbor_fn, energy_fn = energy_neighbor(displacement, T, tiny, atoms.numbers)
         R = jnp.asarray(atoms.get_scaled_positions() if fractional else atoms.positions)
         neighbors = neighbor_fn.allocate(R)
         moved = shift(R, jnp.full(R.shape, -0.1))  # some atoms are wrapped: the old list must still serve
@@ -175,19 +181,19 @@ def test_forces_and_stress_equal_the_calculator(tiny, fractional):
 
 def test_probe_reads_the_space():
     T = triclinic().cell.array.T
-    assert jaxmd.probe(space.periodic_general(T)[0], T) == (True, (True,) * 3)
-    assert jaxmd.probe(space.periodic_general(T, fractional_coordinates=False)[0], T) == (False, (True,) * 3)
-    assert jaxmd.probe(space.periodic(9.0)[0], 9.0 * np.eye(3)) == (False, (True,) * 3)
-    assert jaxmd.probe(space.free()[0], np.eye(3)) == (False, (False,) * 3)
+    assert potential.probe(space.periodic_general(T)[0], T) == (True, (True,) * 3)
+    assert potential.probe(space.periodic_general(T, fractional_coordinates=False)[0], T) == (False, (True,) * 3)
+    assert potential.probe(space.periodic(9.0)[0], 9.0 * np.eye(3)) == (False, (True,) * 3)
+    assert potential.probe(space.free()[0], np.eye(3)) == (False, (False,) * 3)
     with pytest.raises(ValueError, match="pass the box the displacement was made with"):
-        jaxmd.probe(space.periodic_general(T)[0], 2 * T)
+        potential.probe(space.periodic_general(T)[0], 2 * T)
 
 
 def test_unknown_element_and_thin_box(tiny):
     with pytest.raises(ValueError, match=r"atomic numbers \[26\]"):
-        md.energy_neighbor(space.free()[0], None, tiny, [26])
+        energy_neighbor(space.free()[0], None, tiny, [26])
     T = np.diag([20.0, 20.0, 0.001])
-    neighbor_fn, _ = md.energy_neighbor(space.periodic_general(T)[0], T, tiny, [11])
+    neighbor_fn, _ = energy_neighbor(space.periodic_general(T)[0], T, tiny, [11])
     with pytest.raises(ValueError, match="box smaller than allowed"):
         neighbor_fn.allocate(jnp.zeros((1, 3)))
 
@@ -195,7 +201,7 @@ def test_unknown_element_and_thin_box(tiny):
 def test_stale_list_is_never_silently_wrong(morse, metal):
     atoms = ase.io.read(metal)
     T = atoms.cell.array.T
-    neighbor_fn, energy_fn = md.energy_neighbor(space.periodic_general(T)[0], T, morse, atoms.numbers)
+    neighbor_fn, energy_fn = energy_neighbor(space.periodic_general(T)[0], T, morse, atoms.numbers)
     R = jnp.asarray(atoms.get_scaled_positions(), jnp.float32)
     neighbors = neighbor_fn.allocate(R)
     energy = jax.jit(energy_fn)
@@ -211,8 +217,8 @@ def two_replicas(morse, metal, **changes):
     atoms = ase.io.read(metal)
     T = atoms.cell.array.T
     displacement, shift = space.periodic_general(T)
-    neighbor_fn, energy_fn = md.energy_neighbor(displacement, T, morse, atoms.numbers)
-    init, apply = simulate.nve(energy_fn, shift, 2.0 * md.FS)
+    neighbor_fn, energy_fn = energy_neighbor(displacement, T, morse, atoms.numbers)
+    init, apply = simulate.nve(energy_fn, shift, 2.0 * FS)
     R = jnp.stack([jnp.asarray(atoms.get_scaled_positions(), jnp.float32)] * 2)
     mass = jnp.asarray(atoms.get_masses(), jnp.float32)
     neighbors = neighbor_fn.allocate(R)
@@ -220,7 +226,7 @@ def two_replicas(morse, metal, **changes):
     state = jax.vmap(lambda k, r, n: init(k, r, 0.05, mass=mass, neighbor=n))(keys, R, neighbors)
     if changes:
         neighbors = neighbors.replace(**changes)
-    *_, (step, state, neighbors) = md.blocks(apply, state, neighbors, neighbor_fn, steps=40, block=20)
+    *_, (step, state, neighbors) = blocks(apply, state, neighbors, neighbor_fn, steps=40, block=20)
     assert step == 40
     return state, neighbors
 
@@ -252,7 +258,7 @@ def command(folder, structure, ensemble, steps, every, *options):
 
 def run(folder, *arguments):
     """The thermo log of a run; of each replica where there are several."""
-    assert md.main(command(folder, *arguments)) == 0
+    assert main(command(folder, *arguments)) == 0
     replicas = sorted(Path(folder).glob("replica*"))
     return [read_log(f) for f in replicas] if replicas else read_log(folder)
 
@@ -262,7 +268,7 @@ def refused(capsys):
     """Check that a run ends before it begins, in one line that says why."""
 
     def check(message, folder, *arguments):
-        assert md.main(command(folder, *arguments)) == 2
+        assert main(command(folder, *arguments)) == 2
         (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("equijax md:"))
         assert re.search(message, line)
 
@@ -358,7 +364,7 @@ def test_breakdown_keeps_the_last_good_checkpoint(monkeypatch, morse, tmp_path, 
     argv = [metal, "--model", "any", "--out", tmp_path, "--log-every", 1, "--trajectory-every", 1,
             "--checkpoint-every", 1, "--steps", 3000]  # fmt: skip
     argv += [x for k, v in options.items() for x in (f"--{k}", v)]
-    assert md.main([str(a) for a in argv]) == 1
+    assert main([str(a) for a in argv]) == 1
     error = capsys.readouterr().err
     assert message in error and "last good checkpoint is" in error
     saved = dict(np.load(tmp_path / "checkpoint.npz"))
@@ -427,7 +433,7 @@ def test_volume_under_pressure(loaded, tmp_path, morse):
               "--thermostat-time", 50, "--timestep", 2)  # fmt: skip
     atoms = ase.io.read(crystal)
     T, volume = atoms.cell.array.T, atoms.get_volume()
-    neighbor_fn, energy_fn = md.energy_neighbor(space.periodic_general(T)[0], T, morse, atoms.numbers, skin=2.0)
+    neighbor_fn, energy_fn = energy_neighbor(space.periodic_general(T)[0], T, morse, atoms.numbers, skin=2.0)
     R = jnp.asarray(atoms.get_scaled_positions(), jnp.float32)
     neighbors = neighbor_fn.allocate(R)
     scales = jnp.linspace(0.94, 1.03, 181)
@@ -512,7 +518,7 @@ def test_atoms_far_from_the_origin_move_alike(loaded, tmp_path, metal):
     """Float32 from 1e5 A away, and with atoms many cells away: the same trajectory, given back where it started."""
     atoms = ase.io.read(metal)
     atoms.rattle(0.05, seed=1)
-    atoms.set_momenta(md.thermal_momenta(atoms, 300.0, 0))
+    atoms.set_momenta(thermal_momenta(atoms, 300.0, 0))
     cells = np.random.default_rng(0).integers(-9999, 9999, (len(atoms), 3))
     moves = {"near": np.zeros((1, 3)), "far": np.array([[1e5, -1e5, 3e4]]), "unwrapped": cells @ atoms.cell.array}
     frames = {}

@@ -9,25 +9,15 @@ from ase import Atoms
 from ase.build import bulk
 
 import equijax
-from equijax import (
-    bands,
-    bloch,
-    checkpoint,
-    data,
-    evaluate,
-    expansion,
-    kappa,
-    md,
-    modes,
-    phonons,
-    phonons_cli,
-    rattle,
-    relax,
-    structures,
-    testing,
-    thermo,
-    third_order,
-)
+from equijax import checkpoint, data, plots, structures, testing
+from equijax.md import run as md
+from equijax.phonons import dynamical, force_constants, soft_modes, thermal, third_order
+from equijax.phonons import soft_modes as modes
+from equijax.phonons import stars as stars_module
+from equijax.programs import evaluate, expansion, kappa, phonons, rattle
+from equijax.programs import phonons as phonons_cli
+from equijax.programs.modes import main
+from equijax.relax import symmetric
 
 CIF = """data_x
 _cell_length_a 5.8
@@ -123,14 +113,14 @@ def spectrum(phonon):
 )
 @pytest.mark.parametrize("turn", [lambda atoms: atoms, swapped], ids=["right", "left"])
 def test_left_handed_cells_and_negative_supercells(supercell, turn):
-    right = phonons.make_phonon(tetragonal(), (2, 2, 2))
-    phonons.force_constants(SPRINGS, right)
-    found = phonons.make_phonon(turn(tetragonal()), supercell)
-    phonons.force_constants(SPRINGS, found)
+    right = force_constants.make_phonon(tetragonal(), (2, 2, 2))
+    force_constants.force_constants(SPRINGS, right)
+    found = force_constants.make_phonon(turn(tetragonal()), supercell)
+    force_constants.force_constants(SPRINGS, found)
     np.testing.assert_allclose(spectrum(found), spectrum(right), rtol=0, atol=1e-6)
-    assert max(list(phonons.residuals(found).values())[1:]) < 1e-10
+    assert max(list(force_constants.residuals(found).values())[1:]) < 1e-10
     exact = found.replicate()
-    bloch.force_constants(SPRINGS, exact)
+    dynamical.force_constants(SPRINGS, exact)
     np.testing.assert_allclose(exact.force_constants, found.force_constants, rtol=0, atol=1e-9)
 
 
@@ -138,14 +128,14 @@ def test_dynamical_matrices_of_a_left_handed_cell():
     """The same at the same q in Cartesian coordinates."""
     right, left, q = tetragonal(), swapped(tetragonal()), np.array([[0.1, 0.2, 0.35]])
     same = q @ np.linalg.inv(right.cell.array).T @ left.cell.array.T
-    a, b = (bloch.dynamical_matrices(SPRINGS, *pair) for pair in ((right, q), (left, same)))
+    a, b = (dynamical.dynamical_matrices(SPRINGS, *pair) for pair in ((right, q), (left, same)))
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
-    values = bloch.symmetric_matrices(SPRINGS, left, [*same, *-same])
+    values = dynamical.symmetric_matrices(SPRINGS, left, [*same, *-same])
     np.testing.assert_allclose(values[1], b[0].conj(), rtol=0, atol=1e-12)
 
 
 def test_relaxation_of_a_left_handed_cell():
-    right, left = (relax.relax(SPRINGS, atoms, fmax=1e-4) for atoms in (tetragonal(), swapped(tetragonal())))
+    right, left = (symmetric.relax(SPRINGS, atoms, fmax=1e-4) for atoms in (tetragonal(), swapped(tetragonal())))
     assert right[1]["converged"] and left[1]["converged"]
     assert left[0].cell.volume == pytest.approx(right[0].cell.volume, rel=1e-6)
     assert left[1]["space_group_after"] == right[1]["space_group_after"]
@@ -172,9 +162,9 @@ def test_band_path_in_the_cell_as_it_is():
         cell = structures.to_phonopy(cell)
         context = pytest.warns(match="supercell") if len(cell) > 2 else nullcontext()
         with context:
-            qpoints, labels, connections = bands.path(cell, 11)
+            qpoints, labels, connections = plots.path(cell, 11)
         places.append([np.linalg.norm(q @ np.linalg.inv(cell.cell).T, axis=1) for q in qpoints])
-        assert bands.tick_labels(labels, connections)[0] == r"$\Gamma$"
+        assert plots.tick_labels(labels, connections)[0] == r"$\Gamma$"
     assert len(places[0]) == len(connections) and sum(connections) == 4
     for other in places[1:]:
         for a, b in zip(places[0], other, strict=True):
@@ -186,24 +176,24 @@ def test_isotopes_keep_their_places():
     atoms = bulk("Ar", "fcc", a=5.3, cubic=True)
     atoms.set_tags([1, 2, 3, 4])  # do not matter
     atoms.set_initial_magnetic_moments([1, -1, 1, -1])
-    assert len(phonons.make_phonon(atoms, (2, 2, 2)).primitive) == 1
+    assert len(force_constants.make_phonon(atoms, (2, 2, 2)).primitive) == 1
     atoms.set_masses([36.0, 40.0, 40.0, 38.0])
-    phonon = phonons.make_phonon(atoms, (1, 1, 1))
+    phonon = force_constants.make_phonon(atoms, (1, 1, 1))
     assert sorted(phonon.primitive.masses) == [36.0, 38.0, 40.0, 40.0]
-    phonons.force_constants(ARGON, phonon)
-    exact = bloch.primitive(phonon)
+    force_constants.force_constants(ARGON, phonon)
+    exact = dynamical.primitive(phonon)
     mesh = phonon.run_mesh((2, 2, 2), is_gamma_center=True)
-    D = bloch.dynamical_matrices(ARGON, exact, bloch_mesh := distinct_mesh(2))
+    D = dynamical.dynamical_matrices(ARGON, exact, bloch_mesh := distinct_mesh(2))
     whole = np.sort(phonon.run_mesh((2, 2, 2), is_mesh_symmetry=False, is_gamma_center=True).frequencies.ravel())
     reduced = np.sort(np.repeat(mesh.frequencies, mesh.weights, axis=0).ravel())
     np.testing.assert_allclose(reduced, whole, rtol=0, atol=1e-6)
-    stars = bloch.stars(exact, bloch_mesh)
-    frequencies = bloch.frequencies(D)
+    stars = stars_module.stars(exact, bloch_mesh)
+    frequencies = dynamical.frequencies(D)
     for star in stars:
         np.testing.assert_allclose(frequencies[star], frequencies[star[:1]].repeat(len(star), 0), rtol=0, atol=1e-6)
-    same = bloch.symmetric_matrices(ARGON, exact, bloch_mesh)
+    same = dynamical.symmetric_matrices(ARGON, exact, bloch_mesh)
     np.testing.assert_allclose(same, D, rtol=0, atol=1e-10)
-    assert sorted(modes._primitive(atoms).get_masses()) == [36.0, 38.0, 40.0, 40.0]
+    assert sorted(soft_modes._primitive(atoms).get_masses()) == [36.0, 38.0, 40.0, 40.0]
 
 
 def distinct_mesh(n):
@@ -242,17 +232,17 @@ def test_one_atom_without_a_mode_of_its_own(program, options, message, tmp_path,
 def test_few_modes_run_through(atoms, supercell, mesh, tmp_path, monkeypatch):
     """fcc on a mesh with modes, and Gamma alone of a crystal that has optical ones: numbers everywhere."""
     monkeypatch.setattr(equijax, "load", lambda path: ARGON)
-    monkeypatch.setattr(modes.forcefield, "load", lambda path: ARGON)
+    monkeypatch.setattr(soft_modes.forcefield, "load", lambda path: ARGON)
     atoms.write(tmp_path / "argon.extxyz")
     common = [str(tmp_path / "argon.extxyz"), "--model", "none", "--mesh", *mesh.split()]
     options = ["--out", str(tmp_path / "phonons"), "--supercell", *supercell.split(), "--allow-unrelaxed"]
-    assert phonons_cli.main([*common, *options]) == 0
+    assert phonons.main([*common, *options]) == 0
     for table in ("dos.csv", "thermal.csv"):
         values = np.loadtxt(tmp_path / "phonons" / table, delimiter=",", skiprows=1)
         assert len(values) and np.isfinite(values).all()
-    assert modes.main([*common, "--out", str(tmp_path / "modes"), "--rounds", "1"]) == 0
+    assert main([*common, "--out", str(tmp_path / "modes"), "--rounds", "1"]) == 0
 
 
 def test_thermal_properties_without_a_mode():
-    found = thermo.harmonic([[0, 0, 0]], [[0.0, 0.0, 0.0]], None, [300.0])
+    found = thermal.harmonic([[0, 0, 0]], [[0.0, 0.0, 0.0]], None, [300.0])
     assert found.imaginary_excluded == 0 and found.free_energy[0] == 0

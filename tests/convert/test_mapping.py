@@ -15,7 +15,7 @@ from convert import archive
 from convert.mapping import _compress, source_dtype, table, to_flax, u_names
 from convert.modules import Opaque, TorchModel, flatten, read_model
 from convert.unpickle import UnreadableModel, UnsupportedModel, interpret
-from equijax import predict
+from equijax import potential
 
 MINI = Path(str(resources.files("equijax"))) / "assets" / "mini.model"
 SYMMETRIC = "products.0.symmetric_contractions.contractions.0"
@@ -29,7 +29,7 @@ def mini() -> TorchModel:
 @pytest.fixture(scope="module")
 def initial(mini):
     """What the Flax model itself makes of the config."""
-    return predict.init_variables(to_flax(mini)[0])
+    return potential.init_variables(to_flax(mini)[0])
 
 
 def changed(model, *, attributes=None, tensors=None, classes=None, drop=()) -> TorchModel:

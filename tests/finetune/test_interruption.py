@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 
 import equijax
-from equijax import checkpoint, finetune, report, train, trees
+from equijax import checkpoint, pytrees
+from equijax.finetune import report, trainer
+from equijax.programs import finetune
 
 ROOT = Path(__file__).resolve().parents[2]
 # Too fast to get better at every epoch: weights of another epoch than the best one would be found out.
@@ -56,7 +58,7 @@ def whole(arguments, tmp_path_factory):
 
 def same(found: Path, expected: Path) -> None:
     """Weights and log are those of the other run, bit for bit, and its report but for the time it took."""
-    weights = [trees.paths_of(equijax.load(run / "best").variables) for run in (found, expected)]
+    weights = [pytrees.paths_of(equijax.load(run / "best").variables) for run in (found, expected)]
     jax.tree.map(np.testing.assert_array_equal, *weights)
     assert (found / "metrics.jsonl").read_text() == (expected / "metrics.jsonl").read_text()
     reports = [json.loads((run / "report.json").read_text()) | {"seconds": None} for run in (found, expected)]
@@ -158,7 +160,7 @@ def test_a_half_written_last_line_of_the_log_resumes(cut, tmp_path):
     log = tmp_path / "metrics.jsonl"
     lines = (path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
     log.write_text("".join(lines + lines[1:]) + lines[0][: random.Random(0).randrange(1, len(lines[0]) - 1)])
-    with report.Log(log, train.Progress(epoch=2), 1, 0) as writer:
+    with report.Log(log, trainer.Progress(epoch=2), 1, 0) as writer:
         writer({"epoch": 3, "loss": 1.0})
     assert log.read_text() == "".join(lines[:2]) + '{"epoch": 3, "loss": 1.0}\n'
     log.write_text("not JSON\n" + lines[1])
