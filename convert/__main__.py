@@ -1,7 +1,10 @@
 """`python -m convert SOURCE OUT`: a mace-torch model to an equijax checkpoint, or back with --to-torch."""
 
+import importlib.util
 import sys
 import time
+import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +13,8 @@ import tyro
 
 from convert import download
 from convert.unpickle import UnreadableModel, UnsupportedModel
+from equijax import outputs
+from equijax.programs import runner
 
 
 @dataclass(frozen=True)
@@ -32,36 +37,25 @@ class ConvertConfig:
     """Accept the licence of a published model that is not MIT."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of `python -m convert` and `equijax-convert`.
-
-    Raises:
-      SystemExit: the conversion is impossible; the message says what was found and what to do.
-    """
+@runner.program("python -m convert")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m convert` and `equijax-convert`."""
     config = tyro.cli(ConvertConfig, args=argv, prog="python -m convert", config=(tyro.conf.FlagCreatePairsOff,))
     if config.list:
         print(download.listing())
         return 0
     if config.source is None or config.out is None:
-        raise SystemExit("python -m convert: give SOURCE and OUT (or --list; --help explains)")
-    try:
-        if config.to_torch:
-            return _to_torch(config.source, config.out)
-        return _from_torch(config)
-    except (UnreadableModel, UnsupportedModel) as error:
-        raise SystemExit(f"python -m convert: cannot convert {config.source}: {error}") from None
-    except (download.DownloadError, PermissionError, FileNotFoundError, FileExistsError) as error:
-        raise SystemExit(f"python -m convert: {error}") from None
-    except KeyError as error:  # an unknown name: KeyError quotes its message
-        raise SystemExit(f"python -m convert: {error.args[0]}") from None
+        raise ValueError("give SOURCE and OUT (or --list; --help explains)")
+    if config.to_torch:
+        return _to_torch(config.source, config.out)
+    return _from_torch(config.source, config.out, config)
 
 
-def _from_torch(config: ConvertConfig) -> int:
-    assert config.source is not None and config.out is not None
-    out = config.out
-    if out.exists() and not (out / "config.json").is_file():
-        raise FileExistsError(f"{out} exists and is no equijax checkpoint; choose another name for OUT")
-    path = _locate(config.source, config.accept_licence)
+def _from_torch(source: str, out: Path, options: ConvertConfig) -> int:
+    outputs.check_replaceable(out, outputs.MODEL)
+    if options.verify:
+        _require_torch("--verify")
+    path = _locate(source, options)
 
     import equijax  # what needs jax comes after the answers that do not
     from convert.mapping import source_dtype, to_flax
@@ -69,29 +63,48 @@ def _from_torch(config: ConvertConfig) -> int:
     from equijax import checkpoint
 
     started = time.perf_counter()
-    model = read_model(path)
-    model_config, variables = to_flax(model, None if config.dtype == "file" else config.dtype)
-    dtype = source_dtype(model) if config.dtype == "file" else config.dtype
-    metadata = {"source": path.name, "sha256": download.sha256_of(path), "source_dtype": source_dtype(model),
-                "dtype": dtype, "torch_class": model.classes[""], "version": equijax.__version__}  # fmt: skip
-    checkpoint.save(out, model_config, variables, metadata)
-    print(f"{path.name} -> {out} ({time.perf_counter() - started:.1f} s)\n{_summary(model_config, variables, dtype)}")
-    if config.verify:
+    try:
+        model = read_model(path)
+        config, variables = to_flax(model, None if options.dtype == "file" else options.dtype)
+    except (UnreadableModel, UnsupportedModel) as error:
+        raise type(error)(f"cannot convert {source}: {error}") from error
+    dtype = source_dtype(model) if options.dtype == "file" else options.dtype
+    metadata = {
+        "source": path.name,
+        "sha256": download.sha256_of(path),
+        "source_dtype": source_dtype(model),
+        "dtype": dtype,
+        "torch_class": model.classes[""],
+        "version": equijax.__version__,
+    }
+    checkpoint.save(out, config, variables, metadata)
+    print(f"{path.name} -> {out} ({time.perf_counter() - started:.1f} s)\n{_summary(config, variables, dtype)}")
+    if options.verify:
+        from convert.verify import compare
+
         coarser = "float32" if "float32" in (dtype, metadata["source_dtype"]) else "float64"
-        return _verify(path, model_config, variables, coarser)
+        return compare(path, config, variables, coarser)
     return 0
 
 
-def _locate(source: str, accept_licence: bool) -> Path:
-    """The file that SOURCE means: a path, or a published name to download."""
+def _locate(source: str, options: ConvertConfig) -> Path:
+    """The file that SOURCE means: a path, or a published model to download.
+
+    Raises:
+      FileNotFoundError, DownloadError: neither; see `convert.download`.
+      PermissionError: a licence must be accepted, or torch would run a file whose checksum failed.
+    """
     path = Path(source).expanduser()
-    if path.is_file():
-        return path
     if path.is_dir():
         raise FileNotFoundError(f"{source} is a directory; SOURCE is a .model file (use --to-torch for a checkpoint)")
-    if path.suffix or "/" in source:
-        raise FileNotFoundError(f"there is no file {source}")
-    return download.fetch(source, accept_licence=accept_licence)
+    published = download.cached(path)
+    if path.is_file() and published is None:
+        return path
+    published = published or download.find(source)
+    path = download.fetch(published.name, accept_licence=options.accept_licence)
+    if options.verify and not download.is_published(published, path):
+        raise PermissionError(f"--verify would run code in {path}, whose checksum failed: convert it without --verify")
+    return path
 
 
 def _summary(config, variables, dtype: str) -> str:
@@ -102,19 +115,18 @@ def _summary(config, variables, dtype: str) -> str:
             f"{config.hidden_irreps}, r_max {config.r_max:g} A, {count:,} parameters in {dtype}")  # fmt: skip
 
 
-def _verify(path: Path, config, variables, dtype: str) -> int:
-    try:
-        from convert.verify import compare
-    except ImportError as error:
-        raise SystemExit(f"--verify needs mace-torch ({error}): pip install 'equijax[parity]'") from None
-    return compare(path, config, variables, dtype)
+def _require_torch(option: str) -> None:
+    missing = [name for name in ("torch", "mace") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"{option} needs {' and '.join(missing)}: pip install 'equijax[parity]'")
 
 
 def _to_torch(source: str, out: Path) -> int:
-    try:
-        from convert.to_torch import write_torch
-    except ImportError as error:
-        raise SystemExit(f"--to-torch needs mace-torch ({error}): pip install 'equijax[parity]'") from None
+    _require_torch("--to-torch")
+    if out.exists() and not zipfile.is_zipfile(out):
+        raise FileExistsError(f"refusing to replace {out}: it is not a torch file; choose another name")
+
+    from convert.to_torch import write_torch
     from equijax import checkpoint
 
     config, variables, _ = checkpoint.load(source)

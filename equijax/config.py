@@ -6,8 +6,6 @@ import types
 import typing
 from dataclasses import dataclass
 
-import e3nn_jax as e3nn
-
 INTERACTIONS = (
     "RealAgnosticInteractionBlock",
     "RealAgnosticResidualInteractionBlock",
@@ -77,23 +75,23 @@ class ModelConfig:
                 f"correlation {self.correlation} must have one entry for each of the "
                 f"{self.num_interactions} interactions"
             )
-        for mul, ir in e3nn.Irreps(self.hidden_irreps):
+        for mul, ir in _irreps(self.hidden_irreps):
             if ir.p != (-1) ** ir.l or mul != self.channels:
                 raise ValueError(
                     f"hidden_irreps {self.hidden_irreps!r}: need the same multiplicity of natural-parity "
                     "irreps (0e, 1o, 2e, ...), one of each l"
                 )
-        if [ir.l for _, ir in e3nn.Irreps(self.hidden_irreps)] != list(range(self.hidden_lmax + 1)):
+        if [ir.l for _, ir in _irreps(self.hidden_irreps)] != list(range(self.hidden_lmax + 1)):
             raise ValueError(f"hidden_irreps {self.hidden_irreps!r} must hold every l from 0 up, once")
 
     @property
     def channels(self) -> int:
         """Multiplicity C of every hidden irrep."""
-        return next(iter(e3nn.Irreps(self.hidden_irreps))).mul
+        return next(iter(_irreps(self.hidden_irreps))).mul
 
     @property
     def hidden_lmax(self) -> int:
-        return len(e3nn.Irreps(self.hidden_irreps)) - 1
+        return len(_irreps(self.hidden_irreps)) - 1
 
     def input_lmax(self, t: int) -> int:
         """Largest l of the node features that enter interaction `t`."""
@@ -111,6 +109,12 @@ class ModelConfig:
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1)
+
+
+def _irreps(text: str):
+    import e3nn_jax  # not at the top: with it come sympy and half of scipy, which no `--help` needs
+
+    return e3nn_jax.Irreps(text)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

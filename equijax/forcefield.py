@@ -1,6 +1,6 @@
 """A loaded model: hyper-parameters, arrays and provenance, with everything a user calls on it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -10,8 +10,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from equijax import checkpoint, graph, predict, stream
+from equijax import checkpoint, derivatives, graph, potential
 from equijax.config import ModelConfig
+from equijax.graph import packing, prefetch
+from equijax.graph.fields import Topology
 
 
 @dataclass(frozen=True)
@@ -21,17 +23,22 @@ class ForceField:
     config: ModelConfig
     variables: dict  # {"params": ..., "constants": ...} numpy arrays
     metadata: dict
-    pool: graph.SizePool = field(default_factory=graph.SizePool, repr=False, compare=False)  # of single structures
+    # of single structures
+    pool: graph.SizePool = field(
+        default_factory=lambda: graph.SizePool(ladders=graph.SHARED), repr=False, compare=False
+    )
     batch_pool: graph.SizePool = field(default_factory=graph.SizePool, repr=False, compare=False)  # of `evaluate`
     _on_device: dict = field(default_factory=dict, repr=False, compare=False)
 
     def device_variables(self, dtype: str = "float32") -> dict:
-        """The arrays in `dtype` on the default device, transferred once."""
+        """The arrays in `dtype` on the default device, transferred once; E0 stays here, in float64."""
         dtype = np.dtype(dtype).name
         if dtype not in self._on_device:
             # also right when first called while a function is being traced: a tracer must not end up in the cache
             with jax.enable_x64(dtype == "float64"), jax.ensure_compile_time_eval():
-                self._on_device[dtype] = jax.device_put(predict.cast(self.variables, dtype))
+                arrays = jax.device_put(potential.cast(self.variables, dtype))
+            e0 = np.asarray(self.variables["constants"]["atomic_energies"], np.float64)
+            self._on_device[dtype] = {**arrays, "constants": {**arrays["constants"], "atomic_energies": e0}}
         return self._on_device[dtype]
 
     def head_index(self, head: str | None) -> int:
@@ -47,9 +54,9 @@ class ForceField:
             raise ValueError(f"head {head!r}: expected one of {', '.join(heads)}")
         return heads.index(head)
 
-    def node_energies(self, variables: dict, vectors: jax.Array, inputs: dict) -> jax.Array:
-        """Interaction energies [N] eV of a graph on the device; see `predict.energy_from_vectors`."""
-        return predict.energy_from_vectors(self.config, variables, vectors, inputs)
+    def node_energies(self, variables: dict, vectors: jax.Array, topology: Topology) -> jax.Array:
+        """Interaction energies [N] eV of a graph on the device; see `potential.energy_from_vectors`."""
+        return potential.energy_from_vectors(self.config, variables, vectors, topology)
 
     def calculator(self, dtype: str = "float64", head: str | None = None, fast: bool = False):
         """An ASE calculator (energy, free_energy, energies, forces, stress); `fast`: see `specialise`."""
@@ -83,6 +90,7 @@ class ForceField:
         *,
         progress: bool = False,
         errors: Literal["raise", "report"] = "raise",
+        names: Sequence[str] | None = None,
     ) -> list[dict]:
         """Energy, forces and stress of many structures in full padded batches of few shapes, in input order.
 
@@ -93,13 +101,14 @@ class ForceField:
           progress: show a bar of structures done.
           errors: what to do with a structure the model cannot describe: "raise", or "report" it in its own result,
             {"error": message}, and go on with the rest.
+          names: what messages call the structures, such as file and frame; their indices in `images` by default.
 
         Returns:
-          per structure: energy (eV), energies [n] (eV), forces [n, 3] (eV/A), stress [3, 3] (eV/A^3, ASE sign; NaN
-          where the structure is not periodic in all directions).
+          per structure: energy (eV), energies [n] (eV), forces [n, 3] (eV/A), stress [3, 3] (eV/A^3, ASE sign, over
+          the volume of the cell, a slab's vacuum included; NaN where the cell vectors span none).
 
         Raises:
-          ValueError: a structure the model cannot describe, named by its index (unknown elements and broken cells are
+          ValueError: a structure the model cannot describe, named (unknown elements and broken cells are
             found before anything is computed); an unknown `errors`.
           FloatingPointError: a non-finite energy or force, the structure named.
         """
@@ -107,27 +116,28 @@ class ForceField:
             raise ValueError(f"errors = {errors!r}: expected 'raise' or 'report'")
         index = self.head_index(head)
         results: list[dict] = [{} for _ in images]
-        names = [f"structure {i} ({atoms.get_chemical_formula()})" for i, atoms in enumerate(images)]
+        called = names or [f"structure {i}" for i in range(len(images))]
+        called = [f"{name} ({a.get_chemical_formula()})" for name, a in zip(called, images, strict=True)]
 
         def attempt(i: int, function: Callable, *args):
             """The value; None, and an entry in the results, where it fails and errors are to be reported."""
             try:
-                return function(*args, names[i])
+                return function(*args, called[i])
             except (ValueError, FloatingPointError) as error:
                 if errors == "raise":
                     raise
                 results[i] = {"error": str(error)}
 
-        def structures() -> Iterator[stream.Structure]:
+        def structures() -> Iterator[packing.Structure]:
             for i, atoms in enumerate(images):
                 edges = None if results[i] else attempt(i, graph.neighbour_list, atoms, self.config.r_max)
                 if edges is not None:
-                    yield stream.structure(i, atoms, edges)
+                    yield packing.structure(i, atoms, edges)
 
         for i, atoms in enumerate(images):
             attempt(i, graph.check_atoms, atoms, self.config)
-        batches = stream.batches(structures(), self.batch_pool, len(self.config.species), stream.batch_slots())
-        prepared = stream.ahead((b, b.build(self.config, index)) for b in batches)
+        batches = packing.batches(structures(), self.batch_pool, len(self.config.species), packing.batch_slots())
+        prepared = prefetch.ahead((b, b.build(self.config, index)) for b in batches)
         with tqdm(total=len(images), desc="evaluate", unit="structure", disable=not progress) as bar:
             for batch, found in self._computed(prepared, dtype):
                 for s, result in zip(batch.members, found, strict=True):
@@ -138,24 +148,24 @@ class ForceField:
         return results
 
     def relax(self, images: list[ase.Atoms], **options) -> list:
-        """Relax many structures in batches; see `equijax.screen.relax`."""
-        from equijax import screen
+        """Relax many structures in batches; see `equijax.relax.batched.relax`."""
+        from equijax.relax import batched
 
-        return screen.relax(self, images, **options)
+        return batched.relax(self, images, **options)
 
     def _computed(self, prepared: Iterable[tuple], dtype: str) -> Iterator[tuple]:
         """(batch, one result per member): the device is given the next batch before the last one is read."""
         variables, waiting = self.device_variables(dtype), None
         for batch, padded in prepared:
-            started = predict.start(self.config, variables, padded, dtype)
+            started = derivatives.start(self.config, variables, padded, dtype)
             if waiting is not None:
                 yield self._finished(*waiting)
             waiting = batch, padded, started
         if waiting is not None:
             yield self._finished(*waiting)
 
-    def _finished(self, batch: stream.Batch, padded, started) -> tuple:
-        out = predict.finish(self.config, self.variables, padded, started)
+    def _finished(self, batch: packing.Batch, padded, started) -> tuple:
+        out = derivatives.finish(self.config, self.variables, padded, started)
         return batch, list(_split(out, [s.atoms for s in batch.members]))
 
 
@@ -165,7 +175,7 @@ def _split(out: dict, images: list[ase.Atoms]) -> Iterator[dict]:
     for g, atoms in enumerate(images):
         rows = slice(first, first + len(atoms))
         first += len(atoms)
-        stress = out["stress"][g] if atoms.pbc.all() else np.full((3, 3), np.nan)
+        stress = out["stress"][g] if graph.has_stress(atoms) else np.full((3, 3), np.nan)
         yield {
             "energy": float(out["energy"][g]),
             "energies": out["node_energy"][rows],

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import wraps
 
 import jax
+import jax.numpy as jnp
 
 FULL = "highest"
 
@@ -22,6 +23,16 @@ FULL = "highest"
 def of_model() -> str:
     """Precision of the model's products: `jax_default_matmul_precision` where it is set, "highest" where it is not."""
     return str(jax.config.jax_default_matmul_precision or FULL)
+
+
+def require(dtype) -> None:
+    """Refuse to compute in a dtype that JAX would silently lower.
+
+    Raises:
+      ValueError: float64 where JAX keeps to 32 bits.
+    """
+    if jnp.dtype(dtype) == jnp.float64 and not jax.config.jax_enable_x64:
+        raise ValueError("float64 needs `with jax.enable_x64(True):` around this call: JAX would compute in float32")
 
 
 def exact(function: Callable) -> Callable:

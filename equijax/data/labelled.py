@@ -15,27 +15,30 @@ from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
 from equijax.units import GPA_PER_EV_A3
 
+LABELS = ("energy", "forces", "stress")
 MAX_STRESS_EV_A3 = 6.0  # 1 TPa: no dataset of solids goes there, a stress in GPa or kbar does
 # A stress label is taken for mistaken where it follows the model's this closely but with another factor than ~1.
 MIN_CORRELATION, MAX_FACTOR, MIN_STRESSES = 0.8, 3.0, 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Keys:
-    """Names of the labels in a file; "auto" looks for REF_ names and then for ASE's own, "none" reads nothing."""
+    """Names of the labels in a file, the same options in every program; "none" reads nothing."""
 
-    energy: str = "auto"
-    """Total energy, eV."""
-    forces: str = "auto"
-    """Forces, eV/A."""
-    stress: str = "auto"
-    """Stress, eV/A^3, positive under tension (ASE)."""
-    virials: str = "auto"
-    """Virials, eV: stress = -virials / volume; used where there is no stress."""
-    weight: str = "weight"
-    """Weight of a structure in the loss, 1 where absent."""
-    head: str = "head"
-    """Head of the model a structure belongs to."""
+    energy_key: str = "auto"
+    """Name of the total energy (eV) in extxyz files; auto: REF_energy, else ASE's own; none: do not read."""
+    forces_key: str = "auto"
+    """Name of the forces (eV/A); auto: REF_forces or REF_force, else forces or force."""
+    stress_key: str = "auto"
+    """Name of the stress (eV/A^3, positive under tension, as ASE's); auto: REF_stress, else stress."""
+    virials_key: str = "auto"
+    """Name of the virials (eV), stress = -virials / volume where there is no stress; auto: REF_virials or REF_virial,
+    else virials or virial."""
+    weight_key: str = "auto"
+    """Name of a structure's weight in the loss; auto: config_weight or weight, and config_energy_weight,
+    config_forces_weight, config_stress_weight and config_virials_weight for its labels."""
+    head_key: str = "auto"
+    """Name of the head of the model that a structure belongs to; auto: head."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +50,8 @@ class Labelled:
     forces: np.ndarray | None = None  # [n, 3] eV/A; rows of NaN where unknown
     stress: np.ndarray | None = None  # [3, 3] eV/A^3, ASE sign
     weight: float = 1.0
-    source: str = "structure"  # "file:frame", for messages
+    label_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of energy, forces and stress, times `weight`
+    source: str = "structure"  # "frame 9 of FILE", for messages; frames count from 0, as ASE's indices
     head: str | None = None  # None: the head the run trains
     tangents: np.ndarray | None = None  # [n, B, 3] A; complex for displacement waves
     hvp: np.ndarray | None = None  # [n, B, 3] eV/A, force constants times tangents
@@ -75,9 +79,9 @@ def from_values(atoms: ase.Atoms, source: str, energy=None, forces=None, stress=
     """
     n = len(atoms)
     clean = ase.Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-    weight = others.get("weight", 1.0)
-    if not (np.isfinite(weight) and weight >= 0):
-        raise ValueError(f"{source}: weight {weight} must be finite and not negative")
+    for weight in (others.get("weight", 1.0), *others.get("label_weights", ())):
+        if not (np.isfinite(weight) and weight >= 0):
+            raise ValueError(f"{source}: weight {weight} must be finite and not negative")
     energy = None if energy is None or np.isnan(energy) else float(energy)
     if energy is not None and np.isinf(energy):
         raise ValueError(f"{source}: energy {energy} is not a number")
@@ -199,6 +203,9 @@ def to_atoms(labelled: Labelled) -> ase.Atoms:
     atoms.calc = SinglePointCalculator(atoms, **results)
     if labelled.weight != 1.0:
         atoms.info["weight"] = labelled.weight
+    for name, weight in zip(LABELS, labelled.label_weights, strict=True):
+        if weight != 1.0:
+            atoms.info[f"config_{name}_weight"] = weight
     if labelled.head is not None:
         atoms.info["head"] = labelled.head
     return atoms
@@ -213,7 +220,8 @@ def _digest(s: Labelled) -> bytes:
     digest = hashlib.sha256()
     fields = (s.atoms.numbers, s.atoms.positions, s.atoms.cell.array, s.atoms.pbc)
     labels = (s.energy, s.forces, s.stress, s.weight, s.tangents, s.hvp)
-    for x in (*fields, *labels, *([] if s.q is None else [s.q])):
+    more = [] if s.label_weights == (1.0, 1.0, 1.0) else [s.label_weights]
+    for x in (*fields, *labels, *more, *([] if s.q is None else [s.q])):
         kind = complex if np.iscomplexobj(x) else float
         digest.update(b"-" if x is None else np.ascontiguousarray(x, kind).tobytes())
     digest.update((s.head or "").encode())

@@ -5,15 +5,13 @@ from pathlib import Path
 
 import ase
 import numpy as np
-import phonopy
 from phonopy.harmonic.dynmat_to_fc import get_commensurate_points
 from phonopy.harmonic.force_constants import compact_fc_to_full_fc
-from phonopy.interface.calculator import get_calculator_physical_units
-from phonopy.interface.phonopy_yaml import PhonopyYaml
 
+from equijax import structures
 from equijax.data.labelled import Labelled, from_values
+from equijax.phonons.reference import has_forces, produce, program_of, read
 
-YAML_NAMES = ("phonopy_disp.yaml", "phonopy_params.yaml", "phonopy.yaml")
 AMPLITUDE_A = 0.1  # rms component of a random tangent
 
 
@@ -32,45 +30,8 @@ class ForceConstants:
 
 
 def is_phonopy(path: Path) -> bool:
-    """Whether a file is one of phonopy's, by its name and, for YAML, its first lines."""
-    name = path.name
-    if name.startswith(("FORCE_SETS", "FORCE_CONSTANTS")) or name.endswith(".hdf5"):
-        return True
-    if path.suffix not in (".yaml", ".yml"):
-        return False
-    with path.open() as file:
-        return any(line.startswith("phonopy:") for _, line in zip(range(20), file, strict=False))
-
-
-def read(path: str | Path) -> phonopy.Phonopy:
-    """A Phonopy object with the forces or force constants of `path`, in eV and A; nothing is read from elsewhere.
-
-    Raises:
-      FileNotFoundError: FORCE_SETS or FORCE_CONSTANTS without a phonopy yaml beside it.
-      ValueError: neither forces nor force constants, or units that phonopy does not name.
-    """
-    path = Path(path)
-    description = path if path.suffix in (".yaml", ".yml") else _beside(path)
-    stored = PhonopyYaml()
-    stored.read(description)
-    if stored.unitcell is None or stored.supercell_matrix is None:
-        raise ValueError(f"{description}: no unit cell or supercell matrix")
-    options = {"produce_fc": False, "symmetrize_fc": False, "is_nac": False, "is_compact_fc": False, "log_level": 0}
-    if path != description:
-        kind = "force_sets_filename" if path.name.startswith("FORCE_SETS") else "force_constants_filename"
-        options[kind] = path
-    elif not _has_forces(stored.dataset) and stored.force_constants is None:
-        # phonopy would go on to look in the working directory; look beside the file instead
-        beside = {"force_sets_filename": "FORCE_SETS", "force_constants_filename": "FORCE_CONSTANTS"}
-        found = {k: path.with_name(name) for k, name in beside.items() if path.with_name(name).is_file()}
-        if not found:
-            raise ValueError(
-                f"{path}: neither forces nor force constants in it, nor FORCE_SETS or FORCE_CONSTANTS beside"
-            )
-        options |= dict(list(found.items())[:1])
-    phonon = phonopy.load(description, **options)
-    _check_units(phonon, description)
-    return phonon
+    """Whether a file is one of phonopy's or phono3py's."""
+    return program_of(path) is not None
 
 
 def load(path: str | Path, tangents: int = 0, seed: int = 0) -> list[Labelled]:
@@ -80,7 +41,7 @@ def load(path: str | Path, tangents: int = 0, seed: int = 0) -> list[Labelled]:
       ValueError: force constants alone and no tangents asked for.
     """
     phonon = read(path)
-    out = _displaced(phonon, path) if _has_forces(phonon.dataset) else []
+    out = _displaced(phonon, path) if has_forces(phonon.dataset) else []
     if tangents:
         out += products(_constants(phonon, path), tangents, seed=seed)
     if not out:
@@ -138,34 +99,6 @@ def waves(
     return out
 
 
-def to_ase(cell) -> ase.Atoms:
-    """A PhonopyAtoms as ase.Atoms."""
-    return ase.Atoms(numbers=cell.numbers, cell=cell.cell, scaled_positions=cell.scaled_positions, pbc=True)
-
-
-def _beside(path):
-    for name in YAML_NAMES:
-        if path.with_name(name).is_file():
-            return path.with_name(name)
-    raise FileNotFoundError(f"{path} needs the structure it belongs to: one of {', '.join(YAML_NAMES)} beside it")
-
-
-def _has_forces(dataset) -> bool:
-    if dataset is None:
-        return False
-    return "forces" in dataset or any("forces" in d for d in dataset.get("first_atoms", ()))
-
-
-def _check_units(phonon, path):
-    units = get_calculator_physical_units(phonon.calculator)
-    factors = (units.distance_to_A, units.force_to_eVperA)
-    if factors[0] is None or factors[1] is None or not np.allclose(factors, 1.0, atol=1e-6):
-        raise ValueError(
-            f"{path}: made with {phonon.calculator}, whose lengths and forces phonopy keeps in {units.length_unit} and "
-            f"{units.force_unit}; expected A and eV/A: convert the file"
-        )
-
-
 def _displaced(phonon, path) -> list[Labelled]:
     dataset = phonon.dataset
     if "first_atoms" in dataset:
@@ -176,16 +109,14 @@ def _displaced(phonon, path) -> list[Labelled]:
         energies = list(dataset.get("supercell_energies", [None] * len(forces)))
     cells = phonon.supercells_with_displacements
     return [
-        from_values(to_ase(cell), f"{path}:{i}", energy=e, forces=f)
+        from_values(structures.to_ase(cell), f"{path}:{i}", energy=e, forces=f)
         for i, (cell, e, f) in enumerate(zip(cells, energies, forces, strict=True))
         if cell is not None and f is not None
     ]
 
 
 def _constants(phonon, path) -> ForceConstants:
-    if phonon.force_constants is None:
-        phonon.produce_force_constants()
-        phonon.symmetrize_force_constants()
+    produce(phonon, path)
     values = np.asarray(phonon.force_constants)
     if values.shape[0] != values.shape[1]:
         values = compact_fc_to_full_fc(phonon.primitive, values)
@@ -196,4 +127,4 @@ def _constants(phonon, path) -> ForceConstants:
     cells = np.rint((supercell.positions - supercell.positions[first][image]) @ inverse).astype(int)
     cell = ase.Atoms(supercell.numbers[first], supercell.positions[first], cell=primitive.cell, pbc=True)
     qpoints = get_commensurate_points(np.rint(supercell.cell @ inverse).astype(int).T)
-    return ForceConstants(to_ase(supercell), values, str(path), cell, first, image, cells, qpoints)
+    return ForceConstants(structures.to_ase(supercell), values, str(path), cell, first, image, cells, qpoints)

@@ -1,14 +1,13 @@
 """Compile C++ kernels on first use, keep them in the user's cache, hand them to XLA as FFI targets.
 
-EQUIJAX_KERNELS chooses: "auto" (default; without a compiler XLA does the work, which is said once), "off" (always XLA)
-or "require" (an error where a kernel cannot be built).
+EQUIJAX_KERNELS chooses: "auto" (default; where a kernel cannot be had, XLA does the work, which is said once), "off"
+(always XLA) or "require" (an error where a kernel cannot be had).
 """
 
 import ctypes
 import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,8 @@ from functools import cache
 from pathlib import Path
 
 import jax
-import platformdirs
+
+from equijax import compiled
 
 FLAGS = ("-std=c++17", "-O2", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-w")
 MODES = ("auto", "off", "require")
@@ -42,17 +42,9 @@ def mode() -> str:
     return value
 
 
-@cache
-def cpu_flags() -> str:
-    """Features of this processor as one string: part of the cache key, because code is compiled for it alone."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-
-
 def vector_bytes(channels: int, itemsize: int) -> int | None:
     """The widest SIMD register that `channels` numbers fill evenly, bytes; None where not even 16 bytes do."""
-    widest = next((size for flag, size in REGISTERS if flag in cpu_flags().split()), 16)
+    widest = next((size for flag, size in REGISTERS if flag in compiled.processor().split()), 16)
     sizes = [size for size in (64, 32, 16) if size <= widest and channels % (size // itemsize) == 0]
     return sizes[0] if sizes else None
 
@@ -86,17 +78,13 @@ def target(name: str, source: str) -> str | None:
     cxx = compiler()
     if not wanted() or cxx is None:
         return None
-    version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout
-    headers = "".join(p.read_text() for p in sorted(Path(__file__).parent.glob("*.h")))
-    text = "\0".join((source, headers, cpu_flags(), version, jax.__version__, *FLAGS))
-    key = f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:20]}"
-    library = platformdirs.user_cache_path("equijax") / "kernels" / f"{key}.so"
-    with _locks[key]:  # who needs a kernel that another thread is compiling waits for it
-        if not library.exists():
-            error = _compile(cxx, source, library, name)
-            if error:
-                return _without(f"the {name} kernel is not available, {cxx} failed: {error}")
-        symbol = ctypes.CDLL(str(library)).handler
+    with _locks[name, source]:  # who needs a kernel that another thread is compiling waits for it
+        try:
+            key = _key(cxx, name, source)
+            library = _kept(key) or _compile(cxx, name, source, key)
+            symbol = ctypes.CDLL(str(library)).handler
+        except OSError as error:
+            return _without(f"the {name} kernel is not available: {error}")
         # the key is part of the name: a program in JAX's compilation cache never meets another version of its kernel
         if key not in _registered:
             jax.ffi.register_ffi_target(f"equijax_{key}", jax.ffi.pycapsule(symbol), platform="cpu")
@@ -104,11 +92,36 @@ def target(name: str, source: str) -> str | None:
     return f"equijax_{key}"
 
 
-def _compile(cxx: str, source: str, library: Path, name: str) -> str | None:
-    """Build `library` atomically; the compiler's first error where there is one."""
-    print(f"equijax: compiling the {name} kernel for this processor (once) into {library.parent}", file=sys.stderr)
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+def _key(cxx: str, name: str, source: str) -> str:
+    """A name for what is compiled: from which text, by what, and for which processor."""
+    version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout
+    headers = "".join(p.read_text() for p in sorted(Path(__file__).parent.glob("*.h")))
+    text = "\0".join((source, headers, compiled.processor(), version, jax.__version__, *FLAGS))
+    return f"{name}_{_digest(text.encode())}"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:20]
+
+
+def _kept(key: str) -> Path | None:
+    """The library in the cache. Its name ends in the digest of its content: one that was damaged is made again."""
+    for path in compiled.folder("kernels").glob(f"{key}_*.so"):
+        if path.stem == f"{key}_{_digest(path.read_bytes())}":
+            return path
+        path.unlink(missing_ok=True)
+    return None
+
+
+def _compile(cxx: str, name: str, source: str, key: str) -> Path:
+    """Build the library beside its place, then move it there.
+
+    Raises:
+      OSError: the compiler failed (its first error), or the folder cannot be written to.
+    """
+    folder = compiled.folder("kernels")
+    print(f"equijax: compiling the {name} kernel for this processor (once) into {folder}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
         file, built = Path(scratch) / f"{name}.cc", Path(scratch) / "built.so"
         file.write_text(source)
         include = (f"-I{Path(__file__).parent}", f"-I{jax.ffi.include_dir()}")
@@ -116,9 +129,11 @@ def _compile(cxx: str, source: str, library: Path, name: str) -> str | None:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             errors = [line for line in result.stderr.splitlines() if "error" in line] or [result.stderr[-200:]]
-            return errors[0].strip()
+            raise ChildProcessError(f"{cxx} failed: {errors[0].strip()}")
+        built.chmod(0o700)
+        library = folder / f"{key}_{_digest(built.read_bytes())}.so"
         os.replace(built, library)
-    return None
+    return library
 
 
 @cache

@@ -29,14 +29,19 @@ struct Operand {
   Real* at(int64_t b) const { return data + b * stride; }
 };
 
+constexpr int64_t ROW = int64_t{NUM_PATHS} * C;  // radial functions of one edge
+
 struct Problem {
-  int64_t N, K, M, batch;
+  int64_t N, K, M, batch, rows;
   Operand R, Y, h, A, W, out[3];
   const int32_t *senders, *reverse, *first;
   bool used(int64_t e) const { return TERMS == 0 || first[e] >= 0; }
+  // Indices are 32 bits wide, what they are multiplied by is 64; out of range, they are clamped as XLA clamps them.
+  const Real* sender(int64_t b, int64_t e) const { return h.at(b) + clamp(senders[e], M) * NUM_H * C; }
+  int64_t reversed(int64_t e) const { return clamp(reverse[e], N * K); }
+  const Real* table(int64_t e) const { return W.data + clamp(first[e], rows - TERMS + 1) * ROW; }
+  static int64_t clamp(int64_t i, int64_t size) { return std::clamp<int64_t>(i, 0, size - 1); }
 };
-
-constexpr int64_t ROW = NUM_PATHS * C;  // radial functions of one edge
 
 // R of edge e: where it lies, or `scratch` filled from the table.
 INLINE const Real* radial(const Problem& p, int64_t b, int64_t e, Real* scratch) {
@@ -44,7 +49,7 @@ INLINE const Real* radial(const Problem& p, int64_t b, int64_t e, Real* scratch)
     return p.R.at(b) + e * ROW;
   } else {
     const Real* phi = p.R.at(b) + e * TERMS;
-    const Real* W = p.W.data + p.first[e] * ROW;
+    const Real* W = p.table(e);
     for (int64_t c = 0; c < ROW; c += LANES) {
       Vector sum = phi[0] * load(W + c);
       each<TERMS - 1>([&](auto j) __attribute__((always_inline)) { sum += phi[j + 1] * load(W + (j + 1) * ROW + c); });
@@ -56,7 +61,7 @@ INLINE const Real* radial(const Problem& p, int64_t b, int64_t e, Real* scratch)
 
 // The derivative with respect to phi from that with respect to R, for the slots of the table that edge e uses.
 INLINE void project(const Problem& p, int64_t e, const Real* dR, Real* dphi) {
-  const Real* W = p.W.data + p.first[e] * ROW;
+  const Real* W = p.table(e);
   Vector sum[TERMS + 1] = {};
   for (int64_t c = 0; c < ROW; c += LANES) {
     const Vector d = load(dR + c);
@@ -122,7 +127,7 @@ void sum_neighbours(const Problem& p, int64_t b, int64_t n) {
     for (; e < end && edges < EDGES; ++e) {
       if (!p.used(e)) continue;
       fold(p.Y.at(b) + e * NUM_Y, B[edges]);
-      h[edges] = p.h.at(b) + p.senders[e] * NUM_H * C;
+      h[edges] = p.sender(b, e);
       R[edges] = radial(p, b, e, scratch[edges]);
       ++edges;
     }
@@ -150,7 +155,7 @@ void edge_derivatives(const Problem& p, int64_t b, int64_t n) {
       if constexpr (DO_Y) std::fill(Y_out, Y_out + NUM_Y, Real(0));
       continue;
     }
-    const Real* h = p.h.at(b) + p.senders[e] * NUM_H * C;
+    const Real* h = p.sender(b, e);
     const Real* R = DO_Y ? radial(p, b, e, scratch) : nullptr;
     Real* R_out = TABLE ? dR : out;
     if constexpr (DO_R) fold(p.Y.at(b) + e * NUM_Y, B);
@@ -200,7 +205,7 @@ void sum_to_sender(const Problem& p, int64_t b, int64_t s, const Operand& out) {
   std::fill(h, h + NUM_H * C, Real(0));
   Real B[NUM_B], scratch[TERMS == 0 ? 1 : ROW];
   for (int64_t j = 0; j < slots; ++j) {
-    const int64_t e = p.reverse[s * slots + j];
+    const int64_t e = p.reversed(s * slots + j);
     if (!p.used(e)) continue;
     const Real* R = radial(p, b, e, scratch);
     const Real* A = p.A.at(b) + (e / p.K) * NUM_ROWS * C;
@@ -229,9 +234,13 @@ void sum_to_sender(const Problem& p, int64_t b, int64_t s, const Operand& out) {
 // h, A, W; then senders, reverse and, with a table, first.
 ffi::Error convolution(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, std::string_view present,
                        std::string_view outputs, int64_t N, int64_t K, int64_t M) {
-  Problem p{N, K, M, 1, {}, {}, {}, {}, {}, {}, nullptr, nullptr, nullptr};
+  Problem p{};
+  p.N = N, p.K = K, p.M = M, p.batch = 1;
   const size_t operands = present.size();
   if (args.size() != operands + 2 + (TERMS > 0)) return ffi::Error::InvalidArgument("convolution: wrong number of operands");
+  for (size_t i = operands; i < args.size(); ++i)
+    if (static_cast<int64_t>(args.get<ffi::AnyBuffer>(i)->element_count()) != N * K)
+      return ffi::Error::InvalidArgument("convolution: one sender, reverse and first for each of the N K slots");
   for (size_t i = 0; i < operands; ++i) {
     auto x = *args.get<ffi::AnyBuffer>(i);
     const char name = present[i];
@@ -240,6 +249,7 @@ ffi::Error convolution(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remai
     o.data = static_cast<Real*>(x.untyped_data());
     o.stride = members == 1 ? 0 : static_cast<int64_t>(x.element_count()) / members;
     p.batch = std::max(p.batch, members);
+    if (name == 'W') p.rows = x.dimensions()[1];
   }
   p.senders = args.get<ffi::AnyBuffer>(operands)->typed_data<int32_t>();
   p.reverse = args.get<ffi::AnyBuffer>(operands + 1)->typed_data<int32_t>();

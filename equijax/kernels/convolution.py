@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from equijax import couplings
 from equijax.kernels import build, multilinear
-from equijax.nn import cg
 
 NAMES = "RYhA"  # operands of the first form
 TABLE_NAMES = "RYhWA"  # of the second, phi in the place of R
@@ -59,7 +59,7 @@ def table_sum(h: list[jax.Array], phi, first, table, Y: jax.Array, paths, sender
 
 def radial_from_table(phi: jax.Array, first: jax.Array, table: jax.Array) -> jax.Array:
     """R[n, k, p, c] = sum_j phi[n, k, j] table[first[n, k] + j, p, c] as an array [N, K, P, C]."""
-    rows = first.reshape(phi.shape[:2])
+    rows = jnp.clip(first, 0, table.shape[0] - phi.shape[-1]).reshape(phi.shape[:2])
     # one gather a term, each fused into the sum: together they would be J times the size of R
     return sum(phi[..., j, None, None] * jnp.take(table, rows + j, axis=0, mode="clip") for j in range(phi.shape[-1]))
 
@@ -96,7 +96,7 @@ def _xla(slot, operands, index, shapes, paths):
     out = jnp.zeros((batch, *shape), operands[0].dtype)
     row = 0
     for i, (l1, l2, l3) in enumerate(paths):
-        C = cg.clebsch_gordan(l1, l2, l3).astype(out.dtype)
+        C = couplings.clebsch_gordan(l1, l2, l3).astype(out.dtype)
         part = {
             0: (..., i, slice(None)),
             1: (..., slice(l2 * l2, (l2 + 1) ** 2)),
@@ -109,7 +109,7 @@ def _xla(slot, operands, index, shapes, paths):
         out = out.at[part[slot]].add(jnp.einsum(f"abm,{inputs}->{letters[slot]}", C, *full, optimize="greedy"))
         row += 2 * l3 + 1
     if slot == 2:
-        out = out.reshape(batch, n * k, *shape[2:])[:, reverse]
+        out = jnp.take(out.reshape(batch, n * k, *shape[2:]), reverse, axis=1, mode="clip")
         out = out.reshape(batch, shapes[2][0], -1, *shape[2:]).sum(2)
     return out
 
@@ -173,7 +173,7 @@ def source(paths, terms: int, channels: int, scalar: str, size: int) -> str:
     rows = entries = 0
     tables = []
     for i, (l1, l2, l3) in enumerate(paths):
-        C = cg.clebsch_gordan(l1, l2, l3)
+        C = couplings.clebsch_gordan(l1, l2, l3)
         values = ", ".join(f"{{{', '.join('{' + ', '.join(map(_number, b)) + '}' for b in a)}}}" for a in C)
         constants = f"l1 = {l1}, l2 = {l2}, l3 = {l3}, row = {rows}, b = {entries}"
         array = f"c[{2 * l1 + 1}][{2 * l2 + 1}][{2 * l3 + 1}] = {{{values}}}"
@@ -199,7 +199,7 @@ def source(paths, terms: int, channels: int, scalar: str, size: int) -> str:
 
 
 def _number(x: float) -> str:
-    return repr(float(x)) if abs(x) > cg.ZERO else "0"
+    return repr(float(x)) if abs(x) > couplings.ZERO else "0"
 
 
 _neighbour_sum = multilinear.make(multilinear.Form("neighbour_sum", 4, _xla, partial(_cpu, NAMES)))

@@ -62,7 +62,7 @@ def plain(w: jax.Array, x: jax.Array, slot: jax.Array, table: Terms) -> jax.Arra
     factors, component = table.arrays()
     order = np.argsort(component, kind="stable")
     padded = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
-    products = w[:, order] if w.shape[0] == 1 else w[:, order][slot]
+    products = w[:, order] if w.shape[0] == 1 else jnp.take(w[:, order], slot, axis=0, mode="clip")
     for f in factors[order].T:
         products = products * padded[:, f]
     bounds = np.searchsorted(component[order], np.arange(table.outputs + 1))
@@ -131,10 +131,13 @@ def target(degree: int, variables: int, channels: int, dtype: str) -> str | None
     size = _register_bytes(channels, dtype) if dtype in TYPES else None
     if size is None:
         return None
-    head = (
-        f"using Real = {TYPES[dtype]};\n#define BYTES {size}\nconstexpr int DEGREE = {degree}, VARIABLES = {variables};"
-    )
-    return build.target("polynomial", f"{head}\n{(Path(__file__).parent / 'polynomial.cc').read_text()}")
+    return build.target("polynomial", source(degree, variables, TYPES[dtype], size))
+
+
+def source(degree: int, variables: int, scalar: str, size: int) -> str:
+    """C++ text of the kernel: constants, polynomial.cc."""
+    head = f"using Real = {scalar};\n#define BYTES {size}\nconstexpr int DEGREE = {degree}, VARIABLES = {variables};"
+    return f"{head}\n{(Path(__file__).parent / 'polynomial.cc').read_text()}"
 
 
 def _register_bytes(channels, dtype):

@@ -3,17 +3,20 @@
 import hashlib
 import http.server
 import re
+import ssl
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from convert import download
-from convert.download import PUBLISHED, ChecksumWarning, DownloadError, Published, fetch
+from convert.download import PUBLISHED, ChecksumWarning, DownloadError, Published, fetch, find
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 NAME = "mace-mp-0b3-medium"
+CERTIFICATE = Path(__file__).parent / "localhost.pem"  # with its key, for these tests; valid for a hundred years
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -27,6 +30,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             start = int(found[1])
         if "missing" in self.path:
             return self.send_error(404)
+        if self.path.startswith("/moved/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/moved"))
+            return self.end_headers()
         if start >= len(CONTENT):
             return self.send_error(416)
         self.send_response(206 if start else 200)
@@ -89,9 +96,11 @@ def test_wrong_partial_file_is_replaced(server, monkeypatch, tmp_path, stale):
 
 def test_checksum_mismatch_is_loud_and_prints_both(server, monkeypatch, tmp_path):
     publish(monkeypatch, server, sha256="0" * 64)
-    with pytest.warns(ChecksumWarning, match=f"(?s){'0' * 64}.*{SHA256}"):
-        path = fetch(NAME, cache=tmp_path)
-    assert path.read_bytes() == CONTENT
+    for _ in range(2):  # the second time from the cache
+        with pytest.warns(ChecksumWarning, match=f"(?s){'0' * 64}.*{SHA256}"):
+            path = fetch(NAME, cache=tmp_path)
+        assert path.read_bytes() == CONTENT and not download.is_published(PUBLISHED[NAME], path)
+    assert server.log == [None]
 
 
 @pytest.mark.parametrize(("path", "reason"), [("missing", "404"), ("page", "web page")])
@@ -108,9 +117,14 @@ def test_no_network_says_what_to_put_where(monkeypatch, tmp_path):
         fetch("x", cache=tmp_path)
 
 
-def test_file_put_by_hand_is_used(tmp_path):
-    (tmp_path / PUBLISHED[NAME].filename).write_bytes(b"by hand")
+def test_file_put_by_hand_is_used_and_checked(tmp_path, monkeypatch):
+    entry = replace(PUBLISHED[NAME], sha256=hashlib.sha256(b"by hand").hexdigest())
+    monkeypatch.setitem(PUBLISHED, NAME, entry)
+    (tmp_path / entry.filename).write_bytes(b"by hand")
     assert fetch(NAME, cache=tmp_path).read_bytes() == b"by hand"
+    (tmp_path / entry.filename).write_bytes(b"another")
+    with pytest.warns(ChecksumWarning):
+        fetch(NAME, cache=tmp_path)
 
 
 def test_other_licences_must_be_accepted(server, monkeypatch, tmp_path, capsys):
@@ -122,9 +136,72 @@ def test_other_licences_must_be_accepted(server, monkeypatch, tmp_path, capsys):
     assert "non-commercial" in capsys.readouterr().err
 
 
-def test_unknown_name_suggests_known_ones():
-    with pytest.raises(KeyError, match="mace-mp-0b3-medium.*--list"):
-        fetch("mace-mp-0b3-medum")
+MP, OFF = "https://github.com/ACEsuit/mace-mp/releases/download", "https://github.com/ACEsuit/mace-off/blob/main"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        # what mace_mp and mace_off take
+        ("small", "mace-mp-0a-small"),
+        ("medium", "mace-mp-0a-medium"),
+        ("large", "mace-mp-0-large-2022.9"),
+        ("small-0b", "mace-mp-0b-small"),
+        ("medium-0b", "mace-mp-0b-medium"),
+        ("small-0b2", "mace-mp-0b2-small"),
+        ("medium-0b2", "mace-mp-0b2-medium"),
+        ("large-0b2", "mace-mp-0b2-large"),
+        ("medium-0b3", "mace-mp-0b3-medium"),
+        ("medium-mpa-0", "mace-mpa-0-medium"),
+        ("small-omat-0", "mace-omat-0-small"),
+        ("medium-omat-0", "mace-omat-0-medium"),
+        ("mace-matpes-r2scan-0", "mace-matpes-r2scan-0"),
+        ("mace_off23_small", "mace-off23-small"),
+        # names of files and families, and how mace-torch's cache spells them
+        ("MACE-MP-0b3", "mace-mp-0b3-medium"),
+        ("2023-12-03-mace-128-L1_epoch-199.model", "mace-mp-0a-medium"),
+        ("20231203mace128L1_epoch199model", "mace-mp-0a-medium"),
+        ("mace-mp-0b3-medium.model", "mace-mp-0b3-medium"),
+        ("MACE-OFF23_medium.model", "mace-off23-medium"),
+        # addresses
+        (f"{MP}/mace_mp_0b3/mace-mp-0b3-medium.model", "mace-mp-0b3-medium"),
+        (f"{OFF}/mace_off23/MACE-OFF23_small.model?raw=true", "mace-off23-small"),
+    ],
+)
+def test_names_that_people_type(typed, meant):
+    assert find(typed) is PUBLISHED[meant]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_spelling_of_a_published_name_means_it_alone(name):
+    for typed in (name, name.upper(), name.replace("-", "_"), name + ".model", PUBLISHED[name].filename):
+        assert find(typed) is PUBLISHED[name]
+
+
+@pytest.mark.parametrize(
+    ("typed", "suggested"),
+    [
+        ("mace-mp-0b3-medum", "mace-mp-0b3-medium"),
+        ("mace-off-small", "mace-off23-small"),
+        ("extra_large", "mace-off23-large"),
+        ("mh-1", "mace-mpa-0-medium"),
+        ("https://example.org/mace_mp_0b3/mace-mp-0b3-medium.model", "mace-mp-0b3-medium"),
+        ("folder/mace-mp-0b3-medium.model", "mace-mp-0b3-medium"),
+    ],
+)
+def test_unknown_names_get_three_suggestions(typed, suggested):
+    with pytest.raises(FileNotFoundError, match="--list") as raised:
+        fetch(typed)
+    names = re.search(r"perhaps (.*)\?", str(raised.value))[1].split(", ")
+    assert len(set(names)) == 3 and set(names) <= set(PUBLISHED) and suggested in names
+
+
+def test_an_alias_is_said_to_be_one(tmp_path, monkeypatch, capsys):
+    entry = replace(PUBLISHED[NAME], sha256=hashlib.sha256(b"x").hexdigest())
+    monkeypatch.setitem(PUBLISHED, NAME, entry)
+    (tmp_path / entry.filename).write_bytes(b"x")
+    fetch("medium-0b3", cache=tmp_path)
+    assert f"medium-0b3 is the published model {NAME}" in capsys.readouterr().err
 
 
 def test_table_and_listing():
@@ -132,3 +209,48 @@ def test_table_and_listing():
     for name, entry in PUBLISHED.items():
         assert name in text and entry.licence in download.LICENCES and entry.url.startswith("https://")
         assert entry.sha256 is None or re.fullmatch("[0-9a-f]{64}", entry.sha256)
+
+
+class Redirecting(http.server.BaseHTTPRequestHandler):
+    """Sends whoever asks to the address of the test."""
+
+    def do_GET(self):
+        self.send_response(302)
+        self.send_header("Location", self.server.location)
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def secure(monkeypatch):
+    """A https server with the certificate of localhost.pem, which is trusted here alone, that redirects."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as running:
+        running.socket = context.wrap_socket(running.socket, server_side=True)
+        thread = threading.Thread(target=running.serve_forever, args=[0.02])
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("secured", [True, False])
+def test_no_redirect_leaves_https(server, secure, monkeypatch, tmp_path, secured):
+    """From https to http is refused before anything is asked there; from http to http is not."""
+    secure.location = f"http://127.0.0.1:{server.server_address[1]}/model.model"
+    if secured:
+        url = f"https://127.0.0.1:{secure.server_address[1]}/model.model"
+    else:
+        url = f"http://127.0.0.1:{server.server_address[1]}/moved/model.model"
+    monkeypatch.setitem(PUBLISHED, NAME, replace(PUBLISHED[NAME], url=url, sha256=SHA256, size=len(CONTENT)))
+    if not secured:
+        assert fetch(NAME, cache=tmp_path).read_bytes() == CONTENT
+        return
+    with pytest.raises(DownloadError, match="redirected from https to http://127.0.0.1"):
+        fetch(NAME, cache=tmp_path)
+    assert server.log == [] and not (tmp_path / "model.model").exists()

@@ -12,6 +12,7 @@ import pytest
 
 from convert import download
 from convert.__main__ import main
+from convert.download import ChecksumWarning
 from equijax import checkpoint
 
 MINI = Path(str(resources.files("equijax"))) / "assets" / "mini.model"
@@ -35,11 +36,18 @@ def test_dtype_and_replacing_a_checkpoint(tmp_path):
         assert variables["params"]["node_embedding"].dtype == dtype == metadata["dtype"]
 
 
-def test_published_name_is_converted_from_the_cache(tmp_path, monkeypatch):
+@pytest.mark.parametrize("source", ["mace-mp-0b3-medium", "medium-0b3", "mace-mp-0b3-medium.model", "the file"])
+def test_published_name_is_converted_from_the_cache(tmp_path, monkeypatch, capsys, source):
     monkeypatch.setattr(download, "cache_directory", lambda: tmp_path)
-    (tmp_path / download.PUBLISHED["mace-mp-0b3-medium"].filename).write_bytes(MINI.read_bytes())
-    assert main(["mace-mp-0b3-medium", str(tmp_path / "model")]) == 0
+    file = tmp_path / download.PUBLISHED["mace-mp-0b3-medium"].filename
+    file.write_bytes(MINI.read_bytes())
+    source = str(file) if source == "the file" else source
+    with pytest.warns(ChecksumWarning, match="THIS IS NOT THE FILE"):
+        assert main([source, str(tmp_path / "model")]) == 0
     assert checkpoint.load(tmp_path / "model")[2]["source"] == "mace-mp-0b3-medium.model"
+    with pytest.warns(ChecksumWarning):  # again, and torch never sees it
+        assert main([source, str(tmp_path / "verified"), "--verify"]) == 2
+    assert "whose checksum failed" in capsys.readouterr().err and not (tmp_path / "verified").exists()
 
 
 def test_list(capsys):
@@ -56,12 +64,12 @@ class Evil:
     ("content", "message"),
     [(pickle.dumps({"a": 1}, 2), "a dict with keys 'a'"), (pickle.dumps(Evil(), 2), "system"), (b"cut", "broken")],
 )
-def test_hostile_and_foreign_files(tmp_path, monkeypatch, content, message):
+def test_hostile_and_foreign_files(tmp_path, monkeypatch, capsys, content, message):
     monkeypatch.chdir(tmp_path)
     with zipfile.ZipFile("x.model", "w") as file:
         file.writestr("a/data.pkl", content)
-    with pytest.raises(SystemExit, match=message):
-        main(["x.model", "out"])
+    assert main(["x.model", "out"]) == 2
+    assert message in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["x.model"]
 
 
@@ -70,17 +78,18 @@ def test_hostile_and_foreign_files(tmp_path, monkeypatch, content, message):
     [
         ([], "give SOURCE and OUT"),
         (["missing.model", "out"], "there is no file missing.model"),
-        (["mace-mp-0b3-medum", "out"], "perhaps mace-mp-0b3-medium"),
+        (["mace-mp-0b3-medum", "out"], "perhaps mace-mp-0b3-medium, "),
         (["mace-omat-0-small", "out"], "--accept-licence"),
         (["folder", "out"], "is a directory"),
-        ([str(MINI), "folder"], "folder exists and is no equijax checkpoint"),
+        ([str(MINI), "folder"], "refusing to replace folder: it is not an equijax model directory alone"),
     ],
 )
-def test_mistakes_are_explained(tmp_path, monkeypatch, arguments, message):
+def test_mistakes_are_explained(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(SystemExit, match=message):
-        main(arguments)
+    (tmp_path / "folder" / "config.json").write_text('{"format": 1}')
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
@@ -91,11 +100,11 @@ def test_unknown_options_are_errors(capsys):
 
 
 @pytest.mark.parametrize("arguments", [["--to-torch", "ckpt", "out.model"], [str(MINI), "model", "--verify"]])
-def test_what_needs_torch_says_so(tmp_path, monkeypatch, arguments):
+def test_what_needs_torch_says_so(tmp_path, monkeypatch, capsys, arguments):
     monkeypatch.chdir(tmp_path)
     for name in ("torch", "mace", "mace.calculators"):
         monkeypatch.setitem(sys.modules, name, None)
     for name in ("convert.to_torch", "convert.verify"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    with pytest.raises(SystemExit, match="parity"):
-        main(arguments)
+    assert main(arguments) == 2
+    assert "equijax[parity]" in capsys.readouterr().err and not list(tmp_path.iterdir())

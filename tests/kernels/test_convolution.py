@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from equijax.kernels import build
-from equijax.kernels import convolution as kernel
-from equijax.nn import cg
+from equijax import couplings, graph
+from equijax.kernels import build, convolution
 from equijax.nn import convolution as nn_convolution
+from equijax.nn.convolution import convolve
 
 N, K, C = 6, 5, 16
-PATHS = tuple(tuple(p) for p in cg.conv_paths(1, 2, 2))
+PATHS = tuple(tuple(p) for p in couplings.conv_paths(1, 2, 2))
 SHAPES = ((N, K, len(PATHS), C), (N, K, 9), (N, 4, C), (N, sum(2 * p[2] + 1 for p in PATHS), C))
 J, TABLE_ROWS = 3, 10
 TABLE_SHAPES = ((N, K, J), *SHAPES[1:3], (TABLE_ROWS, len(PATHS), C), SHAPES[3])
@@ -30,7 +30,7 @@ def random_graph(seed=0):
 
 def form(use_kernel, index):
     """R, Y, h -> A by the kernel or by einsum over the coupling tensors."""
-    evaluate = kernel._neighbour_sum if use_kernel else lambda x, *rest: kernel._xla(3, x, *rest)
+    evaluate = convolution._neighbour_sum if use_kernel else lambda x, *rest: convolution._xla(3, x, *rest)
     return lambda *x: evaluate([a[None] for a in x], index, SHAPES, PATHS)[0]
 
 
@@ -42,9 +42,9 @@ def table_form(use_kernel, index, table):
     used = used.reshape(N, K, 1)
     if use_kernel:
         operands = lambda phi, Y, h: [a[None] for a in (phi * used, Y, h, table)]  # noqa: E731
-        return lambda *x: kernel._table_sum(operands(*x), (*index, first), TABLE_SHAPES, PATHS)[0]
+        return lambda *x: convolution._table_sum(operands(*x), (*index, first), TABLE_SHAPES, PATHS)[0]
     plain = form(False, index)
-    return lambda phi, Y, h: plain(kernel.radial_from_table(phi * used, first, table), Y, h)
+    return lambda phi, Y, h: plain(convolution.radial_from_table(phi * used, first, table), Y, h)
 
 
 def gradient(f, weight):
@@ -118,10 +118,10 @@ def test_table_without_its_kernel(monkeypatch):
     expected = jax.grad(lambda *x: loss(False, *x), (0, 1, 2, 3))(*x)
     for mode in ("require", "off"):
         monkeypatch.setenv("EQUIJAX_KERNELS", mode)
-        kernel.target.cache_clear(), build.target.cache_clear()
+        convolution.target.cache_clear(), build.target.cache_clear()
         for ours, theirs in zip(jax.grad(lambda *x: loss(True, *x), (0, 1, 2, 3))(*x), expected, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=RTOL["float32"] * np.abs(theirs).max())
-    kernel.target.cache_clear(), build.target.cache_clear()
+    convolution.target.cache_clear(), build.target.cache_clear()
 
 
 @needs_compiler
@@ -138,6 +138,32 @@ def test_batch_of_graphs():
 
 
 @needs_compiler
+@pytest.mark.parametrize("kind", ["array", "table"])
+def test_indices_out_of_range_are_clamped_as_by_xla(kind, monkeypatch):
+    """Every variant: the value, and the derivative with respect to each operand that has a kernel."""
+    monkeypatch.setenv("EQUIJAX_KERNELS", "require")
+    rng = np.random.default_rng(4)
+    shapes, xla, ours = {
+        "array": (SHAPES, convolution._xla, convolution._neighbour_sum),
+        "table": (TABLE_SHAPES, convolution._table_xla, convolution._table_sum),
+    }[kind]
+    x = [jnp.asarray(rng.normal(size=(1, *s)), "float32") for s in shapes]
+    senders, reverse, first = (jnp.asarray(rng.integers(-20, 60, N * K), jnp.int32) for _ in range(3))
+    first = jnp.abs(first)  # negative: a masked slot, where phi is zero
+    index = (senders, reverse) if kind == "array" else (senders, reverse, first)
+    slots = [s for s in range(len(shapes)) if (kind, s) != ("table", 3)]
+
+    def variants(form):
+        return [form(s, [a for i, a in enumerate(x) if i != s], index, shapes, PATHS) for s in slots]
+
+    expected = jax.jit(lambda: variants(xla))()
+    found = jax.jit(lambda: variants(lambda s, *rest: ours(*rest, slot=s)))()
+    for a, b in zip(found, expected, strict=True):
+        assert np.isfinite(b).all()
+        np.testing.assert_allclose(a, b, rtol=0, atol=RTOL["float32"] * np.abs(b).max())
+
+
+@needs_compiler
 def test_same_as_the_plain_xla_form(monkeypatch):
     """`convolve` by kernel and without, padding slots included."""
     monkeypatch.setattr(nn_convolution, "KERNEL_CHANNELS", 1)
@@ -146,43 +172,11 @@ def test_same_as_the_plain_xla_form(monkeypatch):
     h = [jnp.asarray(rng.normal(size=(N, d, C)), "float32") for d in (1, 3)]
     g = jnp.asarray(rng.normal(size=(N, K, 7)) * (reverse != np.arange(N * K)).reshape(N, K, 1), "float32")
     last, Y = (jnp.asarray(rng.normal(size=s), "float32") for s in ((7, len(PATHS), C), SHAPES[1]))
-    graph = {"senders": senders, "reverse": reverse}
+    nothing = jnp.zeros(0, jnp.int32)
+    topology = graph.Topology(nothing, nothing, nothing, senders, reverse)
     out = {}
     for mode in ("require", "off"):
         monkeypatch.setenv("EQUIJAX_KERNELS", mode)
-        out[mode] = nn_convolution.convolve(h, g, last, Y, cg.conv_paths(1, 2, 2), graph)
+        out[mode] = convolve(h, g, last, Y, couplings.conv_paths(1, 2, 2), topology)
     for a, b in zip(*out.values(), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
-
-
-def test_modes(monkeypatch, caplog):
-    monkeypatch.setenv("EQUIJAX_KERNELS", "fast")
-    with pytest.raises(ValueError, match="auto, off, require"):
-        build.mode()
-    monkeypatch.setenv("EQUIJAX_KERNELS", "off")
-    assert not kernel.available(C, "float32")
-    monkeypatch.setattr(build, "compiler", lambda: None)
-    monkeypatch.setenv("EQUIJAX_KERNELS", "require")
-    build._without_compiler.cache_clear()
-    with pytest.raises(RuntimeError, match=r"install g\+\+"):
-        build.wanted()
-    monkeypatch.setenv("EQUIJAX_KERNELS", "auto")
-    assert not kernel.available(C, "float32")
-    assert "slower" in caplog.text
-    build._without_compiler.cache_clear()
-
-
-@needs_compiler
-def test_broken_source_is_said_not_hidden(monkeypatch, caplog, tmp_path):
-    monkeypatch.setattr(build.platformdirs, "user_cache_path", lambda name: tmp_path)
-    monkeypatch.setenv("EQUIJAX_KERNELS", "auto")
-    assert build.target("broken", "this is not C++") is None
-    assert "error" in caplog.text
-    assert not list((tmp_path / "kernels").glob("*.so"))
-
-
-def test_vector_bytes(monkeypatch):
-    monkeypatch.setattr(build, "cpu_flags", lambda: "flags : sse2 avx avx512f")
-    assert [build.vector_bytes(c, 4) for c in (128, 24, 20, 6)] == [64, 32, 16, None]
-    monkeypatch.setattr(build, "cpu_flags", lambda: "flags : sse2 avx")
-    assert build.vector_bytes(128, 8) == 32

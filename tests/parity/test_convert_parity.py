@@ -1,8 +1,8 @@
 """Files written by mace-torch, converted and compared with mace-torch; and the way back."""
 
+import io
 import os
-
-os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
+import zipfile
 
 import jax
 import numpy as np
@@ -10,14 +10,18 @@ import pytest
 import torch
 from e3nn import o3
 from mace import modules
+from mace.calculators import MACECalculator
 from mace.modules.lora import inject_LoRAs
 
 from convert import __main__ as cli
 from convert import mapping, verify
 from convert.modules import read_model
 from convert.to_torch import expand_u, use_reduced_basis, write_torch
-from equijax import checkpoint, lora, replay
-from equijax.nn import cg
+from equijax import checkpoint, couplings
+from equijax.adapters import lora
+from equijax.finetune import replay
+
+os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # e3nn 0.4.4 and mace call torch.load the old way
@@ -158,8 +162,8 @@ def test_published_shape(tmp_path):
 
 @pytest.mark.parametrize(("L", "degree"), [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3)])
 def test_expanded_u_compresses_to_itself(L, degree):
-    c = np.random.default_rng(0).normal(size=(len(cg.monomials(2, L, degree).component), 4))
-    np.testing.assert_allclose(cg.compress_u(expand_u(c, 2, L, degree), 2, L), c, rtol=0, atol=1e-14)
+    c = np.random.default_rng(0).normal(size=(len(couplings.monomials(2, L, degree).component), 4))
+    np.testing.assert_allclose(couplings.compress_u(expand_u(c, 2, L, degree), 2, L), c, rtol=0, atol=1e-14)
 
 
 def test_models_outside_the_family_are_refused_by_name(tmp_path):
@@ -170,3 +174,43 @@ def test_models_outside_the_family_are_refused_by_name(tmp_path):
         torch.save(torch_model(**changes), path)
         with pytest.raises(mapping.UnsupportedModel, match=name):
             mapping.to_flax(read_model(path))
+
+
+def as_saved_on_cuda(data: bytes) -> bytes:
+    """A torch file whose tensors say that they were on the first GPU."""
+    out, old, new = io.BytesIO(), b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0"
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(out, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            target.writestr(name, content.replace(old, new) if name.endswith(".pkl") else content)
+    return out.getvalue()
+
+
+def test_file_saved_on_cuda_is_verified_without_one(tmp_path, monkeypatch, capsys):
+    """The tensors of the modules and those in e3nn's compiled code, which torch loads apart."""
+    save, count = torch.jit.save, []
+
+    def on_cuda(module, file):
+        plain = io.BytesIO()
+        save(module, plain)
+        count.append(file.write(as_saved_on_cuda(plain.getvalue())))
+
+    monkeypatch.setattr(torch.jit, "save", on_cuda)
+    torch.save(torch_model(), tmp_path / "plain.model")
+    monkeypatch.undo()
+    (tmp_path / "cuda.model").write_bytes(as_saved_on_cuda((tmp_path / "plain.model").read_bytes()))
+    with pytest.raises(NotImplementedError, match="CUDA"):  # what mace-torch does with such a file
+        MACECalculator(model_paths=tmp_path / "cuda.model", device="cpu")
+    assert count and cli.main([str(tmp_path / "cuda.model"), str(tmp_path / "out"), "--verify"]) == 0
+    assert capsys.readouterr().out.count(" ok") == 3
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e6])
+def test_float32_files_are_verified_in_proportion(tmp_path, scale):
+    """Energies of 1e6 eV/atom in float32 numbers: rounding is no fault, other weights are."""
+    model = torch_model(dtype=torch.float32, atomic_inter_scale=[0.8 * scale])
+    torch.save(model, tmp_path / "a.model")
+    config, variables = mapping.to_flax(read_model(tmp_path / "a.model"))
+    assert verify.compare(tmp_path / "a.model", config, variables, "float32") == 0
+    changed = jax.tree.map(lambda w: w * (1 + 1e-4), variables["params"])
+    assert verify.compare(tmp_path / "a.model", config, {**variables, "params": changed}, "float32") == 1

@@ -1,0 +1,130 @@
+"""Coupling coefficients in numpy: convolution paths, U tensors of the symmetric contraction and their monomials.
+
+Everything here depends on degrees l alone, runs once at trace time and is cached.
+"""
+
+from functools import lru_cache
+from itertools import combinations_with_replacement, permutations
+from typing import NamedTuple
+
+import numpy as np
+
+# U entries are O(1); what is smaller than this in double precision is rounding of the coupling recursion.
+ZERO = 1e-9
+
+
+class Path(NamedTuple):
+    """One coupling l1 (node) x l2 (edge) -> l3 (message) of the convolution."""
+
+    l1: int
+    l2: int
+    l3: int
+
+
+def clebsch_gordan(l1: int, l2: int, l3: int) -> np.ndarray:
+    """[2 l1 + 1, 2 l2 + 1, 2 l3 + 1] real coupling sqrt(2 l3 + 1) * w3j, e3nn's "component" normalisation."""
+    import e3nn_jax as e3nn  # not at the top: see config.py
+
+    return np.asarray(e3nn.clebsch_gordan(l1, l2, l3), np.float64) * np.sqrt(2 * l3 + 1)
+
+
+@lru_cache
+def conv_paths(node_lmax: int, edge_lmax: int, out_lmax: int) -> tuple[Path, ...]:
+    """The P parity-allowed convolution paths sorted by (l3, l1, l2), the order of mace-torch's radial weights."""
+    paths = [
+        Path(l1, l2, l3)
+        for l1 in range(node_lmax + 1)
+        for l2 in range(edge_lmax + 1)
+        for l3 in range(abs(l1 - l2), min(l1 + l2, out_lmax) + 1)
+        if (l1 + l2 + l3) % 2 == 0
+    ]
+    return tuple(sorted(paths, key=lambda p: (p.l3, p.l1, p.l2)))
+
+
+@lru_cache
+def u_tensor(lmax: int, L: int, degree: int) -> np.ndarray:
+    """All nested couplings of `degree` copies of 0e+1o+...+lmax to the natural-parity irrep L.
+
+    The non-reduced basis of the MACE paper (Batatia et al. 2022, Eq. 10). A converted model brings its own U tensors,
+    whose paths may come in another order or basis.
+
+    Returns:
+      [2L+1, m, ..., m, paths] with m = (lmax + 1)^2 repeated `degree` times.
+    """
+    m = (lmax + 1) ** 2
+    partial = [((l, 0), np.eye(m)[l * l : (l + 1) ** 2]) for l in range(lmax + 1)]  # ((l, unnatural parity), [2l+1, m])
+    for step in range(2, degree + 1):
+        last = step == degree
+        coupled = []
+        for (la, odd), left in partial:
+            for lb in range(lmax + 1):
+                for lc in range(abs(la - lb), la + lb + 1):
+                    parity = (odd + la + lb + lc) % 2
+                    if last and (lc, parity) != (L, 0):
+                        continue
+                    block = np.einsum("a...,abc->c...b", left, clebsch_gordan(la, lb, lc))
+                    full = np.zeros((*block.shape[:-1], m))
+                    full[..., lb * lb : (lb + 1) ** 2] = block
+                    coupled.append(((lc, parity), full))
+        partial = sorted(coupled, key=lambda entry: entry[0])
+    kept = [tensor for key, tensor in partial if key == (L, 0)]
+    if not kept:
+        return np.zeros((2 * L + 1, *[m] * degree, 0))
+    return np.stack(kept, axis=-1)
+
+
+class Monomials(NamedTuple):
+    """The Q (component, monomial) pairs that an equivariant polynomial of one degree can contain."""
+
+    component: np.ndarray  # [Q] output component 0..2L, ascending
+    factors: np.ndarray  # [Q, degree] ascending input components of the monomial
+
+
+@lru_cache
+def monomials(lmax: int, L: int, degree: int) -> Monomials:
+    """Monomials with a non-zero coefficient in any equivariant of `degree` variables 0e+...+lmax to output L."""
+    u = np.abs(symmetrise(u_tensor(lmax, L, degree))).sum(-1)
+    pairs = [
+        (c, idx)
+        for c in range(2 * L + 1)
+        for idx in combinations_with_replacement(range((lmax + 1) ** 2), degree)
+        if u[(c, *idx)] > ZERO
+    ]
+    return Monomials(
+        np.array([c for c, _ in pairs], np.int32), np.array([f for _, f in pairs], np.int32).reshape(len(pairs), degree)
+    )
+
+
+def symmetrise(u: np.ndarray) -> np.ndarray:
+    """Average `u` [2L+1, m, ..., m, paths] over permutations of its input axes."""
+    degree = u.ndim - 2
+    perms = list(permutations(range(1, degree + 1)))
+    return sum(np.transpose(u, (0, *p, degree + 1)) for p in perms) / len(perms)
+
+
+def compress_u(u: np.ndarray, lmax: int, L: int) -> np.ndarray:
+    """Coefficient of every monomial: [2L+1, m, ..., m, paths] -> [Q, paths].
+
+    The contraction only sees the part of U that is symmetric in its inputs; a monomial's coefficient is the sum over
+    the distinct orderings of its factors.
+
+    Raises:
+      ValueError: `u` couples components that no equivariant polynomial couples (not a U tensor in e3nn's basis).
+    """
+    u = np.asarray(u, np.float64)
+    degree = u.ndim - 2
+    table = monomials(lmax, L, degree)
+    sym = symmetrise(u)
+    multiplicity = np.array([len(set(permutations(f))) for f in table.factors.tolist()])
+    index = (table.component, *table.factors.T)
+    coefficients = sym[index] * multiplicity[:, None]
+    expected = np.zeros(sym.shape, sym.dtype)
+    for order in permutations(range(degree)):
+        expected[(table.component, *table.factors.T[list(order)])] = sym[index]
+    worst = np.abs(sym - expected).max(initial=0.0)
+    if worst > 1e-5 * max(1.0, np.abs(sym).max(initial=0.0)):
+        raise ValueError(
+            f"U tensor to L={L}, degree {degree} has an entry of {worst:.2e} where equivariance demands "
+            "zero: it is not in the real e3nn basis this model uses"
+        )
+    return coefficients

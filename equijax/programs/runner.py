@@ -1,0 +1,94 @@
+"""How a program ends: what its user can mend is one line on standard error and status 2, a bug keeps its traceback."""
+
+import dis
+import functools
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+USAGE, INTERRUPTED = 2, 128 + signal.SIGINT  # exit statuses
+ENVIRONMENT = (OSError, MemoryError)  # whoever raises them: files, disk, memory
+REFUSALS = (ValueError, ImportError, FloatingPointError)  # where a check of ours raises them
+OURS = ("equijax", "convert")
+
+Main = Callable[[Sequence[str] | None], int | None]
+
+
+def program(name: str) -> Callable[[Main], Callable[..., int]]:
+    """A decorator of `main(argv)`: input that cannot be used ends in one line and 2, Ctrl-C in one line and 130.
+
+    Libraries raise `REFUSALS` too, which are then bugs of ours: such an error passes, with its traceback, unless a
+    `raise` of this project made it.
+    """
+
+    def decorate(main: Main) -> Callable[..., int]:
+        @functools.wraps(main)
+        def run(argv: Sequence[str] | None = None) -> int:
+            try:
+                return main(argv) or 0
+            except KeyboardInterrupt:
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGINT, signal.SIG_DFL)  # another one ends it without a word
+                return _end(name, "interrupted", INTERRUPTED)
+            except (*ENVIRONMENT, *REFUSALS) as error:
+                if isinstance(error, REFUSALS) and not raised_by_us(error.__traceback__):
+                    raise
+                return _end(name, describe(error), USAGE)
+
+        return run
+
+    return decorate
+
+
+def options(kind: Any, argv: Sequence[str] | None, name: str) -> Any:
+    """Options of a program, an instance of the dataclass `kind`; from here on compiled programs are kept on disk."""
+    import tyro  # here, because `equijax --help` needs neither it nor JAX, and other programs' --help ends in tyro
+
+    chosen = tyro.cli(kind, args=argv, prog=name)
+    from equijax import compiled
+
+    _vesin_without_torch()
+    compiled.use_cache()
+    return chosen
+
+
+def _vesin_without_torch() -> None:
+    """vesin imports torch where that is installed, for tensors that no program here has: a second of processor time.
+
+    Not for libraries: in a user's own process vesin shall know torch.
+    """
+    if "torch" not in sys.modules:
+        sys.modules["torch"] = None  # `import torch` fails from here
+        import vesin  # noqa: F401
+
+        del sys.modules["torch"]
+
+
+def raised_by_us(traceback: TracebackType | None) -> bool:
+    """Whether a `raise` statement of this project made the error, and not a call of something else deep inside."""
+    if traceback is None:
+        return False
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    frame = traceback.tb_frame
+    instruction = frame.f_code.co_code[traceback.tb_lasti]
+    ours = frame.f_globals.get("__name__", "").split(".")[0] in OURS or frame.f_globals.get("__package__") in OURS
+    return ours and instruction == dis.opmap["RAISE_VARARGS"]
+
+
+def describe(error: BaseException) -> str:
+    """The message of an error in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        places = [str(p) for p in (error.filename, error.filename2) if p is not None]
+        text = ": ".join([" -> ".join(places), error.strerror] if places else [error.strerror])
+    else:
+        text = str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _end(name: str, text: str, status: int) -> int:
+    print(f"{name}: {text}", file=sys.stderr)
+    return status

@@ -1,0 +1,125 @@
+"""Compiled programs on disk: turned on by programs and the calculator alone, in a safe place, shared by crystals."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import pytest
+from ase.build import bulk
+
+from equijax import compiled, testing
+from equijax.phonons import hessian
+from equijax.programs import runner
+
+FOLDER, SIZE, SECONDS = (
+    "jax_compilation_cache_dir",
+    "jax_compilation_cache_max_size",
+    "jax_persistent_cache_min_compile_time_secs",
+)
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """JAX as a user's process finds it, with a cache of its own; nothing is compiled meanwhile."""
+    before = {name: getattr(jax.config, name) for name in (FOLDER, SIZE, SECONDS)}
+    jax.config.update(FOLDER, None)
+    monkeypatch.setenv("EQUIJAX_CACHE", str(tmp_path))
+    yield tmp_path
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def folder_in_use() -> Path:
+    return Path(jax.config.jax_compilation_cache_dir)
+
+
+@dataclass(frozen=True)
+class Options:
+    steps: int = 1
+
+
+STARTS = {
+    "a program": lambda: runner.options(Options, [], "equijax nothing"),
+    "the calculator": lambda: testing.pair_forcefield(lambda r: r, 3.0, (11,)).calculator(),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_who_turns_it_on(cache, start):
+    assert jax.config.jax_compilation_cache_dir is None  # the imports above did not
+    STARTS[start]()
+    assert folder_in_use().parent == cache and folder_in_use().stat().st_mode & 0o777 == 0o700
+    assert jax.config.jax_compilation_cache_max_size == compiled.MAX_BYTES
+
+
+def test_a_users_own_choice_stays(cache, monkeypatch):
+    jax.config.update(FOLDER, "of/the/user")
+    compiled.use_cache()
+    assert jax.config.jax_compilation_cache_dir == "of/the/user"
+    jax.config.update(FOLDER, None)
+    monkeypatch.setenv("EQUIJAX_CACHE", "off")
+    compiled.use_cache()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert not list(cache.iterdir())
+
+
+def test_another_processor_has_its_own_folder(cache, monkeypatch):
+    compiled.use_cache()
+    first = folder_in_use()
+    jax.config.update(FOLDER, None)
+    monkeypatch.setattr(compiled, "processor", lambda: "flags : sse2")
+    compiled.use_cache()
+    assert folder_in_use() != first
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770], ids=oct)
+def test_a_folder_of_several_users_is_not_used(cache, caplog, mode):
+    compiled.use_cache()
+    folder_in_use().chmod(mode)
+    jax.config.update(FOLDER, None)
+    compiled.use_cache()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert len(caplog.records) == 1 and "chmod go-w" in caplog.text
+
+
+CRYSTALS = {"Si": ("diamond", 5.43, 1), "NaCl": ("rocksalt", 5.6, 2)}
+
+
+def work(name: str) -> None:
+    """What a phonon run asks of XLA, for one of `CRYSTALS`: their sizes are alike, their numbers of rows are not."""
+    structure, a, rows = CRYSTALS[name]
+    ff = testing.random_forcefield(
+        testing.random_config(channels=2, radial_mlp=(4,), max_ell=1, num_interactions=1, correlation=(1,))
+    )
+    atoms = bulk(name, structure, a=a)
+    atoms.calc = ff.calculator()
+    atoms.get_stress()
+    hessian.hessian(ff, atoms.repeat(2), rows=range(rows))
+
+
+def test_another_crystal_in_another_process_compiles_nothing(tmp_path):
+    script = f"""
+import sys, collections, importlib.util, jax
+spec = importlib.util.spec_from_file_location("compiled_tests", {__file__!r})
+tests = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tests)
+tests.compiled.use_cache()
+counts = collections.Counter()
+jax.monitoring.register_event_listener(lambda event, **_: counts.update([event.split("/")[-1]]))
+tests.work(sys.argv[1])
+print(counts["compile_requests_use_cache"], counts["cache_hits"], counts["cache_misses"])
+"""
+    root = Path(compiled.__file__).parent.parent
+    env = os.environ | {"EQUIJAX_CACHE": str(tmp_path), "PYTHONPATH": str(root)}
+    env.pop("JAX_COMPILATION_CACHE_DIR")
+    counts = {}
+    for name in CRYSTALS:
+        done = subprocess.run([sys.executable, "-c", script, name], capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stderr[-2000:]
+        counts[name] = tuple(map(int, done.stdout.split()[-3:]))
+    (_, _, first), (requests, hits, misses) = counts.values()
+    assert first > 0
+    assert requests == hits > 0 and misses == 0, counts
