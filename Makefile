@@ -10,13 +10,14 @@ BENCHES := $(filter-out bench/_% bench/peers.py bench/tuning.py,$(wildcard bench
 MODEL ?=
 OUT ?= demo_output
 
-.PHONY: help env demo test parity bench lint wheel clean
+.PHONY: help env demo test parity matrix bench lint wheel clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    convert the bundled model, evaluate and fine-tune it, draw phonons (MODEL=file.model for another, OUT=folder)"
 	@echo "make test    the tests that need neither torch nor a network"
 	@echo "make parity  the comparison with mace-torch (installs torch)"
+	@echo "make matrix  files of every release of mace-torch since 0.3.3, each made by that release (ten minutes)"
 	@echo "make bench   the benchmarks, one JSON file each under bench/results"
 	@echo "make lint    ruff and pyright"
 	@echo "make wheel   build the wheel, and use both packages from it outside the checkout"
@@ -31,6 +32,9 @@ test: $(VENV)/.dev
 
 parity: $(VENV)/.parity
 	TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 $(BIN)/python -m pytest -n 2 -m parity tests/parity
+
+matrix: $(VENV)/.parity
+	EQUIJAX_MATRIX=tests/parity/versions.json $(BIN)/python -m pytest -m parity tests/parity/test_versions.py
 
 bench: $(VENV)/.dev
 	@set -e; for script in $(BENCHES); do echo "== $$script"; $(BIN)/python $$script; done

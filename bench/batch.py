@@ -20,7 +20,8 @@ from ase import Atoms
 from ase.build import bulk
 
 import equijax
-from equijax import graph, predict, stream, testing
+from equijax import derivatives, graph, testing
+from equijax.graph import packing
 
 LATTICES = {"Si": ("diamond", 5.43), "Cu": ("fcc", 3.61), "NaCl": ("rocksalt", 5.64), "Na": ("bcc", 4.2)}
 
@@ -62,8 +63,8 @@ def edges_of(ff, images) -> int:
 
 def prepared(ff, images) -> list:
     """Batches and their graphs, as `ff.evaluate` makes them."""
-    structures = (stream.structure(i, a, graph.neighbour_list(a, ff.config.r_max)) for i, a in enumerate(images))
-    batches = stream.batches(structures, graph.SizePool(), len(ff.config.species), stream.batch_slots())
+    structures = (packing.structure(i, a, graph.neighbour_list(a, ff.config.r_max)) for i, a in enumerate(images))
+    batches = packing.batches(structures, graph.SizePool(), len(ff.config.species), packing.batch_slots())
     return [(b, b.build(ff.config, 0)) for b in batches]
 
 
@@ -77,7 +78,7 @@ def alone(ff, images, dtype) -> dict:
     for _ in range(2):  # the first may compile
         start = time.perf_counter()
         for _, padded in batches:
-            jax.block_until_ready(predict.start(ff.config, variables, padded, dtype))
+            jax.block_until_ready(derivatives.start(ff.config, variables, padded, dtype))
         device = min(device, time.perf_counter() - start)
     slots = sum(b.size.cost for b, _ in batches)
     return {"host_s": host, "device_s": device, "batches": len(batches), "shapes": len({b.size for b, _ in batches}),
@@ -112,7 +113,7 @@ def main() -> None:
     print_table(rows)
     print(f"mixed crystals run at {share:.2f} of the single-shape throughput")
     write("batch" + ("-model" if options.model else ""), rows, share_of_single_shape=share, dtype=options.dtype,
-          channels=ff.config.channels, batch_slots=stream.batch_slots())  # fmt: skip
+          channels=ff.config.channels, batch_slots=packing.batch_slots())  # fmt: skip
 
 
 if __name__ == "__main__":

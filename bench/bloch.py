@@ -18,7 +18,8 @@ from ase.build import bulk
 from phonopy import Phonopy
 from phonopy.structure.atoms import PhonopyAtoms
 
-from equijax import bloch, forcefield, graph, hessian, testing
+from equijax import forcefield, graph, testing
+from equijax.phonons import dynamical, hessian
 
 Q = np.array([[0.13, 0.27, 0.41]])
 
@@ -56,10 +57,10 @@ def cost(ff, n: int) -> dict:
     atoms = bulk("NaCl", "rocksalt", a=5.64).repeat((n, 1, 1))
     atoms.rattle(0.02, seed=0)
     start = time.perf_counter()
-    bloch.dynamical_matrices(ff, atoms, Q)
+    dynamical.dynamical_matrices(ff, atoms, Q)
     first = time.perf_counter() - start
     start = time.perf_counter()
-    bloch.dynamical_matrices(ff, atoms, Q)
+    dynamical.dynamical_matrices(ff, atoms, Q)
     seconds = time.perf_counter() - start
     edges = graph.neighbour_list(atoms, ff.config.r_max)
     return {
@@ -68,7 +69,7 @@ def cost(ff, n: int) -> dict:
         "seconds_per_q": seconds,
         "seconds_first_call": first,
         "us_per_atom_and_real_column": 1e6 * seconds / (6 * len(atoms) ** 2),
-        "finite_route_atoms": bloch.interaction_range(ff, atoms)["atoms"],
+        "finite_route_atoms": dynamical.interaction_range(ff, atoms)["atoms"],
     }
 
 
@@ -85,7 +86,7 @@ def check(ff) -> dict:
     rows = hessian.hessian(ff, whole, rows=phonon.primitive.p2s_map)
     phonon.force_constants = rows.transpose(0, 2, 1, 3)
     q = np.array([[1 / 3, 0.0, 0.0]])
-    D = bloch.dynamical_matrices(ff, atoms, q)[0]
+    D = dynamical.dynamical_matrices(ff, atoms, q)[0]
     phonon.dynamical_matrix.run(q[0])
     expected = phonon.dynamical_matrix.dynamical_matrix
     return {

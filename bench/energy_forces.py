@@ -21,7 +21,7 @@ import peers
 import tyro
 from _common import crystal, peak_memory_gb, print_table, published_config, timed, write
 
-from equijax import graph, predict, testing
+from equijax import derivatives, graph, potential, testing
 
 # 64, 108 and 216 atoms, then 1,000 of each
 CPU_CASES = (("Si", 2), ("Cu", 3), ("NaCl", 3), ("Si", 5), ("Cu", (5, 5, 10)), ("NaCl", 5))
@@ -46,8 +46,8 @@ def compiled(ff, atoms, dtype):
     batch = graph.build([(atoms, graph.neighbour_list(atoms, ff.config.r_max))], ff.config)
     variables = ff.device_variables(dtype)
     with jax.enable_x64(dtype == "float64"):
-        batch = jax.device_put(predict.cast(batch, dtype))
-        step = jax.jit(lambda v, g: predict.energy_forces_stress(ff.config, v, g))
+        batch = jax.device_put(potential.cast(batch, dtype))
+        step = jax.jit(lambda v, g: derivatives.energy_forces_stress(ff.config, v, g))
         start = time.perf_counter()
         program = step.lower(variables, batch).compile()
         cold = time.perf_counter() - start
@@ -66,7 +66,7 @@ def cpu_rows(ff, options):
         calls = {"equijax": plain, "specialised": fast} | peers.calls(ff.config, atoms, named)
         times = timed(calls, options.repeats)
         median = {name: t["median_ms"] for name, t in times.items()}
-        row = {"case": f"{name}{len(atoms)}", "atoms": len(atoms), "edges": int(batch.edges["mask"].sum()),
+        row = {"case": f"{name}{len(atoms)}", "atoms": len(atoms), "edges": int(batch.edges.mask.sum()),
                "compile_s": compile_s, "fast_compile_s": fast_compile_s}  # fmt: skip
         row |= {f"{name.replace('-', '_')}_ms": ms for name, ms in median.items()}
         for peer in peers.PEERS:
@@ -87,7 +87,7 @@ def accelerator_rows(ff, options):
         call, batch, cold = compiled(ff, atoms, options.dtype)
         times = timed({"equijax": call}, options.repeats)
         median = times["equijax"]["median_ms"]
-        rows.append({"case": f"Si{len(atoms)}", "atoms": len(atoms), "edges": int(batch.edges["mask"].sum()),
+        rows.append({"case": f"Si{len(atoms)}", "atoms": len(atoms), "edges": int(batch.edges.mask.sum()),
                      "compile_s": cold, "equijax_ms": median, "us_per_atom": 1e3 * median / len(atoms),
                      "times": times})  # fmt: skip
         print_table(rows[-1:])

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import equijax
-from equijax import md, testing
+from equijax import testing
+from equijax.md import run
 
 STEPS, BLOCK = 200, 20
 
@@ -27,11 +28,11 @@ def simulation(ff, atoms, dtype: str):
 
     T = jnp.asarray(atoms.cell.array.T, dtype)
     displacement, shift = space.periodic_general(T)
-    neighbor_fn, energy_fn = md.energy_neighbor(displacement, T, ff, atoms.numbers)
-    init, apply = simulate.nve(energy_fn, shift, md.FS)
+    neighbor_fn, energy_fn = run.energy_neighbor(displacement, T, ff, atoms.numbers)
+    init, apply = simulate.nve(energy_fn, shift, run.FS)
     R = jnp.asarray(atoms.get_scaled_positions(), dtype)
     neighbors, variables = neighbor_fn.allocate(R), ff.device_variables(dtype)
-    momenta = jnp.asarray(md.thermal_momenta(atoms, 300.0, 0), dtype)
+    momenta = jnp.asarray(run.thermal_momenta(atoms, 300.0, 0), dtype)
     mass = jnp.asarray(atoms.get_masses()[:, None], dtype)
     state = init(jax.random.PRNGKey(0), R, 0.0, mass=mass, momenta=momenta, neighbor=neighbors, variables=variables)
     energy = jax.jit(
@@ -46,7 +47,7 @@ def measure(ff, repeat: int, dtype: str) -> dict:
     with jax.enable_x64(dtype == "float64"):
         apply, state, neighbors, neighbor_fn, variables, energy = simulation(ff, atoms, dtype)
         marks = []
-        for step, s, n in md.blocks(
+        for step, s, n in run.blocks(
             apply, state, neighbors, neighbor_fn, steps=STEPS, block=BLOCK, variables=variables
         ):
             marks.append((step, float(energy(s, n)), time.perf_counter()))

@@ -27,7 +27,8 @@ import tyro
 from ase.build import bulk
 from ase.spacegroup import crystal
 
-from equijax import forcefield, hessian, phonons, testing
+from equijax import forcefield, testing
+from equijax.phonons import force_constants, hessian
 
 HESSIAN_ROWS = 6  # of mace-torch's Hessian that are timed
 
@@ -100,16 +101,16 @@ def merged(table: str, key: str, rows: list[dict]) -> list[dict]:
 def row(ff, name: str, with_torch: bool) -> dict:
     """One crystal: cold and warm time, time per row and atom, and mace-torch's times where it is installed."""
     make, repeat = CASES[name]
-    phonon = phonons.make_phonon(make(), (repeat,) * 3)
-    cold = seconds(lambda: phonons.force_constants(ff, phonon))
-    warm = best(lambda: phonons.force_constants(ff, phonon))
+    phonon = force_constants.make_phonon(make(), (repeat,) * 3)
+    cold = seconds(lambda: force_constants.force_constants(ff, phonon))
+    warm = best(lambda: force_constants.force_constants(ff, phonon))
     temporary = max(needed for _, needed in hessian._programs.values()) / 1e9
     fast = ff.specialise(phonon.supercell.numbers)
-    phonons.force_constants(fast, phonon)
-    fast_warm = best(lambda: phonons.force_constants(fast, phonon))
-    displacements, atoms = len(phonons.irreducible_displacements(phonon)), len(phonon.supercell)
+    force_constants.force_constants(fast, phonon)
+    fast_warm = best(lambda: force_constants.force_constants(fast, phonon))
+    displacements, atoms = len(force_constants.irreducible_displacements(phonon)), len(phonon.supercell)
     tangents = np.random.default_rng(0).normal(size=(32, atoms, 3))
-    many = best(lambda: hessian.hvp(ff, phonons.to_ase(phonon.supercell), tangents), 2)
+    many = best(lambda: hessian.hvp(ff, force_constants.to_ase(phonon.supercell), tangents), 2)
     out = {
         "crystal": name,
         "atoms": atoms,
@@ -128,7 +129,7 @@ def torch_row(ff, phonon, warm: float, fast_warm: float) -> dict:
     """mace-torch: phonopy's number of force calls in either precision, and rows of its Hessian times 3N."""
     finite = phonon.replicate()
     finite.generate_displacements(distance=0.01)
-    number, atoms = len(finite.displacements), phonons.to_ase(phonon.supercell)
+    number, atoms = len(finite.displacements), force_constants.to_ase(phonon.supercell)
     out: dict = {"fd_calls": number}
     try:
         calls = {dtype: peers.mace_torch(ff.config, atoms, dtype) for dtype in ("float32", "float64")}
@@ -159,13 +160,13 @@ def memory_row(ff, name: str, fast: bool) -> dict:
     """All irreducible rows of a supercell of about 1,000 atoms."""
     make, repeat = LARGE[name]
     ff = ff.specialise(set(make().numbers)) if fast else ff
-    phonon = phonons.make_phonon(make(), (repeat,) * 3)
-    took = seconds(lambda: phonons.force_constants(ff, phonon))
+    phonon = force_constants.make_phonon(make(), (repeat,) * 3)
+    took = seconds(lambda: force_constants.force_constants(ff, phonon))
     (needed,) = {needed for _, needed in hessian._programs.values()}
     return {
         "crystal": f"{name}, fast" if fast else name,
         "atoms": len(phonon.supercell),
-        "rows": len(phonons.irreducible_displacements(phonon)),
+        "rows": len(force_constants.irreducible_displacements(phonon)),
         "seconds_with_compilation": took,
         "temporary_GB": needed / 1e9,
         "process_peak_GB": common.peak_memory_gb(),

@@ -22,7 +22,12 @@ import numpy as np
 import tyro
 
 import equijax
-from equijax import data, finetune, metrics, predict, recipe, replay, task
+from equijax import data, potential
+from equijax.data import select
+from equijax.finetune import metrics, setup, strategies
+from equijax.finetune import options as options_module
+from equijax.finetune.options import FinetuneConfig, resolve
+from equijax.finetune.run import assess, finished, optimise
 
 ASSETS = Path(equijax.__file__).parent / "assets"
 EVALUATE_EVERY = 3  # passes; every one of them would cost as much as the training
@@ -106,8 +111,8 @@ def inputs(options: StrategiesConfig, folder: Path) -> dict[str, Path | None]:
     chosen = None
     if options.replay:
         frames = ase.io.read(options.replay, ":")
-        defaults = recipe.FinetuneConfig
-        picked = replay.pick(data.load(options.replay), defaults.replay_number, defaults.replay_pick)
+        defaults = FinetuneConfig
+        picked = select.pick(data.load(options.replay), defaults.replay_number, defaults.replay_pick)
         chosen = folder / "replay.extxyz"
         ase.io.write(chosen, [frames[i] for i in picked])
     return {"model": model, "replay": chosen}
@@ -123,22 +128,22 @@ def starting_model(given: Path | None, folder: Path) -> Path:
     return folder / "model"
 
 
-def recipe_of(options: StrategiesConfig, files: dict, material: str, case: dict, out: Path) -> recipe.FinetuneConfig:
+def recipe_of(options: StrategiesConfig, files: dict, material: str, case: dict, out: Path) -> FinetuneConfig:
     """The resolved options of one run."""
     sets = {k: (options.data / f"{material}_{k}.extxyz",) for k in ("train", "valid", "test")}
     given = {k: (files["replay"],) if v == "REPLAY" else v for k, v in case.items()}
     same = {"epochs": options.epochs, "evaluate_every": EVALUATE_EVERY, "retain": (options.retain,), **sets}
     phonons = (options.data / f"{material}_phonopy.yaml",)
-    return recipe.resolve(recipe.FinetuneConfig(model=files["model"], out=out, phonons=phonons, **same, **given))
+    return resolve(FinetuneConfig(model=files["model"], out=out, phonons=phonons, **same, **given))
 
 
 def run(options: StrategiesConfig, files: dict, material: str, name: str, before: dict | None = None) -> dict:
-    """One fine-tuning run, as `finetune.run` does it but without plots and files, reduced to a row.
+    """One fine-tuning run, as `run.run` does it but without plots and files, reduced to a row.
 
     `before` is a row of the same material: the starting model is then not assessed again.
     """
     started, processor = time.perf_counter(), time.process_time()
-    made = task.prepare(recipe_of(options, files, material, CASES[name], Path("never-written")))
+    made = setup.prepare(recipe_of(options, files, material, CASES[name], Path("never-written")))
     row = {"material": material, "strategy": name, "epochs": options.epochs}
     row |= {k: v for k, v in (before or assessed(made, made.variables, "before")).items() if k.endswith("_before")}
     if name == "zero-shot":
@@ -149,28 +154,28 @@ def run(options: StrategiesConfig, files: dict, material: str, name: str, before
     return row | found | assessed(made, variables, "after")
 
 
-def fit(made: task.Task, start: float) -> tuple[dict, dict]:
+def fit(made: setup.Task, start: float) -> tuple[dict, dict]:
     """Train; `start` is the validation loss of the starting model.
 
     Returns:
       variables of the result; how many numbers were trained and the best pass.
     """
-    trained = recipe.trainable(made.options, made.config, made.variables, made.numbers)
+    trained = strategies.trainable(made.options, made.config, made.variables, made.numbers)
     with tempfile.TemporaryDirectory() as folder:
-        best, progress, _ = finetune.optimise(made, trained, start, Path(folder).absolute())
-    found = {"trainable": recipe.count(trained.start), "best_epoch": progress.best_epoch}
-    return finetune.finished(made, trained, best), found
+        best, progress, _ = optimise(made, trained, start, Path(folder).absolute())
+    found = {"trainable": strategies.count(trained.start), "best_epoch": progress.best_epoch}
+    return finished(made, trained, best), found
 
 
-def errors(made: task.Task, variables: dict, name: str) -> dict:
+def errors(made: setup.Task, variables: dict, name: str) -> dict:
     """Loss and errors on one of the sets."""
-    on_device, losses = predict.cast(variables, made.options.dtype), recipe.losses(made.options)
+    on_device, losses = potential.cast(variables, made.options.dtype), options_module.losses(made.options)
     return metrics.label_errors(made.config, on_device, made.graphs[name], losses)
 
 
-def assessed(made: task.Task, variables: dict, when: str) -> dict:
+def assessed(made: setup.Task, variables: dict, when: str) -> dict:
     """What is compared: test set, retained set, phonons."""
-    found = finetune.assess(made, variables, made.graphs)
+    found = assess(made, variables, made.graphs)
     errors, (phonon,) = found["errors"], found["phonons"]
     return {
         f"energy_mae_{when}": errors["test"]["energy_mae"],

@@ -26,7 +26,8 @@ from _common import RESULTS, crystal, peak_memory_gb, print_table, published_con
 from energy_forces import compiled
 from jax.sharding import PartitionSpec
 
-from equijax import graph, hessian, predict, testing
+from equijax import derivatives, graph, potential, testing
+from equijax.phonons import hessian
 
 REPEATS = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25)  # conventional Si cells of 8 atoms per side: 64 to 125,000 atoms
 LARGEST = {"cpu": 4096}  # atoms by default; elsewhere memory decides
@@ -101,7 +102,7 @@ def energy_rows(ff, options) -> tuple[list[dict], dict]:
         plain, batch, _ = compiled(ff, atoms, "float32")
         calls = {"equijax": plain, "specialised": compiled(fast, atoms, "float32")[0]}
         times = timed(calls | peers.calls(ff.config, atoms, named), options.repeats)
-        edges = int(batch.edges["mask"].sum())
+        edges = int(batch.edges.mask.sum())
         row = {"atoms": n, "edges": edges} | {f"{k}_ms": t["median_ms"] for k, t in times.items()}
         for name, (per_edge, per_atom) in FLOPS.items():
             row[f"{name}_bound_ms"] = 1e3 * (per_edge * edges + per_atom * n) / bounds["gemm_flop_per_s"]
@@ -149,16 +150,16 @@ def weak_call(ff, devices: int) -> float:
     """Seconds of energy and forces of 216 atoms on each device, all together."""
     atoms = crystal("Si", 3)
     batch = graph.build([(atoms, graph.neighbour_list(atoms, ff.config.r_max))], ff.config)
-    stacked = jax.tree.map(lambda x: np.stack([x] * devices), predict.cast(batch, "float32"))
+    stacked = jax.tree.map(lambda x: np.stack([x] * devices), potential.cast(batch, "float32"))
 
     def one(variables, batch):
         own = jax.tree.map(lambda x: x[0], batch)
-        return jax.tree.map(lambda x: x[None], predict.energy_forces_stress(ff.config, variables, own))
+        return jax.tree.map(lambda x: x[None], derivatives.energy_forces_stress(ff.config, variables, own))
 
     along = PartitionSpec("devices")
     mesh = jax.make_mesh((devices,), ("devices",))
     step = jax.jit(jax.shard_map(one, mesh=mesh, in_specs=(PartitionSpec(), along), out_specs=along, check_vma=False))
-    variables = predict.cast(ff.variables, "float32")
+    variables = potential.cast(ff.variables, "float32")
     placed = jax.device_put(variables, jax.NamedSharding(mesh, PartitionSpec()))
     stacked = jax.device_put(stacked, jax.NamedSharding(mesh, along))
     return timed({"step": lambda: jax.block_until_ready(step(placed, stacked))}, 5)["step"]["median_ms"] / 1e3

@@ -17,7 +17,11 @@ import numpy as np
 import tyro
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from equijax import data, lora, loss, predict, recipe, testing, train
+from equijax import data, potential, testing
+from equijax.adapters import lora
+from equijax.finetune import loss, optimizer, trainer
+from equijax.finetune.options import LORA_TARGETS
+from equijax.finetune.strategies import count, fill
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def main() -> None:
     rows = [{**row, **times[row["step"]]} for row in rows]
     print(table(rows))
     common.write("training" + ("-small" if options.small else ""), rows, structures=options.structures,
-                 atoms=sum(map(len, images)), directed_edges=int(np.sum(graph.edges["mask"])))  # fmt: skip
+                 atoms=sum(map(len, images)), directed_edges=int(np.sum(graph.edges.mask)))  # fmt: skip
 
 
 def labelled(images, config, variables):
@@ -76,7 +80,7 @@ def labelled(images, config, variables):
         forces, stress = rng.normal(size=(len(atoms), 3)), rng.normal(size=(3, 3)) * 0.01
         structures.append(data.Labelled(atoms, 0.0, forces, stress + stress.T, source=f"structure {i}"))
     items = data.prepare(structures, config)
-    return predict.cast(data.batch(items, config, variables["constants"]["atomic_energies"]), "float32")
+    return potential.cast(data.batch(items, config, variables["constants"]["atomic_energies"]), "float32")
 
 
 def products(images, config, variables, tangents):
@@ -85,28 +89,26 @@ def products(images, config, variables, tangents):
     draws = [rng.normal(size=(2, len(a), tangents, 3)) for a in images]
     some = [data.Labelled(a, tangents=u, hvp=product) for a, (u, product) in zip(images, draws, strict=True)]
     g = data.batch(data.prepare(some, config), config, variables["constants"]["atomic_energies"])
-    g = g._replace(globals={k: v for k, v in g.globals.items() if not k.startswith(("energy", "stress"))},
-                   nodes={k: v for k, v in g.nodes.items() if not k.startswith("forces")})  # fmt: skip
-    return predict.cast(g, "float32")
+    return potential.cast(data.without_first_order(g), "float32")
 
 
 def strategies(config, variables, rank):
     """(name, what is trained, how it acts)"""
-    params = predict.cast(variables["params"], "float32")
+    params = potential.cast(variables["params"], "float32")
     rows = [config.species.index(14)]
     return [
-        ("lora", lora.init_lora(params, rank, rank, recipe.LORA_TARGETS, rows=rows), lora.apply),
+        ("lora", lora.init_lora(params, rank, rank, LORA_TARGETS, rows=rows), lora.apply),
         ("lora, all layers", lora.init_lora(params, rank, rank, rows=rows), lora.apply),
-        ("naive", params, recipe.fill),
+        ("naive", params, fill),
     ]
 
 
 def compiled(name, config, variables, graph, losses, start, combine) -> tuple[dict, Callable]:
     """Compile one step: what it took, and a call that does the next step."""
-    plan = train.TrainConfig()
-    step = train.make_step(config, combine, losses, plan, 100)
-    holder = [train.init(start, plan, 100)]
-    variables = jax.device_put(predict.cast(variables, "float32"))
+    plan = optimizer.TrainConfig()
+    step = trainer.make_step(config, combine, losses, plan, 100)
+    holder = [trainer.init(start, plan, 100)]
+    variables = jax.device_put(potential.cast(variables, "float32"))
     started = time.perf_counter()
     program = step.lower(holder[0], variables, graph).compile()
     compile_s = time.perf_counter() - started
@@ -115,7 +117,7 @@ def compiled(name, config, variables, graph, losses, start, combine) -> tuple[di
         holder[0], metrics = program(holder[0], variables, graph)
         jax.block_until_ready(metrics)
 
-    row = {"step": name, "trainable": recipe.count(start), "compile_s": compile_s,
+    row = {"step": name, "trainable": count(start), "compile_s": compile_s,
            "temporary_gb": program.memory_analysis().temp_size_in_bytes / 1e9}  # fmt: skip
     return row, once
 

@@ -23,7 +23,8 @@ import numpy as np
 import strategies
 import tyro
 
-from equijax import recipe, task
+from equijax.finetune import setup
+from equijax.finetune.options import FinetuneConfig, resolve
 
 CAP = 10.0  # %, the aim for what is retained
 HELD_OUT = 100  # structures of the replay file
@@ -105,7 +106,7 @@ def run(options: TuningConfig, files: dict, material: str, case: dict) -> dict:
     given = {k: (files["replay"],) if v == "REPLAY" else v for k, v in case.items()}
     epochs = given.pop("epochs", strategies.StrategiesConfig.epochs)
     given |= {"epochs": epochs, "evaluate_every": epochs // 4, "retain": (files["held_out"],), **sets}
-    made = task.prepare(recipe.resolve(recipe.FinetuneConfig(model=files["model"], out=Path("never-written"), **given)))
+    made = setup.prepare(resolve(FinetuneConfig(model=files["model"], out=Path("never-written"), **given)))
     before = {name: strategies.errors(made, made.variables, name) for name in ("valid", "retain")}
     variables, found = strategies.fit(made, before["valid"]["loss"])
     after = {name: strategies.errors(made, variables, name) for name in before}

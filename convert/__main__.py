@@ -13,7 +13,8 @@ import tyro
 
 from convert import download
 from convert.unpickle import UnreadableModel, UnsupportedModel
-from equijax import folders, runner
+from equijax import outputs
+from equijax.programs import runner
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _from_torch(source: str, out: Path, options: ConvertConfig) -> int:
-    folders.check_replaceable(out, folders.MODEL)
+    outputs.check_replaceable(out, outputs.MODEL)
     if options.verify:
         _require_torch("--verify")
     path = _locate(source, options)

@@ -15,8 +15,8 @@ import numpy as np
 from convert.errors import UnreadableModel, UnsupportedModel, shorten
 from convert.families import family
 from convert.modules import TorchModel
+from equijax import couplings
 from equijax.config import INTERACTIONS, ModelConfig
-from equijax.nn import cg
 
 MODELS = {"mace.modules.models.ScaleShiftMACE": True, "mace.modules.models.MACE": False}  # class -> scale_shift
 BASES = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
@@ -360,7 +360,7 @@ def _check_blocks(model: TorchModel, config: ModelConfig) -> None:
         expect(f"{prod}.linear.irreps_out", irreps(model, f"{prod}.linear.irreps_out"), hidden[: lmax_out + 1])
         use_sc = t > 0 or "Residual" in config.interaction_first
         expect(f"{prod}.use_sc", attribute(model, f"{prod}.use_sc", bool), use_sc)
-        paths = cg.conv_paths(lmax_in, config.max_ell, config.max_ell)
+        paths = couplings.conv_paths(lmax_in, config.max_ell, config.max_ell)
         _check_couplings(model, f"{inter}.conv_tp", paths, C)
         residual = "Residual" in config.interaction_name(t)
         _check_skip(model, f"{inter}.skip_tp", min(lmax_in, lmax_out) if residual else config.max_ell, C, Z)
@@ -399,7 +399,7 @@ def _check_linear(model: TorchModel, name: str, parts: tuple[tuple[int, int, int
                 expect(f"{name} path weight of l = {l}", weight, 1.0 / math.sqrt(fan))
 
 
-def _check_couplings(model: TorchModel, name: str, paths: tuple[cg.Path, ...], C: int) -> None:
+def _check_couplings(model: TorchModel, name: str, paths: tuple[couplings.Path, ...], C: int) -> None:
     """e3nn TensorProduct: the order (l3, l1, l2) of paths and their weights sqrt(2 l3 + 1)."""
     left, right, out = ([ir.l for _, ir in any_irreps(model, f"{name}.irreps_{side}")]
                         for side in ("in1", "in2", "out"))  # fmt: skip

@@ -15,8 +15,8 @@ from convert.adapters import fold
 from convert.errors import UnreadableModel, UnsupportedModel, one_line, shorten
 from convert.hyper import read_config, with_numbers
 from convert.modules import TorchModel
+from equijax import couplings
 from equijax.config import ModelConfig
-from equijax.nn import cg
 
 FlaxPath = tuple[str, ...]
 
@@ -30,6 +30,9 @@ IGNORED = {
     r"interactions\.\d+\.conv_tp\.weight": "empty: the radial MLP provides the weights",
     r".*\.bias": "empty: MACE has no biases",
 }
+# The couplings that a U tensor is compared with take 1 GB from so many entries a path on (max_ell 6 at degree 3, 3 at
+# degree 4). Real ones have more paths than this; a small hostile file cannot.
+LARGE_COUPLING, FEW_PATHS = 150_000, 30
 EMPTY = re.compile(r".*\.bias|interactions\.\d+\.conv_tp\.weight")
 
 
@@ -71,7 +74,7 @@ def _interaction_rows(config: ModelConfig, t: int) -> list[Row]:
     C, Z, B = config.channels, len(config.species), config.num_radial
     lmax, name = config.input_lmax(t), config.interaction_name(t)
     torch, flax = f"interactions.{t}", f"params/interactions_{t}"
-    paths = cg.conv_paths(lmax, config.max_ell, config.max_ell)
+    paths = couplings.conv_paths(lmax, config.max_ell, config.max_ell)
     per_l = [(sum(p.l3 == l for p in paths), C, C) for l in range(config.max_ell + 1)]
     skip_lmax = min(lmax, config.output_lmax(t)) if "Residual" in name else config.max_ell
     rows = [_by_degree(f"{torch}.linear_up.weight", f"{flax}/linear_up", [(C, C)] * (lmax + 1)),
@@ -222,8 +225,10 @@ def _compress(name: str, u: np.ndarray, lmax: int, L: int, degree: int) -> np.nd
         raise UnsupportedModel(f"{name} has shape {u.shape}, expected {shape}")
     if not np.issubdtype(u.dtype, np.floating) or not np.isfinite(u).all():
         raise UnreadableModel(f"{name} has non-finite values or type {u.dtype}")
+    if math.prod(shape[:-1]) > LARGE_COUPLING and shape[-1] < FEW_PATHS:
+        raise UnsupportedModel(f"{name} of shape {shape} has fewer than {FEW_PATHS} paths, too few for its size")
     try:
-        return cg.compress_u(u.reshape(shape), lmax, L)
+        return couplings.compress_u(u.reshape(shape), lmax, L)
     except ValueError as error:
         raise UnsupportedModel(f"{name}: {error}") from None
 

@@ -164,7 +164,7 @@ def _irreps(value: Instance, budget: Budget) -> str:
         budget.spend(VALUE_BYTES)
         mul, irrep = (*_items(entry)[:2], None, None)[:2]
         degree, parity = (*_items(irrep)[:2], None, None)[:2]
-        if type(mul) is not int or type(degree) is not int or parity not in (1, -1):
+        if type(mul) is not int or type(degree) is not int or type(parity) is not int or abs(parity) != 1:
             raise UnreadableModel(f"irreps that are not (multiplicity, (l, parity)): {shorten(mul)}, {shorten(degree)}")
         if not (0 < mul < 2**20 and 0 <= degree < 100):
             raise UnreadableModel(f"irreps of multiplicity {shorten(mul)} and degree {shorten(degree)}")

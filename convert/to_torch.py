@@ -6,8 +6,6 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any, cast
 
-os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # e3nn 0.4.4 loads its own constants by torch.load
-
 import jax
 import numpy as np
 import torch
@@ -19,8 +17,10 @@ from mace.modules.symmetric_contraction import SymmetricContraction
 from convert import mapping
 from convert.modules import read_model
 from convert.unpickle import UnsupportedModel
+from equijax import couplings
 from equijax.config import ModelConfig
-from equijax.nn import cg
+
+os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # e3nn 0.4.4 loads its own constants by torch.load
 
 GATES = {"silu": torch.nn.functional.silu, "tanh": torch.tanh, "abs": torch.abs, "none": None}
 TRANSFORMS = {"none": "None", "agnesi": "Agnesi", "soft": "Soft"}
@@ -150,7 +150,7 @@ def expand_u(coefficients: np.ndarray, lmax: int, L: int, degree: int) -> np.nda
 
     mace's own U tensors are not symmetric; the contraction sees their symmetric part alone, so energies agree.
     """
-    table = cg.monomials(lmax, L, degree)
+    table = couplings.monomials(lmax, L, degree)
     u = np.zeros((2 * L + 1, *[(lmax + 1) ** 2] * degree, coefficients.shape[-1]))
     multiplicity = np.array([len(set(permutations(f))) for f in table.factors.tolist()])
     for order in permutations(range(degree)):

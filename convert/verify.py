@@ -12,7 +12,7 @@ import numpy as np
 from ase.build import bulk
 from ase.data import covalent_radii
 
-from equijax import graph, predict
+from equijax import derivatives, graph
 from equijax.config import ModelConfig
 
 # Both run in float64. A float32 file leaves mace-torch with constants (couplings, Bessel prefactor) rounded to float32,
@@ -83,7 +83,7 @@ def compared(path: Path, config: ModelConfig, variables: dict, head: str, dtype:
     """
     images = structures(config)
     batch = graph.from_atoms(images, config, heads=[config.heads.index(head)] * len(images))
-    ours = predict.evaluate(config, variables, batch, "float64")
+    ours = derivatives.evaluate(config, variables, batch, "float64")
     bounds = np.cumsum([0, *(len(atoms) for atoms in images)])
     calculator = torch_calculator(path, head)
     worst: dict[str, Difference] = {}

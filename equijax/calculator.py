@@ -4,11 +4,14 @@ import numpy as np
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from equijax import compiled, graph, predict
+from equijax import compiled, derivatives, graph
 
 
 class EquijaxCalculator(Calculator):
     """Energy, energies per atom, forces and stress for ASE; made by `ForceField.calculator`.
+
+    The stress is dE/dstrain over the volume of the cell, for every structure whose cell has one: that of a slab counts
+    the vacuum, as in `ForceField.evaluate`, mace-torch and ASE's own calculators.
 
     Neighbour lists are exact at every step. Padded shapes grow on a coarse ladder, so a moving system compiles once or
     twice, not at each change of its neighbour count. With `fast`, the model specialised for the structure's elements
@@ -30,7 +33,7 @@ class EquijaxCalculator(Calculator):
         super().calculate(atoms, properties, system_changes)
         ff = self.forcefield.specialise(self.atoms.numbers) if self.fast else self.forcefield
         batch = graph.from_atoms(self.atoms, ff.config, pool=ff.pool, heads=[self.head])
-        out = predict.evaluate(ff.config, ff.device_variables(self.dtype), batch, self.dtype)
+        out = derivatives.evaluate(ff.config, ff.device_variables(self.dtype), batch, self.dtype)
         n = len(self.atoms)
         if not np.isfinite(out["forces"]).all():
             raise FloatingPointError(
@@ -43,7 +46,7 @@ class EquijaxCalculator(Calculator):
             "energies": out["node_energy"][:n],
             "forces": out["forces"][:n],
         }
-        if self.atoms.cell.rank == 3 and self.atoms.pbc.any():
+        if graph.has_stress(self.atoms):
             self.results["stress"] = full_3x3_to_voigt_6_stress(out["stress"][0])
         elif "stress" in properties:
-            raise PropertyNotImplementedError("stress needs a periodic structure with three cell vectors")
+            raise PropertyNotImplementedError("stress needs three cell vectors that span a volume")

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from equijax import folders, trees
+from equijax import outputs, pytrees
 from equijax.config import ModelConfig, from_dict
 
 FORMAT = 1  # raise when the meaning of a stored array or option changes
@@ -41,7 +41,7 @@ def save(path: str | Path, config: ModelConfig, variables: dict, metadata: dict)
     for key, leaf in jax.tree_util.tree_leaves_with_path(variables):
         if not np.isfinite(np.asarray(leaf)).all():
             raise ValueError(f"refusing to save {path}: {jax.tree_util.keystr(key)} has non-finite values")
-    with folders.replaced(path, folders.MODEL) as beside:
+    with outputs.replaced(path, outputs.MODEL) as beside:
         check_room(beside, variables)
         # the checkpointer finishes writing in the background; leaving the context waits for it
         with _checkpointer(path) as checkpointer:
@@ -61,13 +61,13 @@ def load(path: str | Path) -> tuple[ModelConfig, dict, dict]:
       FileNotFoundError: `path` is not a model directory.
       ValueError: written by an incompatible version.
     """
-    path = folders.present(path).absolute()
+    path = outputs.present(path).absolute()
     if not (path / "config.json").is_file():
         raise FileNotFoundError(
             f"{path} is not an equijax model directory (no config.json in it); make one with "
             "`python -m convert MODEL OUT`"
         )
-    document = folders.MODEL.read(path)
+    document = outputs.MODEL.read(path)
     if document is None:
         raise ValueError(f"{path} is not an equijax model directory: config.json is not what `convert` writes")
     if document["format"] != FORMAT:
@@ -139,7 +139,7 @@ def fingerprint(config: ModelConfig, variables: dict) -> str:
     """
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
     chosen = {name: value for name, value in config.to_dict().items() if value != defaults[name]}
-    text = json.dumps({"config": chosen, "arrays": trees.sha256(variables)}, sort_keys=True)
+    text = json.dumps({"config": chosen, "arrays": pytrees.sha256(variables)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

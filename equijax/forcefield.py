@@ -10,8 +10,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from equijax import checkpoint, graph, predict, stream
+from equijax import checkpoint, derivatives, graph, potential
 from equijax.config import ModelConfig
+from equijax.graph import packing, prefetch
+from equijax.graph.fields import Topology
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class ForceField:
         if dtype not in self._on_device:
             # also right when first called while a function is being traced: a tracer must not end up in the cache
             with jax.enable_x64(dtype == "float64"), jax.ensure_compile_time_eval():
-                arrays = jax.device_put(predict.cast(self.variables, dtype))
+                arrays = jax.device_put(potential.cast(self.variables, dtype))
             e0 = np.asarray(self.variables["constants"]["atomic_energies"], np.float64)
             self._on_device[dtype] = {**arrays, "constants": {**arrays["constants"], "atomic_energies": e0}}
         return self._on_device[dtype]
@@ -52,9 +54,9 @@ class ForceField:
             raise ValueError(f"head {head!r}: expected one of {', '.join(heads)}")
         return heads.index(head)
 
-    def node_energies(self, variables: dict, vectors: jax.Array, inputs: dict) -> jax.Array:
-        """Interaction energies [N] eV of a graph on the device; see `predict.energy_from_vectors`."""
-        return predict.energy_from_vectors(self.config, variables, vectors, inputs)
+    def node_energies(self, variables: dict, vectors: jax.Array, topology: Topology) -> jax.Array:
+        """Interaction energies [N] eV of a graph on the device; see `potential.energy_from_vectors`."""
+        return potential.energy_from_vectors(self.config, variables, vectors, topology)
 
     def calculator(self, dtype: str = "float64", head: str | None = None, fast: bool = False):
         """An ASE calculator (energy, free_energy, energies, forces, stress); `fast`: see `specialise`."""
@@ -102,8 +104,8 @@ class ForceField:
           names: what messages call the structures, such as file and frame; their indices in `images` by default.
 
         Returns:
-          per structure: energy (eV), energies [n] (eV), forces [n, 3] (eV/A), stress [3, 3] (eV/A^3, ASE sign; NaN
-          where the structure is not periodic in all directions).
+          per structure: energy (eV), energies [n] (eV), forces [n, 3] (eV/A), stress [3, 3] (eV/A^3, ASE sign, over
+          the volume of the cell, a slab's vacuum included; NaN where the cell vectors span none).
 
         Raises:
           ValueError: a structure the model cannot describe, named (unknown elements and broken cells are
@@ -126,16 +128,16 @@ class ForceField:
                     raise
                 results[i] = {"error": str(error)}
 
-        def structures() -> Iterator[stream.Structure]:
+        def structures() -> Iterator[packing.Structure]:
             for i, atoms in enumerate(images):
                 edges = None if results[i] else attempt(i, graph.neighbour_list, atoms, self.config.r_max)
                 if edges is not None:
-                    yield stream.structure(i, atoms, edges)
+                    yield packing.structure(i, atoms, edges)
 
         for i, atoms in enumerate(images):
             attempt(i, graph.check_atoms, atoms, self.config)
-        batches = stream.batches(structures(), self.batch_pool, len(self.config.species), stream.batch_slots())
-        prepared = stream.ahead((b, b.build(self.config, index)) for b in batches)
+        batches = packing.batches(structures(), self.batch_pool, len(self.config.species), packing.batch_slots())
+        prepared = prefetch.ahead((b, b.build(self.config, index)) for b in batches)
         with tqdm(total=len(images), desc="evaluate", unit="structure", disable=not progress) as bar:
             for batch, found in self._computed(prepared, dtype):
                 for s, result in zip(batch.members, found, strict=True):
@@ -146,24 +148,24 @@ class ForceField:
         return results
 
     def relax(self, images: list[ase.Atoms], **options) -> list:
-        """Relax many structures in batches; see `equijax.screen.relax`."""
-        from equijax import screen
+        """Relax many structures in batches; see `equijax.relax.batched.relax`."""
+        from equijax.relax import batched
 
-        return screen.relax(self, images, **options)
+        return batched.relax(self, images, **options)
 
     def _computed(self, prepared: Iterable[tuple], dtype: str) -> Iterator[tuple]:
         """(batch, one result per member): the device is given the next batch before the last one is read."""
         variables, waiting = self.device_variables(dtype), None
         for batch, padded in prepared:
-            started = predict.start(self.config, variables, padded, dtype)
+            started = derivatives.start(self.config, variables, padded, dtype)
             if waiting is not None:
                 yield self._finished(*waiting)
             waiting = batch, padded, started
         if waiting is not None:
             yield self._finished(*waiting)
 
-    def _finished(self, batch: stream.Batch, padded, started) -> tuple:
-        out = predict.finish(self.config, self.variables, padded, started)
+    def _finished(self, batch: packing.Batch, padded, started) -> tuple:
+        out = derivatives.finish(self.config, self.variables, padded, started)
         return batch, list(_split(out, [s.atoms for s in batch.members]))
 
 
@@ -173,7 +175,7 @@ def _split(out: dict, images: list[ase.Atoms]) -> Iterator[dict]:
     for g, atoms in enumerate(images):
         rows = slice(first, first + len(atoms))
         first += len(atoms)
-        stress = out["stress"][g] if atoms.pbc.all() else np.full((3, 3), np.nan)
+        stress = out["stress"][g] if graph.has_stress(atoms) else np.full((3, 3), np.nan)
         yield {
             "energy": float(out["energy"][g]),
             "energies": out["node_energy"][rows],

@@ -3,7 +3,7 @@
     fast = ff.specialise({"Si"})          # or atomic numbers; has the interface of ff
     atoms.calc = fast.calculator(dtype="float32")
 
-Radial functions become quintic splines of the distance (`equijax.nn.specialised`), adjacent linear maps one matrix, and
+Radial functions become quintic splines of the distance (`equijax.nn.folded`), adjacent linear maps one matrix, and
 coupling coefficients and contraction weights one polynomial per species. The result is compared with the plain model in
 float64 on rattled structures before it is handed out.
 """
@@ -20,14 +20,12 @@ import jax
 import numpy as np
 from ase.data import atomic_numbers, covalent_radii
 
-from equijax import graph, predict
+from equijax import couplings, graph, potential
 from equijax.config import ModelConfig, Spline
-from equijax.kernels import convolution as convolution_kernel
-from equijax.kernels import polynomial as polynomial_kernel
-from equijax.nn import cg
+from equijax.kernels import convolution, polynomial
 from equijax.nn.convolution import has_kernel
+from equijax.nn.folded import DEGREE, TERMS, num_pairs, pair_index
 from equijax.nn.radial import RadialBasis, RadialMLP
-from equijax.nn.specialised import DEGREE, TERMS, num_pairs, pair_index
 
 START_A = 0.25  # where tables begin: closer atoms repel by tens of keV, so how accurate the rest is does not matter
 STEPS_A = (0.04, 0.02, 0.01)  # spacing of spline knots, the first that meets the tolerances is taken
@@ -199,11 +197,11 @@ def _compile_kernels(config):
     if not has_kernel(config.channels, "float64"):
         return
     with_tables = [tuple(map(tuple, _paths(config, t))) for t in range(config.num_interactions)]
-    jobs = [partial(convolution_kernel.target, paths, 0, config.channels, "float64") for paths in with_tables[1:]]
+    jobs = [partial(convolution.target, paths, 0, config.channels, "float64") for paths in with_tables[1:]]
     for dtype in ("float64", "float32"):
-        jobs += [partial(convolution_kernel.target, paths, TERMS, config.channels, dtype) for paths in with_tables]
+        jobs += [partial(convolution.target, paths, TERMS, config.channels, dtype) for paths in with_tables]
         variables = (config.max_ell + 1) ** 2
-        jobs.append(partial(polynomial_kernel.target, max(config.correlation), variables, config.channels, dtype))
+        jobs.append(partial(polynomial.target, max(config.correlation), variables, config.channels, dtype))
     pool = ThreadPoolExecutor(os.cpu_count())
     for job in jobs:
         pool.submit(job)  # what goes wrong there goes wrong again, and is said, where the kernel is needed
@@ -211,7 +209,7 @@ def _compile_kernels(config):
 
 
 def _paths(config, t):
-    return cg.conv_paths(config.input_lmax(t), config.max_ell, config.max_ell)
+    return couplings.conv_paths(config.input_lmax(t), config.max_ell, config.max_ell)
 
 
 def _check_structures(config, numbers):
@@ -233,7 +231,7 @@ def _evaluate(config, variables, structures):
     """energy per atom [G], forces [N, 3] and the Hessian times a fixed random displacement, in float64."""
     batch = graph.build(structures, config)
     num = sum(len(atoms) for atoms, _ in structures)
-    tangent = np.random.default_rng(1).normal(size=batch.nodes["positions"].shape)
+    tangent = np.random.default_rng(1).normal(size=batch.nodes.positions.shape)
     tangent[num:] = 0
     sizes = np.repeat([len(atoms) for atoms, _ in structures], [len(atoms) for atoms, _ in structures])
     tangent[:num] /= np.sqrt(3 * sizes)[:, None]  # of unit length in each structure, on average
@@ -244,14 +242,14 @@ def _evaluate(config, variables, structures):
     )
     def compute(variables, batch, tangent):
         gradient = lambda r: jax.value_and_grad(  # noqa: E731
-            lambda r: predict.total_energy(config, variables, batch, r)
+            lambda r: potential.total_energy(config, variables, batch, r)
         )(r)[1]
-        positions = batch.nodes["positions"]
-        energies = predict.per_graph(batch, predict.energy(config, variables, batch))
+        positions = batch.nodes.positions
+        energies = potential.per_graph(batch, potential.energy(config, variables, batch))
         return energies, *jax.jvp(gradient, (positions,), (tangent,))
 
     with jax.enable_x64(True):
-        cast = predict.cast(variables, "float64"), predict.cast(batch, "float64")
+        cast = potential.cast(variables, "float64"), potential.cast(batch, "float64")
         energies, gradient, hvp = (np.asarray(x) for x in compute(*cast, tangent))
     counts = np.array([len(atoms) for atoms, _ in structures])
     return {"energy": energies[: len(counts)] / counts, "forces": -gradient[:num], "hvp": hvp[:num]}

@@ -32,7 +32,7 @@ def read_all(path: str | Path, index: str = ":") -> list[ase.Atoms]:
     if not images or not all(len(atoms) for atoms in images):
         raise ValueError(f"{path}: no structure, or one without atoms")
     for i, atoms in enumerate(images):
-        check_ordered(atoms, f"{path}:{i}" if len(images) > 1 else str(path))
+        check_ordered(atoms, f"frame {i} of {path}" if len(images) > 1 else str(path))
     return images
 
 

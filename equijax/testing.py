@@ -2,7 +2,7 @@
 answers are known on paper, equivariance."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ from ase import Atoms
 from ase.build import bulk
 from scipy.spatial.transform import Rotation
 
-from equijax import predict
+from equijax import couplings, potential
 from equijax.config import ModelConfig
 from equijax.forcefield import ForceField
-from equijax.nn import cg
+from equijax.graph.fields import Topology
 
 # Largest difference accepted between two routes to the same quantity, by dtype of the computation.
 TOLERANCE = {
@@ -62,7 +62,7 @@ def contraction_paths(lmax: int, max_ell: int, correlation: tuple[int, ...]):
     last = len(correlation) - 1
     return tuple(
         tuple(
-            tuple(cg.u_tensor(max_ell, L, nu).shape[-1] for nu in range(1, correlation[t] + 1))
+            tuple(couplings.u_tensor(max_ell, L, nu).shape[-1] for nu in range(1, correlation[t] + 1))
             for L in range((0 if t == last else lmax) + 1)
         )
         for t in range(last + 1)
@@ -72,7 +72,7 @@ def contraction_paths(lmax: int, max_ell: int, correlation: tuple[int, ...]):
 def random_forcefield(config: ModelConfig | None = None, seed: int = 0) -> ForceField:
     """A ForceField of random weights; energies are of order 1 eV per atom so that tolerances mean something."""
     config = random_config() if config is None else config
-    variables = predict.init_variables(config, seed)
+    variables = potential.init_variables(config, seed)
     rng = np.random.default_rng(seed)
     variables["constants"]["atomic_energies"] = rng.normal(size=(len(config.heads), len(config.species)))
     return ForceField(config, variables, {"source": f"random weights, seed {seed}"})
@@ -80,24 +80,24 @@ def random_forcefield(config: ModelConfig | None = None, seed: int = 0) -> Force
 
 @dataclass(frozen=True)
 class PairConfig:
-    """Atoms with a pair potential in the place of a MACE: everything built on `predict.energy` works with it."""
+    """Atoms with a pair potential in the place of a MACE: everything built on `potential.energy` works with it."""
 
     energy: Callable[[jax.Array], jax.Array]  # V(r) in eV of a pair, r in A
     r_max: float  # A, where it is cut off sharply: keep it between shells of neighbours
     species: tuple[int, ...]
     heads: tuple[str, ...] = ("Default",)
 
-    def to_json(self) -> str:
+    def to_dict(self) -> dict:
         """What there is to tell of it."""
-        return repr(self)
+        return asdict(self) | {"energy": repr(self.energy)}
 
-    def node_energies(self, variables: dict, vectors: jax.Array, inputs: dict) -> jax.Array:
+    def node_energies(self, variables: dict, vectors: jax.Array, topology: Topology) -> jax.Array:
         """[N] eV, half of each pair's energy to either atom."""
         r = jnp.sqrt((vectors**2).sum(-1))
         return 0.5 * jnp.where(r < self.r_max, self.energy(r), 0.0).sum(1)
 
 
-predict.POTENTIALS[PairConfig] = PairConfig.node_energies
+potential.POTENTIALS[PairConfig] = PairConfig.node_energies
 
 
 def pair_forcefield(energy: Callable, r_max: float, species: tuple[int, ...]) -> ForceField:

@@ -11,9 +11,10 @@ from phonopy.harmonic.dynmat_to_fc import get_commensurate_points
 from phonopy.phonon.group_velocity import GroupVelocity
 from phonopy.structure.atoms import PhonopyAtoms
 
-from equijax import bloch, hessian, testing
+from equijax import testing
 from equijax.kernels import build
 from equijax.nn import convolution
+from equijax.phonons import dynamical, hessian
 
 # small enough to compile in seconds, with every kind of block the published shape has
 CONFIG = testing.random_config(
@@ -69,23 +70,23 @@ def matrices_of(phonon, qpoints):
 
 
 def test_equal_to_the_supercell_at_commensurate_q(ff, atoms, phonon, commensurate):
-    D = bloch.dynamical_matrices(ff, atoms, commensurate)
+    D = dynamical.dynamical_matrices(ff, atoms, commensurate)
     np.testing.assert_allclose(D, matrices_of(phonon, commensurate), rtol=0, atol=1e-9)
-    real = bloch.dynamical_matrices(ff, atoms, commensurate[:1])  # Gamma alone takes the program without sines
+    real = dynamical.dynamical_matrices(ff, atoms, commensurate[:1])  # Gamma alone takes the program without sines
     np.testing.assert_allclose(real, D[:1], rtol=0, atol=1e-12)
 
 
 def test_hermitian_and_time_reversal(ff, atoms):
     q = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 3))
-    D = bloch.dynamical_matrices(ff, atoms, np.concatenate([q, -q, q + [1, 0, -2]]))
+    D = dynamical.dynamical_matrices(ff, atoms, np.concatenate([q, -q, q + [1, 0, -2]]))
     np.testing.assert_allclose(D, D.conj().swapaxes(1, 2), rtol=0, atol=1e-12)
     np.testing.assert_allclose(D[2:4], D[:2].conj(), rtol=0, atol=1e-12)
-    np.testing.assert_allclose(D[4:], D[:2] * bloch.phase(atoms, [[1, 0, -2]]), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(D[4:], D[:2] * dynamical.phase(atoms, [[1, 0, -2]]), rtol=0, atol=1e-12)
 
 
 def test_eigenvalues_of_the_supercell_are_those_of_its_commensurate_q(ff, atoms, phonon, commensurate):
     """Refolding: D(q) of the primitive cell against the Hessian of the supercell at Gamma."""
-    D = bloch.dynamical_matrices(ff, atoms, commensurate)
+    D = dynamical.dynamical_matrices(ff, atoms, commensurate)
     root = np.repeat(np.sqrt(phonon.supercell.masses), 3)
     n = len(root)
     whole = phonon.force_constants.transpose(0, 2, 1, 3).reshape(n, n) / np.outer(root, root)
@@ -101,18 +102,18 @@ def test_the_kernel_takes_values_turned_at_the_edges(atoms, monkeypatch):
     ff = testing.random_forcefield(testing.random_config(**options))
     calls = []
     for least in (16, 1000):
-        bloch._programs.clear()
+        dynamical._programs.clear()
         jax.clear_caches()
         monkeypatch.setattr(convolution, "KERNEL_CHANNELS", least)
-        calls.append(bloch.dynamical_matrices(ff, atoms, [[0.13, 0.27, 0.41]]))
-        programs = next(iter(bloch._programs.values()))[0].as_text()
+        calls.append(dynamical.dynamical_matrices(ff, atoms, [[0.13, 0.27, 0.41]]))
+        programs = next(iter(dynamical._programs.values()))[0].as_text()
         assert ("equijax_convolution" in programs) == (least == 16)
     np.testing.assert_allclose(*calls, rtol=0, atol=1e-12 * np.abs(calls[0]).max())
 
 
 def test_force_constants_of_any_supercell(ff, atoms, phonon):
     again = phonopy_of(atoms, SUPERCELL)
-    bloch.force_constants(ff, again, full=True)
+    dynamical.force_constants(ff, again, full=True)
     np.testing.assert_allclose(again.force_constants, phonon.force_constants, rtol=0, atol=1e-9)
 
 
@@ -126,11 +127,11 @@ def test_stars_and_bands(ff):
     atoms.set_tags([0, 1])
     atoms.set_initial_magnetic_moments([1.0, -1.0])
     phonon = phonopy_of(atoms, np.diag([3, 3, 3]))
-    compact = bloch.force_constants(ff, phonon).copy()
-    bloch.force_constants(ff, phonon, symmetry=False)
+    compact = dynamical.force_constants(ff, phonon).copy()
+    dynamical.force_constants(ff, phonon, symmetry=False)
     np.testing.assert_allclose(compact, phonon.force_constants, rtol=0, atol=1e-9)
     path = [np.array([[0, 0, 0], [1 / 3, 0, 1 / 3], [2 / 3, 0, 2 / 3]])]
-    exact = bloch.band_structure(ff, phonon, path)
+    exact = dynamical.band_structure(ff, phonon, path)
     interpolated = phonon.run_band_structure(path)
     np.testing.assert_allclose(exact.frequencies[0], interpolated.frequencies[0], rtol=0, atol=1e-4)
 
@@ -138,9 +139,9 @@ def test_stars_and_bands(ff):
 def test_derivatives(ff, atoms):
     """dD/dq by differentiation against differences of fourth order."""
     q, h = np.array([0.13, 0.27, 0.41]), 1e-4
-    _, dD = bloch.derivatives(ff, atoms, [q])
+    _, dD = dynamical.derivatives(ff, atoms, [q])
     steps = (atoms.cell.array @ np.eye(3)).T * h
-    far = bloch.dynamical_matrices(ff, atoms, [q + sign * n * s for s in steps for n in (1, 2) for sign in (1, -1)])
+    far = dynamical.dynamical_matrices(ff, atoms, [q + sign * n * s for s in steps for n in (1, 2) for sign in (1, -1)])
     near, wide = far[0::4] - far[1::4], far[2::4] - far[3::4]
     np.testing.assert_allclose(dD[0], (8 * near - wide) / (12 * h), rtol=0, atol=1e-9)
 
@@ -151,23 +152,23 @@ def test_group_velocities_are_phonopys(ff, atoms):
 
     class Exact(DynamicalMatrix):
         def run(self, q):
-            self._dynamical_matrix = bloch.dynamical_matrices(ff, atoms, [q])[0]
+            self._dynamical_matrix = dynamical.dynamical_matrices(ff, atoms, [q])[0]
 
     cell = phonopy_of(atoms, np.eye(3, dtype=int))
     velocity = GroupVelocity(Exact(cell.supercell, cell.primitive, np.zeros((2, 2, 3, 3))), q_length=1e-3)
     velocity.run([q])
-    found = bloch.group_velocities(ff, atoms, [q])
+    found = dynamical.group_velocities(ff, atoms, [q])
     assert np.abs(found).max() > 0.01
     np.testing.assert_allclose(found, velocity.group_velocities, rtol=1e-3, atol=1e-3 * np.abs(found).max())
 
 
 def test_interaction_range(ff, atoms, phonon):
     cubic = Atoms("Na", cell=[4.0, 5.0, 30.0], pbc=True)
-    found = bloch.interaction_range(ff, cubic)
+    found = dynamical.interaction_range(ff, cubic)
     assert found == {"reach_A": 14.0, "supercell": (7, 6, 1), "atoms": 42}
-    distance, size = bloch.decay(phonon)
+    distance, size = dynamical.decay(phonon)
     assert distance[0] == 0 and size[distance == 0].max() == size.max() and np.all(np.diff(distance) >= 0)
-    measured = bloch.interaction_range(ff, atoms, phonon, tolerance=size.max())
+    measured = dynamical.interaction_range(ff, atoms, phonon, tolerance=size.max())
     assert measured["measured_reach_A"] == 0.0 and measured["measured_atoms"] == 2
 
 
@@ -175,8 +176,8 @@ def test_refuses(ff, atoms):
     slab = atoms.copy()
     slab.pbc = [True, True, False]
     with pytest.raises(ValueError, match="all three"):
-        bloch.dynamical_matrices(ff, slab, [[0, 0, 0]])
+        dynamical.dynamical_matrices(ff, slab, [[0, 0, 0]])
     with pytest.raises(ValueError, match="qpoints"):
-        bloch.dynamical_matrices(ff, atoms, [0, 0, 0])
+        dynamical.dynamical_matrices(ff, atoms, [0, 0, 0])
     with pytest.raises(MemoryError, match="budget"):
-        bloch.dynamical_matrices(ff, atoms, [[0, 0, 0]], memory=1000)
+        dynamical.dynamical_matrices(ff, atoms, [[0, 0, 0]], memory=1000)

@@ -11,7 +11,8 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import BFGS
 
-from equijax import checkpoint, load, predict, testing
+from equijax import checkpoint, derivatives, load, testing
+from equijax import potential as predict
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_energies_sum_to_the_energy(ff):
 
 def test_changes_recompute_and_questions_do_not(ff, monkeypatch):
     calls = []
-    evaluate = predict.evaluate
+    evaluate = derivatives.evaluate
     monkeypatch.setattr(predict, "evaluate", lambda *a: calls.append(1) or evaluate(*a))
     atoms = attached(ff, testing.rattled())
     values = [atoms.get_potential_energy()]
@@ -80,9 +81,27 @@ def test_precision_is_chosen_and_agrees(ff):
         ff.calculator(dtype="half")
 
 
+@pytest.mark.parametrize("pbc", [(True, True, False), False])
+def test_stress_of_a_slab_and_of_a_molecule_in_a_box(ff, pbc):
+    """Over the volume of the cell with its vacuum, the same from both routes and from differences of the energy."""
+    slab = testing.rattled()
+    slab.set_cell([5.6, 5.6, 15.0])
+    slab.pbc = pbc
+    found = attached(ff, slab).get_stress(voigt=False)
+    np.testing.assert_allclose(ff.evaluate([slab], dtype="float64")[0]["stress"], found, rtol=0, atol=1e-12)
+    energies = []
+    for strain in (1e-4, -1e-4):
+        moved = slab.copy()
+        moved.set_cell(slab.cell.array @ np.diag([1 + strain, 1, 1]), scale_atoms=True)
+        energies.append(attached(ff, moved).get_potential_energy())
+    assert found[0, 0] == pytest.approx((energies[0] - energies[1]) / (2e-4 * slab.cell.volume), rel=1e-5)
+
+
 def test_stress_of_a_molecule_is_refused(ff):
     with pytest.raises(PropertyNotImplementedError, match="three cell vectors"):
         attached(ff, Atoms("NaCl", positions=[[0, 0, 0], [0, 0, 2.4]])).get_stress()
+    flat = [Atoms("NaCl", positions=[[0, 0, 0], [0, 0, 2.4]]), Atoms("Na", cell=[5, 5, 0], pbc=(1, 1, 0))]
+    assert all(np.isnan(found["stress"]).all() for found in ff.evaluate(flat))
 
 
 def test_heads_are_chosen_by_name():

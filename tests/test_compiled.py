@@ -10,7 +10,9 @@ import jax
 import pytest
 from ase.build import bulk
 
-from equijax import compiled, hessian, runner, testing
+from equijax import compiled, testing
+from equijax.phonons import hessian
+from equijax.programs import runner
 
 FOLDER, SIZE, SECONDS = (
     "jax_compilation_cache_dir",

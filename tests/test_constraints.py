@@ -8,9 +8,12 @@ from ase import Atoms
 from ase.build import bulk, fcc111
 from ase.constraints import FixAtoms, FixBondLength, FixCartesian, FixScaled
 
-from equijax import modes, relax, screen, testing
+from equijax import testing
 from equijax.constraints import free_components
-from equijax.modes import ModesConfig
+from equijax.phonons import soft_modes
+from equijax.phonons.soft_modes import ModesConfig
+from equijax.relax import symmetric
+from equijax.relax.batched import relax
 
 
 def morse(r):
@@ -51,8 +54,8 @@ def test_fixed_atoms_stay_and_the_others_relax(name):
     atoms = FIXED[name]
     atoms.positions[2:] += [[0.1, 0.05, 0.02], [-0.05, 0.1, -0.1]]
     free = free_components(atoms)
-    alone, report = relax.relax(FF, atoms, fmax=1e-5, cell=False)
-    (batched,) = screen.relax(FF, [atoms], fmax=1e-5, steps=2000)
+    alone, report = symmetric.relax(FF, atoms, fmax=1e-5, cell=False)
+    (batched,) = relax(FF, [atoms], fmax=1e-5, steps=2000)
     assert report["converged"] and batched.converged
     assert report["max_free_force_eV_A"] <= 1e-5 < 1e-3 < report["max_force_eV_A"]
     for found in (alone, batched.atoms):
@@ -65,28 +68,28 @@ def test_fixed_atoms_stay_and_the_others_relax(name):
 
 
 def test_without_constraints_the_symmetry_is_kept():
-    atoms, report = relax.relax(FF, bulk("Al", a=4.1), fmax=1e-4)
+    atoms, report = symmetric.relax(FF, bulk("Al", a=4.1), fmax=1e-4)
     assert report["space_group_after"] == "Fm-3m (225)" and "max_free_force_eV_A" not in report
 
 
 def test_a_cell_with_fixed_atoms_and_other_constraints_are_refused():
     fixed, bonded = slab(FixAtoms([0])), slab(FixBondLength(0, 1))
-    for function in (lambda a, cell: relax.relax(FF, a, cell=cell), lambda a, cell: screen.relax(FF, [a], cell=cell)):
+    for function in (lambda a, cell: symmetric.relax(FF, a, cell=cell), lambda a, cell: relax(FF, [a], cell=cell)):
         with pytest.raises(ValueError, match=r"constraints \(FixAtoms\): a cell is relaxed with all atoms free"):
             function(fixed, True)
         with pytest.raises(ValueError, match="FixBondLength"):
             function(bonded, False)
     with pytest.raises(ValueError, match="modes are followed with all atoms free"):
-        modes.search(FF, fixed, ModesConfig("slab", "model"))
+        soft_modes.search(FF, fixed, ModesConfig("slab", "model"))
 
 
 def test_force_constants_say_that_they_ignore_fixed_atoms():
     atoms = slab(FixAtoms([0, 1]))
     with pytest.warns(UserWarning, match="2 of 4 atoms are fixed: force constants ignore that"):
-        assert len(relax.warn_fixed(atoms)) == 1
-    assert relax.warn_fixed(slab()) == []
-    found = relax.static_residuals(FF, atoms)
+        assert len(symmetric.warn_fixed(atoms)) == 1
+    assert symmetric.warn_fixed(slab()) == []
+    found = symmetric.static_residuals(FF, atoms)
     with pytest.raises(ValueError, match="largest force is 0"):
-        relax.refuse_unrelaxed(found, "slab")
+        symmetric.refuse_unrelaxed(found, "slab")
     with pytest.raises(ValueError, match="is on a fixed atom"):
-        relax.refuse_unrelaxed(found | {"max_free_force_eV_A": 1e-5}, "slab")
+        symmetric.refuse_unrelaxed(found | {"max_free_force_eV_A": 1e-5}, "slab")

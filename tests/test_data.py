@@ -12,7 +12,8 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from phonopy.file_IO import write_FORCE_CONSTANTS, write_FORCE_SETS
 
-from equijax import data, graph, predict, structures, testing
+from equijax import data, graph, potential, testing
+from equijax.structures import to_ase
 from equijax.units import GPA_PER_EV_A3
 
 CONFIG = testing.random_config(
@@ -184,16 +185,16 @@ def test_batch_masks_what_is_missing():
     items = data.prepare(structures, CONFIG)
     size = graph.Size(24, data.size_of(items, CONFIG).slots, 4, 5)
     g = data.batch(items, CONFIG, E0, size)
-    labels, nodes = g.globals, g.nodes
-    np.testing.assert_allclose(labels["energy"], [-20.0 + 4 * 1.0 + 4 * 3.0, 0, 0, 0, 0])
-    np.testing.assert_array_equal(labels["energy_mask"], [1, 0, 0, 0, 0])
-    np.testing.assert_array_equal(labels["stress_mask"], [1, 0, 0, 0, 0])
-    np.testing.assert_array_equal(labels["weight"], [2, 1, 0, 0, 0])
-    np.testing.assert_array_equal(labels["head"][:2], [0, 1])
-    np.testing.assert_array_equal(np.flatnonzero(nodes["forces_mask"]), [0, 1, 3, 4, 5, 6, 7])
-    np.testing.assert_array_equal(np.flatnonzero(nodes["hvp_mask"]), np.arange(8, 16))
-    assert np.isfinite(nodes["forces"]).all() and nodes["tangents"].shape == (24, 2, 3)
-    e0 = predict.isolated_energies(CONFIG, VARIABLES, g)
+    labels, nodes = g.globals.labels, g.nodes.labels
+    np.testing.assert_allclose(labels.energy, [-20.0 + 4 * 1.0 + 4 * 3.0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(labels.energy_mask, [1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(labels.stress_mask, [1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(labels.weight, [2, 1, 0, 0, 0])
+    np.testing.assert_array_equal(g.globals.head[:2], [0, 1])
+    np.testing.assert_array_equal(np.flatnonzero(nodes.forces_mask), [0, 1, 3, 4, 5, 6, 7])
+    np.testing.assert_array_equal(np.flatnonzero(nodes.hvp_mask), np.arange(8, 16))
+    assert np.isfinite(nodes.forces).all() and nodes.tangents.shape == (24, 2, 3)
+    e0 = potential.isolated_energies(CONFIG, VARIABLES, g)
     assert e0[8:16].sum() == pytest.approx(8 * 2.0)
 
 
@@ -223,7 +224,7 @@ def phonon():
     si = bulk("Si", a=5.43)
     cell = PhonopyAtoms(numbers=si.numbers, cell=si.cell.array, scaled_positions=si.get_scaled_positions())
     phonon = phonopy.Phonopy(cell, np.diag([2, 2, 2]), primitive_matrix="auto")
-    whole = structures.to_ase(phonon.supercell)
+    whole = to_ase(phonon.supercell)
     n = len(whole)
     phi = np.zeros((n, n, 3, 3))
     edges = graph.neighbour_list(whole, 2.6)

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from equijax import bands, demo
+from equijax import plots
+from equijax.programs import demo
 
 # README of the bundled data: 0.01 A finite differences with mace-torch on the same supercells and mesh
 FREQUENCY_MAE_THZ = {"Si (diamond)": 0.594, "NaCl (rocksalt)": 0.162}
@@ -37,4 +38,4 @@ def test_a_failed_conversion_stops_the_demo(tmp_path, capfd):
 def test_labels_at_a_jump_of_the_path_share_a_tick():
     labels = ["G", "X", "U", "K", "G", "L", "W", "X"]
     connections = [True, False, True, True, True, False]
-    assert bands.tick_labels(labels, connections) == ["G", "X", "U|K", "G", "L", "W", "X"]
+    assert plots.tick_labels(labels, connections) == ["G", "X", "U|K", "G", "L", "W", "X"]

@@ -14,11 +14,15 @@ import jax
 import numpy as np
 import pytest
 
-from equijax import adapters, checkpoint, demo, finetune, folders, lora, testing
+from equijax import checkpoint, outputs, testing
+from equijax import outputs as folders
+from equijax.adapters import files, lora
+from equijax.finetune import run
+from equijax.programs import demo
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"channels": 4, "lmax": 1, "species": (11, 17), "max_ell": 1, "correlation": (2, 2), "radial_mlp": (8,)}
-BOX = folders.Kind("a box", "config.json", frozenset({"box"}), frozenset({"config.json", "content"}))
+BOX = outputs.Kind("a box", "config.json", frozenset({"box"}), frozenset({"config.json", "content"}))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def save_model(path, ff):
 
 def save_adapter(path, ff):
     start = lora.init_lora(ff.variables["params"], 1, 1, (".*",), 0, None, "float32")
-    return adapters.save(path, start, ff.config, ff.variables)
+    return files.save(path, start, ff.config, ff.variables)
 
 
 SAVERS = {"model": (save_model, "config.json"), "adapter": (save_adapter, "adapter.json")}
@@ -130,7 +134,7 @@ def test_at_every_step_of_a_replacement_one_of_the_two_loads(ff, tmp_path, monke
         if kind == "model":
             np.testing.assert_equal(checkpoint.load(tmp_path / "out")[1], jax.tree.map(np.asarray, ff.variables))
         else:
-            adapters.load(tmp_path / "out", ff.config, ff.variables)
+            files.load(tmp_path / "out", ff.config, ff.variables)
         save(tmp_path / "out", ff)
         assert not (tmp_path / ".out.previous").exists()
 
@@ -157,14 +161,14 @@ def test_killed_at_any_moment_the_old_or_the_new_folder_is_there(tmp_path):
     """SIGKILL at random moments of a writer that does nothing but replace; no replacement that was done is lost."""
     rng, path, seen = np.random.default_rng(0), tmp_path / "box", 0
     for _ in range(25):
-        command = [sys.executable, "-c", WRITER, folders.__file__, str(path), str(seen)]
+        command = [sys.executable, "-c", WRITER, outputs.__file__, str(path), str(seen)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
             assert writer.stdout is not None
             done = int(writer.stdout.readline())
             time.sleep(rng.uniform(0, 0.02))
             writer.send_signal(signal.SIGKILL)
             done = max([done, *(int(line) for line in writer.stdout.read().split("\n")[:-1])])
-        found = folders.present(path)
+        found = outputs.present(path)
         seen = json.loads((found / "config.json").read_text())["box"]
         assert seen >= done and (found / "content").read_text() == str(seen) * 1000 and BOX.owns(found)
 
@@ -212,7 +216,7 @@ def test_a_full_disk_leaves_what_was_there(ff, tmp_path, kind, little_room, requ
 def test_the_demo_replaces_only_its_own_fine_tuning(tmp_path, capsys, where):
     path = tmp_path / "finetuned"
     path.mkdir()
-    document = dict.fromkeys(finetune.RUN.keys, "") | {"model": str(tmp_path / "model")}
+    document = dict.fromkeys(run.RUN.keys, "") | {"model": str(tmp_path / "model")}
     if where == "other run":
         document["model"] = "/models/mine"
     else:

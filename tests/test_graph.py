@@ -7,8 +7,8 @@ from ase import Atoms
 from ase.build import bulk
 from ase.neighborlist import neighbor_list
 
-from equijax import graph, predict, testing
-from equijax.gather import gather_senders, sum_to_senders
+from equijax import derivatives, graph, testing
+from equijax.graph.gather import gather_senders, sum_to_senders
 
 CONFIG = testing.random_config(channels=4)
 
@@ -26,24 +26,24 @@ def test_neighbours_agree_with_ase(name):
 def test_slots_are_regular_and_reversed():
     atoms = testing.rattled()
     g = graph.from_atoms(atoms, CONFIG)
-    n, mask, reverse = len(atoms), g.edges["mask"], g.edges["reverse"]
+    n, mask, reverse = len(atoms), g.edges.mask, g.edges.reverse
     assert np.array_equal(g.receivers.reshape(n, -1), np.arange(n)[:, None].repeat(len(mask) // n, 1))
     assert np.array_equal(np.sort(reverse), np.arange(len(mask))) and np.array_equal(
         reverse[reverse], np.arange(len(mask))
     )
     assert np.array_equal(g.senders[mask], g.receivers[reverse][mask])
-    assert np.array_equal(g.edges["shifts"][mask], -g.edges["shifts"][reverse][mask])
+    assert np.array_equal(g.edges.shifts[mask], -g.edges.shifts[reverse][mask])
 
 
 def test_gather_and_its_transpose_are_adjoint_in_every_mode():
     g = graph.from_atoms(testing.rattled(), CONFIG)
-    senders, reverse = g.senders, g.edges["reverse"]
+    senders, reverse = g.senders, g.edges.reverse
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         x = rng.normal(size=(g.n_node[0], 3))
         y = rng.normal(size=(g.n_node[0], len(senders) // g.n_node[0], 3))
         gathered = gather_senders(x, senders, reverse)
-        mask = g.edges["mask"].reshape(y.shape[:2])
+        mask = g.edges.mask.reshape(y.shape[:2])
         np.testing.assert_array_equal(gathered[mask], x[senders.reshape(mask.shape)[mask]])
         expected = np.zeros_like(x)
         np.add.at(expected, senders, y.reshape(-1, 3))
@@ -66,7 +66,9 @@ def test_padding_and_batch_order_change_results_by_rounding_only():
     variables = ff.device_variables("float64")
 
     def run(order, size):
-        out = predict.evaluate(CONFIG, variables, graph.build([structures[i] for i in order], CONFIG, size), "float64")
+        out = derivatives.evaluate(
+            CONFIG, variables, graph.build([structures[i] for i in order], CONFIG, size), "float64"
+        )
         first = np.cumsum([0, *(len(images[i]) for i in order)])
         return {
             i: (out["energy"][g], out["forces"][first[g] : first[g + 1]], out["stress"][g]) for g, i in enumerate(order)
@@ -101,13 +103,13 @@ def test_500_different_structures_compile_at_most_20_programs():
     ff = testing.random_forcefield(
         testing.random_config(channels=2, radial_mlp=(4,), max_ell=0, num_interactions=1, correlation=(1,))
     )
-    before = predict._evaluate._cache_size()
+    before = derivatives._evaluate._cache_size()
     images = random_structures(500)
     together = ff.evaluate(images)
     for i in range(0, 500, 10):
         alone = ff.evaluate([images[i]])[0]
         np.testing.assert_allclose(alone["forces"], together[i]["forces"], atol=testing.TOLERANCE["float32"]["forces"])
-    assert predict._evaluate._cache_size() - before <= 20
+    assert derivatives._evaluate._cache_size() - before <= 20
 
 
 def test_500_structures_one_at_a_time_need_at_most_20_sizes():

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from equijax import graph, hessian, predict
+from equijax import graph, potential
+from equijax.phonons import hessian
 from equijax.testing import TOLERANCE, random_config, random_forcefield, rattled
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,10 +37,10 @@ def full(ff, atoms):
 def dense(ff, atoms):
     """[N, 3, N, 3] by jax.hessian of the energy."""
     with jax.enable_x64(True):
-        batch = jax.device_put(predict.cast(graph.from_atoms(atoms, ff.config), "float64"))
+        batch = jax.device_put(potential.cast(graph.from_atoms(atoms, ff.config), "float64"))
         variables = ff.device_variables("float64")
-        energy = jax.jit(jax.hessian(lambda r: predict.total_energy(ff.config, variables, batch, r)))
-        return np.asarray(energy(batch.nodes["positions"]))
+        energy = jax.jit(jax.hessian(lambda r: potential.total_energy(ff.config, variables, batch, r)))
+        return np.asarray(energy(batch.nodes.positions))
 
 
 def test_full_hessian_is_the_dense_one_and_obeys_its_laws(ff, atoms, full):

@@ -8,7 +8,10 @@ import tyro
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from equijax import data, evaluate, loss, recipe, replay, testing
+from equijax import data, testing
+from equijax.data import select
+from equijax.finetune import loss, setup
+from equijax.programs import evaluate, finetune
 
 CONFIG = testing.random_config(
     channels=4, lmax=1, species=(11, 14, 17), max_ell=1, correlation=(2, 2), radial_mlp=(8,), heads=("a", "b")
@@ -72,7 +75,11 @@ def test_weights_and_heads_are_honoured(tmp_path):
     assert data.sha256(again) == data.sha256([first]) != data.sha256([second])
     items = data.prepare([first], CONFIG)
     g = data.batch(items, CONFIG, np.zeros((2, 3)))
-    wrong = {"energy": g.globals["energy"] + 8.0, "forces": g.nodes["forces"] + 1.0, "stress": g.globals["stress"] + 1}
+    wrong = {
+        "energy": g.globals.labels.energy + 8.0,
+        "forces": g.nodes.labels.forces + 1.0,
+        "stress": g.globals.labels.stress + 1,
+    }
     options = loss.LossConfig(kind="mae")
     terms = [loss._NUMERATORS[term](wrong, g, options)[0][0] for term in ("energy", "forces", "stress")]
     np.testing.assert_allclose(terms, [0.0, 2.0 * 24, 6.0 * 9])
@@ -114,7 +121,7 @@ def test_levels_of_theory_do_not_mix_in_any_frame_of_a_file(tmp_path):
 
 def test_programs_share_the_key_options():
     flags = ["--virials-key", "v", "--weight-key", "w", "--head-key", "none", "--energy-key", "E"]
-    tune = recipe.read(["--model", "m", "--train", "t", "--out", "o", *flags])
+    tune = finetune.read(["--model", "m", "--train", "t", "--out", "o", *flags])
     test = tyro.cli(evaluate.EvaluateConfig, args=["--model", "m", "--data", "t", *flags])
     for options in (tune, test):
         assert isinstance(options, data.Keys)
@@ -199,6 +206,13 @@ def test_messages_name_file_and_frame_of_the_user(tmp_path):
     with pytest.raises(ValueError, match=r"^frame 4 of .*a.extxyz: atom 3 of element U"):
         data.predictions(model, found)
     with pytest.raises(ValueError, match="^frame 3 of x: atoms 0 and 1"):
-        replay.pick(close, 1)
+        select.pick(close, 1)
     with pytest.raises(ValueError, match="head 'c' is not one of the model's: a, b; rename it, or .* --head-key none"):
         data.predictions(model, [data.Labelled(testing.rattled(), head="c")])
+
+
+def test_isolated_atoms_alone_are_nothing_to_train_on(tmp_path):
+    path = written(tmp_path / "a.extxyz", lone("Na", -7.0))
+    options = finetune.read(["--model", "m", "--train", str(path), "--out", "o"])
+    with pytest.raises(ValueError, match="--train holds nothing but isolated atoms"):
+        setup._sets(options, None)

@@ -7,7 +7,8 @@ import jax
 import psutil
 import pytest
 
-from equijax import hessian, memory
+from equijax import compiled
+from equijax.phonons import hessian
 
 GB = 1 << 30
 
@@ -66,16 +67,16 @@ SYSTEMS = {
 def test_limits_of_containers(tmp_path, name):
     files, left = SYSTEMS[name]
     root = write(tmp_path, files)
-    assert memory.container_limits(root) == left
+    assert compiled.container_limits(root) == left
     free = psutil.virtual_memory().available
     if left and min(left) < free // 2:
-        assert memory.available_memory(root) == min(left)
+        assert compiled.available_memory(root) == min(left)
     else:
-        assert free / 2 < memory.available_memory(root) < 2 * free
+        assert free / 2 < compiled.available_memory(root) < 2 * free
 
 
 def test_a_hessian_uses_part_of_it():
-    assert jax.default_backend() != "cpu" or 0 < hessian.default_memory() < memory.available_memory()
+    assert jax.default_backend() != "cpu" or 0 < hessian.default_memory() < compiled.available_memory()
 
 
 def test_no_module_reads_meminfo():

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from equijax import graph, predict, testing
-from equijax.nn import blocks, cg
+from equijax import couplings, graph, potential, testing
+from equijax.derivatives import energy_forces_stress
+from equijax.nn import blocks
 from equijax.nn.contraction import polynomial
 
 VARIANTS = {
@@ -46,12 +47,12 @@ def test_every_derivative_up_to_third_order_is_finite_and_matches_differences(ff
         structures = [(a, graph.neighbour_list(a, ff.config.r_max)) for a in images]
         size = graph.round_up(graph.size_of(structures, ff.config))
         batch = graph.build(structures, ff.config, size)
-        x = batch.nodes["positions"]
+        x = batch.nodes.positions
         u = rng.normal(size=x.shape)
 
         @jax.jit
         def derivatives(s):
-            e = lambda x: predict.total_energy(ff.config, variables, batch, x)  # noqa: E731
+            e = lambda x: potential.total_energy(ff.config, variables, batch, x)  # noqa: E731
             hvp = lambda x: jax.jvp(jax.grad(e), (x,), (u,))[1]  # noqa: E731
             y = x + s * u
             return jax.grad(e)(y), hvp(y), jax.grad(lambda x: (u * hvp(x)).sum())(y)
@@ -76,14 +77,12 @@ def test_energy_force_and_curvature_are_continuous_at_the_cutoff(ff):
         atoms = Atoms("NaClNa", positions=[[0, 0, 0], [2.4, 0, 0], [0, r, 0.0]])
         with jax.enable_x64(True):
             batch = graph.from_atoms(atoms, ff.config)
-            x = batch.nodes["positions"]
+            x = batch.nodes.positions
             u = np.zeros_like(x)
             u[2, 1] = 1.0
-            e = lambda s: predict.total_energy(ff.config, ff.device_variables("float64"), batch, x + s * u)  # noqa: E731
+            e = lambda s: potential.total_energy(ff.config, ff.device_variables("float64"), batch, x + s * u)  # noqa: E731
             d1 = jax.grad(e)
-            return int(batch.edges["mask"].sum()), jax.jit(lambda s: jax.numpy.stack([e(s), d1(s), jax.grad(d1)(s)]))(
-                0.0
-            )
+            return int(batch.edges.mask.sum()), jax.jit(lambda s: jax.numpy.stack([e(s), d1(s), jax.grad(d1)(s)]))(0.0)
 
     (n_in, inside), (n_out, outside) = derivatives(r_max - eps), derivatives(r_max + eps)
     assert n_in == n_out + 2, "the test must cross the cutoff"
@@ -104,28 +103,30 @@ def test_isolated_atom_has_its_reference_energy(ff):
 def test_monomials_equal_the_dense_contraction(L, degree):
     lmax, channels = 3, 3
     rng = np.random.default_rng(L + 10 * degree)
-    u = cg.u_tensor(lmax, L, degree)
+    u = couplings.u_tensor(lmax, L, degree)
     A = rng.normal(size=(5, (lmax + 1) ** 2, channels))
     w = rng.normal(size=(2, u.shape[-1], channels))
     slot = np.array([0, 1, 1, 0, 1])
     letters = "ijk"[:degree]
     expected = np.einsum(f"M{letters}p,npc,{','.join(f'n{x}c' for x in letters)}->nMc", u, w[slot], *[A] * degree)
-    coefficients = np.einsum("qp,zpc->zqc", cg.compress_u(u, lmax, L), w)
+    coefficients = np.einsum("qp,zpc->zqc", couplings.compress_u(u, lmax, L), w)
     with jax.enable_x64(True):
-        got = polynomial(jax.numpy.asarray(A), jax.numpy.asarray(coefficients), [cg.monomials(lmax, L, degree)], slot)
+        got = polynomial(
+            jax.numpy.asarray(A), jax.numpy.asarray(coefficients), [couplings.monomials(lmax, L, degree)], slot
+        )
     np.testing.assert_allclose(got, expected, atol=1e-12)
 
 
 def test_a_u_tensor_in_another_basis_is_refused():
-    u = cg.u_tensor(3, 1, 2)
+    u = couplings.u_tensor(3, 1, 2)
     rotated = np.roll(u, 1, axis=1)
     with pytest.raises(ValueError, match="equivariance demands"):
-        cg.compress_u(rotated, 3, 1)
+        couplings.compress_u(rotated, 3, 1)
 
 
 def test_published_shape_has_the_published_number_of_parameters():
     config = testing.random_config(channels=128, species=tuple(range(1, 90)), num_radial=10, r_max=6.0)
-    params = predict.init_variables(config)["params"]
+    params = potential.init_variables(config)["params"]
     assert sum(p.size for p in jax.tree.leaves(params)) == 9_063_204
 
 
@@ -133,7 +134,7 @@ def test_summing_by_sender_species_first_changes_nothing(ff, monkeypatch):
     """The first interaction's reassociated form against the convolution of any features."""
     batch = graph.from_atoms([testing.structures()[name] for name in ("perovskite", "slab")], ff.config)
     with jax.enable_x64(True):
-        run = lambda: predict.energy_forces_stress(ff.config, ff.device_variables("float64"), batch)  # noqa: E731
+        run = lambda: energy_forces_stress(ff.config, ff.device_variables("float64"), batch)  # noqa: E731
         by_species = jax.jit(lambda: run())()
         monkeypatch.setattr(blocks, "MAX_DENSE_SPECIES", 0)  # gathers each atom's weights, convolves edge by edge
         by_edge = jax.jit(lambda: run())()

@@ -9,15 +9,18 @@ import pytest
 from ase.build import bulk
 
 from convert.__main__ import main as convert
-from equijax import modes
+from equijax.phonons import soft_modes
+from equijax.programs import modes
 
 MINI = Path(str(resources.files("equijax"))) / "assets" / "mini.model"
 
 
 def test_scores():
-    found = modes.scores([("GeTe", 160), ("GeTe", 160), ("GeTe", 44)], [("GeTe", 160), ("GeTe", 62), ("BaTiO3", 99)])
+    found = soft_modes.scores(
+        [("GeTe", 160), ("GeTe", 160), ("GeTe", 44)], [("GeTe", 160), ("GeTe", 62), ("BaTiO3", 99)]
+    )
     assert found == {"precision": 0.5, "recall": pytest.approx(1 / 3), "F1": pytest.approx(0.4)}
-    assert modes.scores([], []) == {"precision": 0.0, "recall": 0.0, "F1": 0.0}
+    assert soft_modes.scores([], []) == {"precision": 0.0, "recall": 0.0, "F1": 0.0}
 
 
 def test_rocksalt_gete_becomes_rhombohedral(tmp_path, capsys):

@@ -9,8 +9,9 @@ from ase.build import bulk, molecule
 from ase.constraints import FixAtoms, FixCartesian
 from ase.md.velocitydistribution import Stationary, ZeroRotation
 
-from equijax import momenta, units
+from equijax import units
 from equijax.constraints import free_components
+from equijax.md import momenta
 
 
 def held(atoms, *constraints):

@@ -15,8 +15,8 @@ from phonopy import Phonopy
 from phonopy.file_IO import write_FORCE_CONSTANTS, write_FORCE_SETS
 from phonopy.physical_units import get_calculator_physical_units
 
-from equijax import data, metrics, phonons, projection, structures, testing
-from equijax.data import phonon_reader
+from equijax import data, structures, testing
+from equijax.phonons import compare, force_constants, projection, reference
 
 NACL = bulk("NaCl", "rocksalt", a=5.6)
 NAC = {"born": np.array([1.1, -1.1])[:, None, None] * np.eye(3), "dielectric": 2.5 * np.eye(3)}
@@ -49,7 +49,7 @@ def frequencies(phonon):
 @pytest.fixture(scope="module")
 def crystal():
     """The crystal, its force constants and its frequencies."""
-    phonon = phonons.make_phonon(NACL, (2, 2, 2))
+    phonon = force_constants.make_phonon(NACL, (2, 2, 2))
     phi = springs(structures.to_ase(phonon.supercell))
     displaced(phonon, phi)
     whole = phonon.replicate()
@@ -63,7 +63,7 @@ def save(phonon, path, **settings):
 
 
 def check(path, expected, atol=1e-5):
-    found = phonon_reader.harmonic(path)
+    found = reference.harmonic(path)
     np.testing.assert_allclose(frequencies(found), expected, rtol=0, atol=atol)
     return found
 
@@ -93,7 +93,7 @@ def test_files_beside_one_another_and_compressed(crystal, name, packer, tmp_path
             plain.unlink()
         path = path.with_name(f"{name}.{packer}")
     found = check(path, expected)
-    assert phonon_reader.name_of(found, path) == "run NaCl"
+    assert reference.name_of(found, path) == "run NaCl"
     assert data.force_constants(path).values.shape == phi.shape
 
 
@@ -139,7 +139,7 @@ def test_symmetry_tolerance_of_the_file(crystal, tmp_path):
     _, _, expected = crystal
     cell = bulk("NaCl", "rocksalt", a=5.6, cubic=True)
     cell.set_cell(cell.cell.array @ np.diag([1, 1, 1 + 1e-5]), scale_atoms=True)
-    phonon = phonons.make_phonon(cell, (-1, 1, 1, 1, -1, 1, 1, 1, -1), "F", symprec=1e-3)
+    phonon = force_constants.make_phonon(cell, (-1, 1, 1, 1, -1, 1, 1, 1, -1), "F", symprec=1e-3)
     assert len(phonon.symmetry.symmetry_operations["rotations"]) == 48 * len(phonon.supercell) // 2
     displaced(phonon, springs(structures.to_ase(phonon.supercell)))
     assert len(phonon.dataset["first_atoms"]) == 2
@@ -147,7 +147,7 @@ def test_symmetry_tolerance_of_the_file(crystal, tmp_path):
     assert found.symmetry.tolerance == 1e-3
     np.testing.assert_allclose(frequencies(found).max(), expected.max(), rtol=1e-3)
     before = found.force_constants.copy()
-    phonons.project(found, "symfc")
+    force_constants.project(found, "symfc")
     np.testing.assert_allclose(found.force_constants, before, rtol=0, atol=1e-5)
 
 
@@ -161,10 +161,10 @@ def phonon_of(phonon):
 def test_exact_cell():
     """Orthogonal rotations, and a cell that has them already is left alone."""
     cell = bulk("Mg", "hcp", a=3.2, c=5.2)
-    phonon = phonons.make_phonon(cell, (1, 1, 1))
+    phonon = force_constants.make_phonon(cell, (1, 1, 1))
     np.testing.assert_allclose(projection.exact(phonon.supercell, phonon.symmetry).cell, cell.cell.array, atol=1e-12)
     cell.set_cell(cell.cell.array + 1e-4 * np.random.default_rng(0).normal(size=(3, 3)), scale_atoms=True)
-    phonon = phonons.make_phonon(cell, (1, 1, 1), symprec=1e-2)
+    phonon = force_constants.make_phonon(cell, (1, 1, 1), symprec=1e-2)
     vectors = projection.exact(phonon.supercell, phonon.symmetry).cell.T
     assert len(phonon.symmetry.symmetry_operations["rotations"]) == 24
     for W in phonon.symmetry.symmetry_operations["rotations"]:
@@ -193,7 +193,7 @@ def test_both_ways_to_number_the_atoms(crystal, tmp_path):
     lines = path.read_text().split("\nsupercell:\n")
     path.write_text("\nsupercell:\n".join([lines[0], lines[1].replace("symbol: Na", "symbol: K", 1)]))
     with pytest.raises(ValueError, match="supercell is not the one that phonopy makes"):
-        phonon_reader.read(path)
+        reference.read(path)
 
 
 @pytest.mark.parametrize("kind", ["params", "FORCES_FC3", "FORCES_FC2", "random"])
@@ -246,15 +246,15 @@ def test_poscar_and_dim(crystal, tmp_path):
     structures.to_ase(phonon.unitcell).write(tmp_path / "POSCAR", format="vasp", direct=True)
     write_FORCE_SETS(phonon.dataset, filename=tmp_path / "FORCE_SETS")
     with pytest.raises(FileNotFoundError, match=r"0 supercells \(DIM\) .*put phonopy_disp.yaml there"):
-        phonon_reader.read(tmp_path / "FORCE_SETS")
+        reference.read(tmp_path / "FORCE_SETS")
     (tmp_path / "phonopy.conf").write_text("# made with\nATOM_NAME = Na Cl\nDIM = 2 2 2  # cells\nMESH = 3 3 3\n")
     check(tmp_path / "FORCE_SETS", expected)
     (tmp_path / "band.conf").write_text("DIM = 4 4 4\n")
     with pytest.raises(FileNotFoundError, match=r"2 supercells \(DIM\)"):
-        phonon_reader.read(tmp_path / "FORCE_SETS")
+        reference.read(tmp_path / "FORCE_SETS")
     (tmp_path / "phonopy.conf").write_text("DIM = 4 4 4\n")
     with pytest.raises(ValueError, match="FORCE_SETS: phonopy cannot use it"):
-        phonon_reader.read(tmp_path / "FORCE_SETS")
+        reference.read(tmp_path / "FORCE_SETS")
 
 
 def test_refusals(crystal, tmp_path):
@@ -274,27 +274,27 @@ def test_refusals(crystal, tmp_path):
     for message, content in cases.items():
         broken.write_text(content)
         with pytest.raises(ValueError, match=f"phonopy.yaml: .*{message}") as found:
-            phonon_reader.read(broken)
+            reference.read(broken)
         assert "\n" not in str(found.value)
     save(partly, broken)
     with pytest.raises(ValueError, match="1 of 2 displacements have no forces"):
-        phonon_reader.harmonic(broken)
+        reference.harmonic(broken)
     assert len(data.load(broken)) == 1
     save(phonon, broken, force_sets=False)
     write_FORCE_CONSTANTS(phi[:, :8], filename=tmp_path / "FORCE_CONSTANTS")
     with pytest.raises(ValueError, match="force constants of shape"):
-        phonon_reader.read(broken)
+        reference.read(broken)
 
 
 def test_a_model_against_its_own_phonons_with_born_charges(tmp_path):
     """Born charges count for the model too, and the crystal is called by folder and formula."""
     ff = testing.pair_forcefield(lambda r: 0.5 * (r - 2.8) ** 2, 3.3, (11, 17))
-    phonon = phonons.make_phonon(NACL, (2, 2, 2))
-    phonons.force_constants(ff, phonon)
+    phonon = force_constants.make_phonon(NACL, (2, 2, 2))
+    force_constants.force_constants(ff, phonon)
     phonon.nac_params = NAC | {"factor": 14.4}
     path = tmp_path / "salt_phonopy.yaml"
     phonon.save(path, settings={"force_constants": True})
-    found = metrics.phonon_errors(ff, path, mesh=MESH)
+    found = compare.phonon_errors(ff, path, mesh=MESH)
     assert found["crystal"] == f"{tmp_path.name}/salt NaCl"
     assert found["frequency_mae"] < 1e-4
     assert found["omega_max"] == pytest.approx(found["omega_max_reference"], abs=1e-4)

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from equijax import graph, jaxmd, precision, predict
-from equijax import neighbors as nl
+from equijax import derivatives, graph, potential, precision
+from equijax.md import neighbours
+from equijax.md.potential import energy_in
 from equijax.testing import random_config, random_forcefield, rattled
 
 FF = random_forcefield(random_config(channels=2, max_ell=1, correlation=(2, 2), num_radial=4, radial_mlp=(8, 8)))
 ATOMS = rattled()
-SPACE = nl.Space(False, (True,) * 3, FF.config.r_max, 0.5)
+SPACE = neighbours.Space(False, (True,) * 3, FF.config.r_max, 0.5)
 
 
 def products(jaxpr) -> list:
@@ -27,20 +28,20 @@ def products(jaxpr) -> list:
 
 
 def forces():
-    batch = predict.cast(graph.from_atoms(ATOMS, FF.config), "float32")
-    return jax.make_jaxpr(lambda v, g: predict.energy_forces_stress(FF.config, v, g))(FF.device_variables(), batch)
+    batch = potential.cast(graph.from_atoms(ATOMS, FF.config), "float32")
+    return jax.make_jaxpr(lambda v, g: derivatives.energy_forces_stress(FF.config, v, g))(FF.device_variables(), batch)
 
 
 def product_with_hessian():
-    batch = predict.cast(graph.from_atoms(ATOMS, FF.config), "float32")
-    R, variables = jnp.asarray(batch.nodes["positions"]), FF.device_variables()
-    gradient = jax.grad(lambda R: predict.total_energy(FF.config, variables, batch, R))
+    batch = potential.cast(graph.from_atoms(ATOMS, FF.config), "float32")
+    R, variables = jnp.asarray(batch.nodes.positions), FF.device_variables()
+    gradient = jax.grad(lambda R: potential.total_energy(FF.config, variables, batch, R))
     return jax.make_jaxpr(lambda R: jax.jvp(gradient, (R,), (jnp.ones_like(R),)))(R)
 
 
 def dynamics():
     T = ATOMS.cell.array.T
-    neighbor_fn, energy_fn = jaxmd.potential(T, SPACE, FF, ATOMS.numbers)
+    neighbor_fn, energy_fn = energy_in(T, SPACE, FF, ATOMS.numbers)
     R = jnp.asarray(ATOMS.positions, jnp.float32)
     neighbors = neighbor_fn.allocate(R)
 

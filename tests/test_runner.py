@@ -15,7 +15,9 @@ import pytest
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from equijax import checkpoint, cli, runner, structures, testing, train
+from equijax import __main__, checkpoint, structures, testing
+from equijax.finetune import trainer
+from equijax.programs import runner
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"channels": 4, "lmax": 1, "species": (11, 17), "max_ell": 1, "correlation": (2, 2), "radial_mlp": (8,)}
@@ -59,7 +61,7 @@ def files(tmp_path_factory):
 
 
 def main_of(name: str):
-    return importlib.import_module("convert.__main__" if name == "convert" else f"equijax.{name}").main
+    return importlib.import_module("convert.__main__" if name == "convert" else f"equijax.programs.{name}").main
 
 
 def arguments(name: str, files: Path, out: Path, structure: str = "salt.extxyz", model: str = "model") -> list[str]:
@@ -75,7 +77,7 @@ def one_line(capfd) -> str:
 
 
 def test_every_program_is_here():
-    assert set(CALLS) == {*cli.COMMANDS, "convert"}
+    assert set(CALLS) == {*__main__.COMMANDS, "convert"}
 
 
 @pytest.mark.parametrize("model", ["none", "folder", "no_json", "foreign", "list", "damaged", "salt.extxyz"])
@@ -108,7 +110,7 @@ def test_an_element_the_model_lacks(name, files, tmp_path, capfd):
 @pytest.mark.parametrize("name", [*CALLS, "equijax"])
 def test_an_unknown_option(name, files, tmp_path, capfd):
     if name == "equijax":
-        assert cli.main(["phonon"]) == 2
+        assert __main__.main(["phonon"]) == 2
         assert "phonons" in one_line(capfd)
         return
     with pytest.raises(SystemExit) as ended:
@@ -195,7 +197,7 @@ def test_ctrl_c_is_one_line_and_the_next_one_silent(capfd):
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step():
-    with pytest.raises(KeyboardInterrupt), train.stop_signal() as stopped:
+    with pytest.raises(KeyboardInterrupt), trainer.stop_signal() as stopped:
         os.kill(os.getpid(), signal.SIGINT)
         assert stopped()
         os.kill(os.getpid(), signal.SIGINT)

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from equijax import graph, screen, stream
+from equijax import graph
 from equijax.forcefield import ForceField
+from equijax.graph import packing, prefetch
+from equijax.relax import batched
 from equijax.testing import random_config, random_forcefield, rattled
 
 
@@ -62,12 +64,12 @@ def test_a_thousand_crystals_fill_few_shapes():
     structures = []
     for i in range(1000):
         atoms = bulk("Al", rng.choice(["fcc", "bcc", "sc", "diamond"]), a=rng.uniform(3.2, 5.5), cubic=True)
-        structures.append(stream.structure(i, atoms, graph.neighbour_list(atoms, 5.0)))
+        structures.append(packing.structure(i, atoms, graph.neighbour_list(atoms, 5.0)))
     pool = graph.SizePool()
-    batches = list(stream.batches(iter(structures), pool, 1, stream.BATCH_SLOTS["cpu"]))
+    batches = list(packing.batches(iter(structures), pool, 1, packing.BATCH_SLOTS["cpu"]))
     assert sorted(s.index for batch in batches for s in batch.members) == list(range(1000))
     assert len({batch.size for batch in batches}) <= 16
-    assert all(batch.size.cost <= 1.1 * stream.BATCH_SLOTS["cpu"] for batch in batches)
+    assert all(batch.size.cost <= 1.1 * packing.BATCH_SLOTS["cpu"] for batch in batches)
     needed = sum(len(s.edges.receivers) for s in structures)
     assert needed / sum(batch.size.cost for batch in batches) > 0.8
 
@@ -80,9 +82,9 @@ def test_a_batch_is_ready_before_the_stream_ends():
     def endless():
         for i in itertools.count():
             taken.append(i)
-            yield stream.structure(i, atoms, edges)
+            yield packing.structure(i, atoms, edges)
 
-    batches = stream.batches(endless(), graph.SizePool(), 2, 4096)
+    batches = packing.batches(endless(), graph.SizePool(), 2, 4096)
     first, second = next(batches), next(batches)
     assert [s.index for s in (*first.members, *second.members)] == list(range(len(taken) - 1))
     assert first.size == second.size and first.size.cost <= 4096
@@ -90,11 +92,11 @@ def test_a_batch_is_ready_before_the_stream_ends():
 
 def test_a_structure_beyond_every_shape_does_not_inflate_the_others():
     """With the pool full, a batch is halved until known shapes hold it, and one large structure gets its own shape."""
-    small = [stream.structure(i, a, graph.neighbour_list(a, 4.0)) for i, a in enumerate([rattled(seed=1)] * 40)]
+    small = [packing.structure(i, a, graph.neighbour_list(a, 4.0)) for i, a in enumerate([rattled(seed=1)] * 40)]
     large = rattled(repeat=(4, 3, 3))
     pool = graph.SizePool([graph.Size(16, 32, 2, 17)] * graph.MAX_SIZES)
     batches = list(
-        stream.batches([*small, stream.structure(40, large, graph.neighbour_list(large, 4.0))], pool, 2, 4096)
+        packing.batches([*small, packing.structure(40, large, graph.neighbour_list(large, 4.0))], pool, 2, 4096)
     )
     assert sorted(s.index for b in batches for s in b.members) == list(range(41))
     (own,) = [b for b in batches if b.members[0].index == 40]
@@ -109,11 +111,11 @@ def test_background_thread_passes_on_items_errors_and_the_end():
 
     seen = []
     with pytest.raises(ValueError, match="in the thread"):
-        for item in stream.ahead(items()):
+        for item in prefetch.ahead(items()):
             seen.append(item)
     assert seen == list(range(5))
     before = threading.active_count()
-    endless = stream.ahead(itertools.count())
+    endless = prefetch.ahead(itertools.count())
     assert next(endless) == 0
     endless.close()
     assert threading.active_count() == before
@@ -137,13 +139,13 @@ class Springs:
 def test_each_structure_converges_on_its_own():
     rng = np.random.default_rng(1)
     images = [ase.Atoms("Na" * n, rng.normal(size=(n, 3))) for n in (2, 1, 5)]
-    done = screen.relax(Springs(), images, fmax=1e-6, steps=2000)
+    done = batched.relax(Springs(), images, fmax=1e-6, steps=2000)
     assert [d.converged for d in done] == [True, False, True]
     assert done[1].error == "a single atom" and done[1].atoms is images[1]
     for d in (done[0], done[2]):
         np.testing.assert_allclose(d.atoms.positions.ravel(), np.arange(3 * len(d.atoms)), atol=1e-5)
         assert d.fmax <= 1e-6
-    short = screen.relax(Springs(), images, fmax=1e-6, steps=3)
+    short = batched.relax(Springs(), images, fmax=1e-6, steps=3)
     assert [d.steps for d in short] == [3, 0, 3] and not short[0].converged
 
 
@@ -165,9 +167,9 @@ class Strained:
 
 def test_cell_relaxes_to_its_minimum():
     atoms = ase.Atoms("Na", cell=np.diag([4.3, 3.9, 4.1]) + 0.1, pbc=True)
-    (done,) = screen.relax(Strained(), [atoms], fmax=1e-6, steps=3000, cell=True)
+    (done,) = batched.relax(Strained(), [atoms], fmax=1e-6, steps=3000, cell=True)
     assert done.converged
     np.testing.assert_allclose(done.atoms.cell.cellpar(), [4, 4, 4, 90, 90, 90], atol=1e-4)
     with pytest.raises(ValueError, match="constraints"):
         atoms.set_constraint(ase.constraints.FixAtoms([0]))
-        screen.relax(Strained(), [atoms], cell=True)
+        batched.relax(Strained(), [atoms], cell=True)

@@ -6,7 +6,7 @@ import pytest
 from ase import Atoms
 
 from equijax import specialise, testing
-from equijax.nn import specialised
+from equijax.nn.folded import TERMS, spline_weights
 
 SPECIES = ("O", "Ca", "Ti")
 # Errors the tables may cause, keyed like testing.TOLERANCE; in float32 rounding is larger than they are.
@@ -58,7 +58,7 @@ def test_same_energies_forces_and_stress(variant, perovskite):
 
 
 def test_same_hessian(plain, fast, perovskite):
-    from equijax import hessian
+    from equijax.phonons import hessian
 
     a, b = (hessian.hessian(ff, perovskite, rows=[0, 7]) for ff in (plain, fast))
     np.testing.assert_allclose(b, a, rtol=0, atol=TOLERANCE["float64"]["hessian"])
@@ -99,8 +99,8 @@ def test_splines_are_smooth_and_end_at_the_cutoff(fast):
     W = np.asarray(fast.variables["constants"]["interactions_1"]["radial"])[:, 0, 0]
 
     def value(r):
-        phi, first = specialised.spline_weights(spline, r.reshape(1, 1), np.zeros((1, 1), np.int32), r_max)
-        return (phi[0, 0] * jax.numpy.asarray(W)[first[0] + np.arange(specialised.TERMS)]).sum()
+        phi, first = spline_weights(spline, r.reshape(1, 1), np.zeros((1, 1), np.int32), r_max)
+        return (phi[0, 0] * jax.numpy.asarray(W)[first[0] + np.arange(TERMS)]).sum()
 
     with jax.enable_x64(True):
         knot, f = spline.start + 40 * spline.step, value

@@ -12,8 +12,8 @@ import equijax
 LATER = {"e3nn_jax", "matplotlib", "optax", "orbax", "phonopy", "scipy", "sympy", "torch", "vesin"}
 HEAVY = LATER | {"ase", "flax", "jax", "jaxlib", "numpy"}
 COMMANDS = {
-    "-m equijax.cli --help": HEAVY | {"tyro"},
-    "-m equijax.cli phonons --help": HEAVY,
+    "-m equijax --help": HEAVY | {"tyro"},
+    "-m equijax phonons --help": HEAVY,
     "-m equijax.phonons --help": HEAVY,
     "-c import\tequijax": HEAVY,
     "-c import\tequijax;equijax.load;equijax.ForceField": LATER,
@@ -34,7 +34,8 @@ def test_imports_of_a_command(command):
 PROGRAM = """
 from dataclasses import dataclass
 from ase.build import bulk
-from equijax import graph, runner
+from equijax import graph
+from equijax.programs import runner
 
 @dataclass
 class Options:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from equijax import checkpoint, hessian, kappa, phonons, third_order
+from equijax import checkpoint
+from equijax.phonons import force_constants, hessian, third_order
+from equijax.programs import kappa
 from equijax.testing import TOLERANCE, random_config, random_forcefield
 
 EXACT = TOLERANCE["float64"]["hessian"]
@@ -30,7 +32,7 @@ def ph3(ff):
 
 def test_derivative_of_products_along_a_direction(ff, ph3):
     """Against fourth-order differences of the exact products; symmetric in the two directions."""
-    atoms = phonons.to_ase(ph3.supercell)
+    atoms = force_constants.to_ase(ph3.supercell)
     u, *v = np.random.default_rng(0).normal(size=(5, len(atoms), 3))
     found = hessian.hvp(ff, atoms, v, along=u)
     h, products = 1e-3, []
@@ -49,7 +51,7 @@ def test_phono3pys_finite_differences_converge_to_it(ff, ph3):
     copy, errors = third_order.make_phono3py(NACL, (2, 2, 2)), []
     for step in (0.04, 0.02):
         copy.generate_displacements(distance=step, is_plusminus=True)
-        images = [phonons.to_ase(cell) for cell in copy.supercells_with_displacements]
+        images = [force_constants.to_ase(cell) for cell in copy.supercells_with_displacements]
         copy.forces = [found["forces"] for found in ff.evaluate(images, dtype="float64")]
         copy.produce_fc3()
         errors.append(np.abs(copy.fc3 - ph3.fc3).max())
@@ -71,9 +73,9 @@ def test_the_laws_hold_before_any_symmetrisation(ph3):
 
 
 def test_second_order_from_another_supercell(ff, ph3):
-    """Beside the third order, those of `phonons.force_constants`."""
-    phonon = phonons.make_phonon(NACL, (2, 2, 2))
-    np.testing.assert_allclose(ph3.fc2, phonons.force_constants(ff, phonon), rtol=0, atol=EXACT)
+    """Beside the third order, those of `force_constants.force_constants`."""
+    phonon = force_constants.make_phonon(NACL, (2, 2, 2))
+    np.testing.assert_allclose(ph3.fc2, force_constants.force_constants(ff, phonon), rtol=0, atol=EXACT)
 
 
 def test_conductivity_from_end_to_end(ff, ph3, tmp_path, capsys):

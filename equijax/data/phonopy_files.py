@@ -9,8 +9,8 @@ from phonopy.harmonic.dynmat_to_fc import get_commensurate_points
 from phonopy.harmonic.force_constants import compact_fc_to_full_fc
 
 from equijax import structures
-from equijax.data import phonon_reader
 from equijax.data.labelled import Labelled, from_values
+from equijax.phonons.reference import has_forces, produce, program_of, read
 
 AMPLITUDE_A = 0.1  # rms component of a random tangent
 
@@ -31,7 +31,7 @@ class ForceConstants:
 
 def is_phonopy(path: Path) -> bool:
     """Whether a file is one of phonopy's or phono3py's."""
-    return phonon_reader.program_of(path) is not None
+    return program_of(path) is not None
 
 
 def load(path: str | Path, tangents: int = 0, seed: int = 0) -> list[Labelled]:
@@ -40,8 +40,8 @@ def load(path: str | Path, tangents: int = 0, seed: int = 0) -> list[Labelled]:
     Raises:
       ValueError: force constants alone and no tangents asked for.
     """
-    phonon = phonon_reader.read(path)
-    out = _displaced(phonon, path) if phonon_reader.has_forces(phonon.dataset) else []
+    phonon = read(path)
+    out = _displaced(phonon, path) if has_forces(phonon.dataset) else []
     if tangents:
         out += products(_constants(phonon, path), tangents, seed=seed)
     if not out:
@@ -51,7 +51,7 @@ def load(path: str | Path, tangents: int = 0, seed: int = 0) -> list[Labelled]:
 
 def force_constants(path: str | Path) -> ForceConstants:
     """Force constants of a phonopy file, made from its forces where it stores none."""
-    return _constants(phonon_reader.read(path), path)
+    return _constants(read(path), path)
 
 
 def products(
@@ -116,7 +116,7 @@ def _displaced(phonon, path) -> list[Labelled]:
 
 
 def _constants(phonon, path) -> ForceConstants:
-    phonon_reader.produce(phonon, path)
+    produce(phonon, path)
     values = np.asarray(phonon.force_constants)
     if values.shape[0] != values.shape[1]:
         values = compact_fc_to_full_fc(phonon.primitive, values)

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from equijax import couplings
 from equijax.kernels import build, multilinear
-from equijax.nn import cg
 
 NAMES = "RYhA"  # operands of the first form
 TABLE_NAMES = "RYhWA"  # of the second, phi in the place of R
@@ -96,7 +96,7 @@ def _xla(slot, operands, index, shapes, paths):
     out = jnp.zeros((batch, *shape), operands[0].dtype)
     row = 0
     for i, (l1, l2, l3) in enumerate(paths):
-        C = cg.clebsch_gordan(l1, l2, l3).astype(out.dtype)
+        C = couplings.clebsch_gordan(l1, l2, l3).astype(out.dtype)
         part = {
             0: (..., i, slice(None)),
             1: (..., slice(l2 * l2, (l2 + 1) ** 2)),
@@ -173,7 +173,7 @@ def source(paths, terms: int, channels: int, scalar: str, size: int) -> str:
     rows = entries = 0
     tables = []
     for i, (l1, l2, l3) in enumerate(paths):
-        C = cg.clebsch_gordan(l1, l2, l3)
+        C = couplings.clebsch_gordan(l1, l2, l3)
         values = ", ".join(f"{{{', '.join('{' + ', '.join(map(_number, b)) + '}' for b in a)}}}" for a in C)
         constants = f"l1 = {l1}, l2 = {l2}, l3 = {l3}, row = {rows}, b = {entries}"
         array = f"c[{2 * l1 + 1}][{2 * l2 + 1}][{2 * l3 + 1}] = {{{values}}}"
@@ -199,7 +199,7 @@ def source(paths, terms: int, channels: int, scalar: str, size: int) -> str:
 
 
 def _number(x: float) -> str:
-    return repr(float(x)) if abs(x) > cg.ZERO else "0"
+    return repr(float(x)) if abs(x) > couplings.ZERO else "0"
 
 
 _neighbour_sum = multilinear.make(multilinear.Form("neighbour_sum", 4, _xla, partial(_cpu, NAMES)))

@@ -4,20 +4,22 @@ Parameters hold the raw values of mace-torch; the normalisations of e3nn (1/sqrt
 """
 
 import math
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from equijax import couplings
 from equijax.config import ModelConfig
-from equijax.nn import cg, convolution
+from equijax.graph.fields import Topology
+from equijax.graph.shapes import MAX_DENSE_SPECIES
+from equijax.nn import convolution
 from equijax.nn.contraction import SymmetricContraction
 from equijax.nn.radial import RadialMLP, activation_norm
 
 _normal = nn.initializers.normal(1.0)
-# Above this many species in a batch, per-species dense products cost more than gathering each atom's weights.
-MAX_DENSE_SPECIES = 8
 
 
 class Linear(nn.Module):
@@ -38,7 +40,7 @@ class Linear(nn.Module):
 class PathLinear(nn.Module):
     """m_l = sum_p A_lp W_lp / sqrt(P_l C): mixes the convolution's paths of each degree."""
 
-    paths: tuple[cg.Path, ...]
+    paths: tuple[couplings.Path, ...]
 
     @nn.compact
     def __call__(self, messages: list[jax.Array]) -> list[jax.Array]:
@@ -80,6 +82,14 @@ def species_linear(x: jax.Array, w: jax.Array, slot: jax.Array) -> jax.Array:
     return jnp.einsum("nmcz,czd->nmd", x[..., None] * one_hot[:, None, None, :], w)
 
 
+class Geometry(NamedTuple):
+    """Functions of the edge vectors that every interaction reads."""
+
+    Y: jax.Array  # [N, K, m] spherical harmonics
+    basis: jax.Array  # [N, K, radial functions]
+    cutoff: jax.Array  # [N, K] envelope
+
+
 class Interaction(nn.Module):
     """Message passing step t: linear_up, convolution with neighbours, linear, normalisation, species-wise skip."""
 
@@ -87,7 +97,9 @@ class Interaction(nn.Module):
     t: int
 
     @nn.compact
-    def __call__(self, x, geometry, graph):
+    def __call__(
+        self, x: list[jax.Array], embedding: jax.Array, geometry: Geometry, graph: Topology
+    ) -> tuple[list[jax.Array], list[jax.Array] | None]:
         """Features [N, 2l+1, C] per l -> messages [N, 2l+1, C] for l = 0..max_ell, residual features per l or None."""
         cfg, t = self.config, self.t
         name = cfg.interaction_name(t)
@@ -96,30 +108,30 @@ class Interaction(nn.Module):
         if "Residual" in name:
             # the output may hold degrees the input lacks: those have no path and stay absent (zero)
             skip = SkipTP(min(lmax, cfg.output_lmax(t)), len(cfg.species), name="skip_tp")
-            residual = skip(x, graph["slot"], graph["table"])
-        paths = cg.conv_paths(lmax, cfg.max_ell, cfg.max_ell)
-        hidden, last = RadialMLP(cfg, len(paths), name="radial_mlp")(geometry["basis"])
+            residual = skip(x, graph.slot, graph.table)
+        paths = couplings.conv_paths(lmax, cfg.max_ell, cfg.max_ell)
+        hidden, last = RadialMLP(cfg, len(paths), name="radial_mlp")(geometry.basis)
         if not cfg.apply_cutoff:
-            hidden = hidden * geometry["cutoff"][..., None]
+            hidden = hidden * geometry.cutoff[..., None]
         up = Linear(lmax, name="linear_up")
-        if t == 0 and graph["table"].shape[0] <= MAX_DENSE_SPECIES:
-            by_species = up([graph["embedding"][:, None, :]])[0][:, 0]
-            messages = convolution.convolve_species(by_species, hidden, last, geometry["Y"], graph)
+        if t == 0 and graph.table.shape[0] <= MAX_DENSE_SPECIES:
+            by_species = up([embedding[:, None, :]])[0][:, 0]
+            messages = convolution.convolve_species(by_species, hidden, last, geometry.Y, graph)
         else:
-            messages = convolution.convolve(up(x), hidden, last, geometry["Y"], paths, graph)
+            messages = convolution.convolve(up(x), hidden, last, geometry.Y, paths, graph)
         messages = PathLinear(paths, name="linear")(messages)
         norm = self._density(geometry) if "Density" in name else cfg.avg_num_neighbors
         messages = [m / norm for m in messages]
         if residual is None:
-            messages = SkipTP(cfg.max_ell, len(cfg.species), name="skip_tp")(messages, graph["slot"], graph["table"])
+            messages = SkipTP(cfg.max_ell, len(cfg.species), name="skip_tp")(messages, graph.slot, graph.table)
         return messages, residual
 
-    def _density(self, geometry):
+    def _density(self, geometry: Geometry) -> jax.Array:
         """1 + sum_k tanh(d_k^2): the learned neighbour count [N, 1, 1]."""
-        w = self.param("density", _normal, (self.config.num_radial, 1)).astype(geometry["basis"].dtype)
-        edge = jnp.tanh((geometry["basis"] @ (w / math.sqrt(self.config.num_radial))) ** 2)[..., 0]
+        w = self.param("density", _normal, (self.config.num_radial, 1)).astype(geometry.basis.dtype)
+        edge = jnp.tanh((geometry.basis @ (w / math.sqrt(self.config.num_radial))) ** 2)[..., 0]
         if not self.config.apply_cutoff:
-            edge = edge * geometry["cutoff"]
+            edge = edge * geometry.cutoff
         return 1.0 + edge.sum(1)[:, None, None]
 
 
@@ -130,7 +142,7 @@ class Product(nn.Module):
     t: int
 
     @nn.compact
-    def __call__(self, messages, residual, graph):
+    def __call__(self, messages: list[jax.Array], residual: list[jax.Array] | None, graph: Topology) -> list[jax.Array]:
         """[N, 2l+1, C] for l = 0..max_ell -> [N, 2L+1, C] for L = 0..output_lmax."""
         cfg, t = self.config, self.t
         A = jnp.concatenate(messages, axis=1)
@@ -142,7 +154,7 @@ class Product(nn.Module):
                 len(cfg.species),
                 cfg.contraction_paths[t][L],
                 name=f"contraction_l{L}",
-            )(A, graph["slot"], graph["table"])
+            )(A, graph.slot, graph.table)
             for L in range(cfg.output_lmax(t) + 1)
         ]
         out = Linear(cfg.output_lmax(t), name="linear")(out)

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from equijax.kernels import polynomial as kernel
-from equijax.nn import cg
+from equijax import couplings
+from equijax.kernels.polynomial import available, evaluate, plain, terms
 from equijax.nn.convolution import KERNEL_CHANNELS
 
 
@@ -26,7 +26,7 @@ class SymmetricContraction(nn.Module):
     def __call__(self, A: jax.Array, slot: jax.Array, table: jax.Array) -> jax.Array:
         """A [N, m, C], slot [N] rows of table [U] -> B [N, 2L+1, C]."""
         channels = A.shape[-1]
-        tables = [cg.monomials(self.lmax, self.L, nu) for nu in range(1, self.correlation + 1)]
+        tables = [couplings.monomials(self.lmax, self.L, nu) for nu in range(1, self.correlation + 1)]
         coefficients = []
         for nu, paths in enumerate(self.paths, start=1):
             name = f"l{self.L}_nu{nu}"
@@ -37,10 +37,10 @@ class SymmetricContraction(nn.Module):
         return polynomial(A, jnp.concatenate(coefficients, axis=1), tables, slot)
 
     def _default_u(self, nu):
-        return cg.compress_u(cg.u_tensor(self.lmax, self.L, nu), self.lmax, self.L)
+        return couplings.compress_u(couplings.u_tensor(self.lmax, self.L, nu), self.lmax, self.L)
 
 
-def polynomial(A: jax.Array, coefficients: jax.Array, tables: list[cg.Monomials], slot: jax.Array) -> jax.Array:
+def polynomial(A: jax.Array, coefficients: jax.Array, tables: list[couplings.Monomials], slot: jax.Array) -> jax.Array:
     """Evaluate per-species polynomials, elementwise in the channel.
 
     Args:
@@ -52,10 +52,10 @@ def polynomial(A: jax.Array, coefficients: jax.Array, tables: list[cg.Monomials]
     Returns:
       [N, 2L+1, C]
     """
-    table = kernel.terms(tables, A.shape[1])
-    return (kernel.evaluate if has_kernel(A.shape[-1], A.dtype) else kernel.plain)(coefficients, A, slot, table)
+    table = terms(tables, A.shape[1])
+    return (evaluate if has_kernel(A.shape[-1], A.dtype) else plain)(coefficients, A, slot, table)
 
 
 def has_kernel(channels: int, dtype) -> bool:
     """Under the same conditions as the convolution's."""
-    return jax.default_backend() == "cpu" and channels >= KERNEL_CHANNELS and kernel.available(channels, dtype)
+    return jax.default_backend() == "cpu" and channels >= KERNEL_CHANNELS and available(channels, dtype)

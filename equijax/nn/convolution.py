@@ -8,15 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equijax.gather import gather_senders
+from equijax import couplings
+from equijax.graph.fields import Topology
+from equijax.graph.gather import gather_senders
 from equijax.kernels.convolution import available, neighbour_sum, radial_from_table, table_sum
-from equijax.nn import cg
 
 # A register of float32 or two of float64: models of fewer channels are toys, not worth seconds of a C++ compiler.
 KERNEL_CHANNELS = 16
 
 
-def convolve(h, g, last, Y, paths, graph) -> list[jax.Array]:
+def convolve(
+    h: list[jax.Array], g: jax.Array, last: jax.Array, Y: jax.Array, paths: list, graph: Topology
+) -> list[jax.Array]:
     """Convolve node features with neighbours.
 
     Args:
@@ -25,17 +28,17 @@ def convolve(h, g, last, Y, paths, graph) -> list[jax.Array]:
       last: [U, P, C] last radial layer.
       Y: [N, K, m] spherical harmonics.
       paths: the P couplings.
-      graph: senders, reverse [N*K], slot [N], table [S]; `gather` replaces the sender gather where given.
+      graph: species, senders and reverse of the edges, and the sender gather.
 
     Returns:
       one array [N, P_l, 2l+1, C] per output degree l.
     """
-    gather = graph.get("gather", gather_senders)
+    gather = graph.gather
     R = (g.reshape(-1, g.shape[-1]) @ last.reshape(g.shape[-1], -1)).reshape(*g.shape[:2], *last.shape[1:])
     kernel = has_kernel(R.shape[-1], R.dtype)
     if gather is gather_senders and kernel:
-        return neighbour_sum(h, R, Y, paths, graph["senders"], graph["reverse"])
-    sender = [gather(x, graph["senders"], graph["reverse"]) for x in h]  # [N, K, 2l+1, C]
+        return neighbour_sum(h, R, Y, paths, graph.senders, graph.reverse)
+    sender = [gather(x, graph.senders, graph.reverse) for x in h]  # [N, K, 2l+1, C]
     if kernel:
         return neighbour_sum(_rows(sender), R, Y, paths, *_own_slots(R))
     return coupled_on_edge(sender, R, Y, paths)
@@ -49,10 +52,10 @@ def convolve_table(h, phi, first, table, Y, paths, graph) -> list[jax.Array]:
       table: [rows, P, C].
       h, Y, paths, graph: as in `convolve`, and so the result.
     """
-    gather, kernel = graph.get("gather", gather_senders), has_kernel(table.shape[-1], phi.dtype)
+    gather, kernel = graph.gather, has_kernel(table.shape[-1], phi.dtype)
     if gather is gather_senders and kernel:
-        return table_sum(h, phi, first, table, Y, paths, graph["senders"], graph["reverse"])
-    sender = [gather(x, graph["senders"], graph["reverse"]) for x in h]
+        return table_sum(h, phi, first, table, Y, paths, graph.senders, graph.reverse)
+    sender = [gather(x, graph.senders, graph.reverse) for x in h]
     if kernel:
         return table_sum(_rows(sender), phi, first, table, Y, paths, *_own_slots(phi))
     return coupled_on_edge(sender, radial_from_table(phi, first, table), Y, paths)
@@ -86,7 +89,7 @@ def convolve_species(h, g, last, Y, graph) -> list[jax.Array]:
     """
     n, k, units = g.shape
     species, channels = h.shape
-    one_hot = jax.nn.one_hot(jnp.asarray(graph["slot"])[graph["senders"]].reshape(n, k), species, dtype=g.dtype)
+    one_hot = jax.nn.one_hot(jnp.asarray(graph.slot)[graph.senders].reshape(n, k), species, dtype=g.dtype)
     by_species = g if species == 1 else (one_hot[..., None] * g[:, :, None, :]).reshape(n, k, species * units)
     T = jnp.einsum("nkm,nkx->nmx", Y, by_species)
     W = jnp.einsum("sc,upc->psuc", h, last).reshape(-1, species * units, channels)
@@ -103,7 +106,7 @@ def coupled_on_edge(sender, R, Y, paths) -> list[jax.Array]:
     out = [[] for _ in range(max(p.l3 for p in paths) + 1)]
     n, k = Y.shape[:2]
     for i, (l1, l2, l3) in enumerate(paths):
-        C = np.asarray(cg.clebsch_gordan(l1, l2, l3))
+        C = np.asarray(couplings.clebsch_gordan(l1, l2, l3))
         B = jnp.einsum("nkb,abm->nkam", Y[..., l2 * l2 : (l2 + 1) ** 2], C.astype(Y.dtype))
         X = R[:, :, i, None, :] * sender[l1]
         d1 = 2 * l1 + 1

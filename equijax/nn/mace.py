@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from equijax.config import ModelConfig
-from equijax.nn.blocks import Interaction, Product, readout
+from equijax.graph.fields import Topology
+from equijax.nn.blocks import Geometry, Interaction, Product, readout
 from equijax.nn.radial import ZBL, RadialBasis
 
 
@@ -18,12 +19,12 @@ class MACE(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, vectors: jax.Array, graph: dict) -> jax.Array:
+    def __call__(self, vectors: jax.Array, graph: Topology) -> jax.Array:
         """Interaction energies of atoms, without the isolated-atom energies E0.
 
         Args:
           vectors: [N, K, 3] receiver minus sender position, A; masked slots must be longer than r_max.
-          graph: slot [N] rows of table [S], table [S] rows of config.species, head [N], senders and reverse [N*K].
+          graph: species, heads, senders and reverse of the edges.
 
         Returns:
           [N] eV, differentiable to any order.
@@ -31,23 +32,22 @@ class MACE(nn.Module):
         cfg = self.config
         dtype, shape = vectors.dtype, vectors.shape[:2]
         r, Y = edge_harmonics(cfg, vectors)
-        numbers = jnp.asarray(np.array(cfg.species))[graph["table"]][graph["slot"]]
+        numbers = jnp.asarray(np.array(cfg.species))[graph.table][graph.slot]
         z_receiver = jnp.broadcast_to(numbers[:, None], shape)
-        z_sender = numbers[graph["senders"]].reshape(shape)
+        z_sender = numbers[graph.senders].reshape(shape)
         basis, cutoff = RadialBasis(cfg, name="radial")(r, z_sender, z_receiver)
-        geometry = {"Y": Y, "basis": basis, "cutoff": cutoff}
+        geometry = Geometry(Y, basis, cutoff)
 
         kernel = self.param("node_embedding", nn.initializers.normal(1.0), (len(cfg.species), cfg.channels))
-        embedding = kernel.astype(dtype)[graph["table"]] / math.sqrt(len(cfg.species))
-        graph = graph | {"embedding": embedding}
-        x = [embedding[graph["slot"]][:, None, :]]
+        embedding = kernel.astype(dtype)[graph.table] / math.sqrt(len(cfg.species))
+        x = [embedding[graph.slot][:, None, :]]
         energy = ZBL(cfg, name="zbl")(r, z_sender, z_receiver) if cfg.pair_repulsion else jnp.zeros(shape[0], dtype)
         readouts = []
         for t in range(cfg.num_interactions):
-            messages, residual = Interaction(cfg, t, name=f"interactions_{t}")(x, geometry, graph)
+            messages, residual = Interaction(cfg, t, name=f"interactions_{t}")(x, embedding, geometry, graph)
             x = Product(cfg, t, name=f"products_{t}")(messages, residual, graph)
-            readouts.append(readout(cfg, t, name=f"readouts_{t}")(x[0][:, 0], graph["head"]))
-        return self._scale_shift(energy, sum(readouts), graph["head"])
+            readouts.append(readout(cfg, t, name=f"readouts_{t}")(x[0][:, 0], graph.head))
+        return self._scale_shift(energy, sum(readouts), graph.head)
 
     def _scale_shift(self, pair, learned, head):
         """Scale-shift acts on repulsion and readouts alike, as mace-torch does; a plain MACE has neither."""

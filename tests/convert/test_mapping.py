@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from convert import archive
-from convert.mapping import source_dtype, table, to_flax, u_names
+from convert.mapping import _compress, source_dtype, table, to_flax, u_names
 from convert.modules import Opaque, TorchModel, flatten, read_model
 from convert.unpickle import UnreadableModel, UnsupportedModel, interpret
-from equijax import predict
+from equijax import potential
 
 MINI = Path(str(resources.files("equijax"))) / "assets" / "mini.model"
 SYMMETRIC = "products.0.symmetric_contractions.contractions.0"
@@ -29,7 +29,7 @@ def mini() -> TorchModel:
 @pytest.fixture(scope="module")
 def initial(mini):
     """What the Flax model itself makes of the config."""
-    return predict.init_variables(to_flax(mini)[0])
+    return potential.init_variables(to_flax(mini)[0])
 
 
 def changed(model, *, attributes=None, tensors=None, classes=None, drop=()) -> TorchModel:
@@ -80,8 +80,11 @@ def test_dtype(mini, dtype, params):
     assert {a.dtype.name for a in jax.tree.leaves(variables["constants"])} == {"float64"}
 
 
-def test_frozen_parameters_change_nothing(mini, tmp_path):
-    """mace-torch up to 0.3.5, its calculator and other trainers save every parameter with requires_grad=False."""
+def test_frozen_parameters_and_devices_change_nothing(mini, tmp_path):
+    """mace-torch up to 0.3.5, its calculator and other trainers save every parameter with requires_grad=False.
+
+    Without --save_cpu, training on a GPU leaves its device beside every storage.
+    """
     with zipfile.ZipFile(MINI) as file, zipfile.ZipFile(tmp_path / "frozen.model", "w") as frozen:
         for name in file.namelist():
             frozen.writestr(name, freeze(file.read(name)) if name.endswith("data.pkl") else file.read(name))
@@ -92,8 +95,10 @@ def test_frozen_parameters_change_nothing(mini, tmp_path):
 
 
 def freeze(stream: bytes) -> bytes:
-    """`stream` with the requires_grad (True before the hooks: an empty OrderedDict) of every tensor switched off."""
-    frozen, count = re.subn(rb"\x88(?=(?:c|h|j)[^.]{0,40}?\)R)", b"\x89", stream)
+    """`stream` as from a GPU, with requires_grad (True before the hooks, an empty OrderedDict) of all tensors off."""
+    moved = stream.replace(b"X\x03\x00\x00\x00cpu", b"X\x03\x00\x00\x00mps")
+    assert moved != stream
+    frozen, count = re.subn(rb"\x88(?=(?:c|h|j)[^.]{0,40}?\)R)", b"\x89", moved)
     assert count > 20
     return frozen
 
@@ -256,6 +261,12 @@ def test_repulsion_switch_and_module_must_agree(mini):
 def test_contradicting_tensors_are_named(mini, name, value):
     with pytest.raises((UnsupportedModel, UnreadableModel), match=name):
         to_flax(changed(mini, tensors={name: np.asarray(value)}))
+
+
+def test_large_couplings_need_many_paths():
+    """A few bytes can describe a U tensor whose comparison would take gigabytes."""
+    with pytest.raises(UnsupportedModel, match="paths"):
+        _compress("U_matrix_3", np.broadcast_to(np.float32(0), (13, 49, 49, 49, 2)), 6, 6, 3)
 
 
 def test_damaged_pickle_never_crashes_the_mapping():

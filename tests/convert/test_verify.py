@@ -7,7 +7,7 @@ import pytest
 from ase.data import covalent_radii
 
 from convert import verify
-from equijax.graph import neighbour_list
+from equijax.graph.neighbours import neighbour_list
 
 
 @pytest.mark.parametrize("species", [(1,), (55,), (1, 55), (6, 1, 8), tuple(range(1, 90))], ids=len)

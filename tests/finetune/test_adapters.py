@@ -9,8 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from equijax import adapters, checkpoint, lora, predict, testing, trees
+from equijax import checkpoint, derivatives, potential, pytrees, testing
+from equijax.adapters import files, lora
 from equijax.forcefield import ForceField
+from equijax.programs import adapters
 
 ROWS = (0, 2)  # Na and Cl
 
@@ -42,8 +44,8 @@ def test_nothing_changes_before_training(base):
 @pytest.mark.parametrize("rank", [1, 2])
 def test_rank_of_every_path_and_species_is_bounded(base, rank):
     params, changed = base.variables["params"], trained(base, rank)
-    merged = trees.paths_of(lora.merge(base.variables, changed)["params"])
-    for path, before in trees.paths_of(params).items():
+    merged = pytrees.paths_of(lora.merge(base.variables, changed)["params"])
+    for path, before in pytrees.paths_of(params).items():
         axis = lora.layout(path, before.ndim).axis
         change = merged[path] - before
         stack = change[None] if axis is None else np.moveaxis(change, axis, 0)
@@ -69,8 +71,8 @@ def test_merged_equals_unmerged(base):
     assert abs(a["energy"] - b["energy"]) <= tolerance["energy"] * len(atoms[0])
     np.testing.assert_allclose(a["forces"], b["forces"], rtol=0, atol=tolerance["forces"])
     assert abs(a["energy"] - original["energy"]) > 1e-3
-    back = trees.paths_of(lora.unmerge(merged, changed))
-    for path, x in trees.paths_of(base.variables).items():
+    back = pytrees.paths_of(lora.unmerge(merged, changed))
+    for path, x in pytrees.paths_of(base.variables).items():
         np.testing.assert_allclose(back[path], x, rtol=0, atol=1e-12, err_msg=path)
 
 
@@ -139,8 +141,8 @@ def published_shapes(Z=89, C=128, U=64, B=10, M=16):
 
 
 def test_default_targets_are_everything_but_density(base):
-    paths = set(trees.paths_of(base.variables["params"]))
-    assert paths - set(trees.select(paths, lora.TARGETS)) == {p for p in paths if p.endswith("density")}
+    paths = set(pytrees.paths_of(base.variables["params"]))
+    assert paths - set(pytrees.select(paths, lora.TARGETS)) == {p for p in paths if p.endswith("density")}
 
 
 @pytest.mark.parametrize(
@@ -153,11 +155,11 @@ def test_default_targets_are_everything_but_density(base):
         (lambda p: lora.init_lora(p, 0, 2.0), "rank 0: expected"),
         (lambda p: lora.init_lora(p, 2.5, 2.0), "rank 2.5: expected"),
         (lambda p: lora.init_lora(p, 2, 2.0, rows=(3,)), r"species rows \(3,\): expected"),
-        (lambda p: trees.labels(p, {".*": "a", "node_embedding": "b"}), "node_embedding matches 2 rules"),
-        (lambda p: trees.labels(p, {"interactions_0": "a"}), "matches no rule"),
-        (lambda p: trees.labels(p, {".*": "a", "embedding": "b"}), "match no parameter: 'embedding'"),
-        (lambda p: trees.freeze_labels(p, (".*",)), "nothing is left to train"),
-        (lambda p: trees.freeze_labels(p, ("product_0",)), "match no parameter: 'product_0'"),
+        (lambda p: pytrees.labels(p, {".*": "a", "node_embedding": "b"}), "node_embedding matches 2 rules"),
+        (lambda p: pytrees.labels(p, {"interactions_0": "a"}), "matches no rule"),
+        (lambda p: pytrees.labels(p, {".*": "a", "embedding": "b"}), "match no parameter: 'embedding'"),
+        (lambda p: pytrees.freeze_labels(p, (".*",)), "nothing is left to train"),
+        (lambda p: pytrees.freeze_labels(p, ("product_0",)), "match no parameter: 'product_0'"),
     ],
 )
 def test_patterns_and_options_that_make_no_sense(base, call, message):
@@ -166,20 +168,20 @@ def test_patterns_and_options_that_make_no_sense(base, call, message):
 
 
 def test_labels_partition_the_optimizer(base):
-    params = predict.cast(base.variables["params"], np.float32)
-    labels = trees.freeze_labels(params, ("interactions_0", r".*/skip_tp"))
+    params = potential.cast(base.variables["params"], np.float32)
+    labels = pytrees.freeze_labels(params, ("interactions_0", r".*/skip_tp"))
     tx = optax.multi_transform({"trainable": optax.adamw(0.1, weight_decay=0.1), "frozen": optax.set_to_zero()}, labels)
     updates, _ = tx.update(jax.tree.map(np.ones_like, params), tx.init(params), params)
-    for path, label in trees.paths_of(labels).items():
+    for path, label in pytrees.paths_of(labels).items():
         assert (label == "frozen") == (path.startswith("interactions_0") or "/skip_tp/" in path)
-        assert np.any(trees.paths_of(updates)[path]) == (label == "trainable"), path
+        assert np.any(pytrees.paths_of(updates)[path]) == (label == "trainable"), path
 
 
 def test_directory_round_trip_merge_and_refusal(base, tmp_path, capsys):
     saved, energies = trained(base, 0.5), base.variables["constants"]["atomic_energies"] + np.array([0.0, 0.0, 1.5])
     checkpoint.save(tmp_path / "base", base.config, base.variables, {"source": "test"})
-    adapters.save(tmp_path / "a", saved, base.config, base.variables, energies=energies, dataset_sha256="d")
-    found = adapters.load(tmp_path / "a", base.config, base.variables)
+    files.save(tmp_path / "a", saved, base.config, base.variables, energies=energies, dataset_sha256="d")
+    found = files.load(tmp_path / "a", base.config, base.variables)
     assert (found.adapters.rows, found.adapters.alpha) == (saved.rows, saved.alpha)
     assert all(
         np.array_equal(a, b) for a, b in zip(jax.tree.leaves(found.adapters), jax.tree.leaves(saved), strict=True)
@@ -192,28 +194,39 @@ def test_directory_round_trip_merge_and_refusal(base, tmp_path, capsys):
     arguments = ["merge", str(tmp_path / "a"), "--model", str(tmp_path / "base"), "--out", str(tmp_path / "merged")]
     assert adapters.main(arguments) == 0
     config, variables, metadata = checkpoint.load(tmp_path / "merged")
-    expected = trees.paths_of(lora.merge(base.variables, saved, energies))
+    expected = pytrees.paths_of(lora.merge(base.variables, saved, energies))
     assert config == base.config and metadata["base"] == {"source": "test"}
-    assert all(np.array_equal(x, expected[path]) for path, x in trees.paths_of(variables).items())
-    with pytest.raises(ValueError, match="belongs to the backbone with sha256"):
-        adapters.load(tmp_path / "a", config, variables)
+    assert all(np.array_equal(x, expected[path]) for path, x in pytrees.paths_of(variables).items())
+    with pytest.raises(ValueError, match="belongs to the backbone with fingerprint"):
+        files.load(tmp_path / "a", config, variables)
+
+
+def test_the_backbone_is_known_by_options_and_arrays(base, tmp_path):
+    """By arrays alone in format 1, which is still read."""
+    files.save(tmp_path, trained(base), base.config, base.variables)
+    other = dataclasses.replace(base.config, r_max=base.config.r_max + 0.1)
+    with pytest.raises(ValueError, match="belongs to the backbone with fingerprint"):
+        files.load(tmp_path, other, base.variables)
+    document = files.info(tmp_path) | {"format": 1, "base_sha256": pytrees.sha256(base.variables)}
+    (tmp_path / "adapter.json").write_text(json.dumps(document))
+    assert files.load(tmp_path, base.config, base.variables).document["format"] == 1
 
 
 def test_damaged_directories(base, tmp_path):
     with pytest.raises(FileNotFoundError, match="not an adapter directory"):
-        adapters.info(tmp_path)
-    adapters.save(tmp_path, trained(base), base.config, base.variables)
-    document = adapters.info(tmp_path)
-    adapters.save(tmp_path, trained(base, seed=1), base.config, base.variables)
+        files.info(tmp_path)
+    files.save(tmp_path, trained(base), base.config, base.variables)
+    document = files.info(tmp_path)
+    files.save(tmp_path, trained(base, seed=1), base.config, base.variables)
     (tmp_path / "adapter.json").write_text(json.dumps(document))
     with pytest.raises(ValueError, match="not of one save"):
-        adapters.load(tmp_path, base.config, base.variables)
+        files.load(tmp_path, base.config, base.variables)
     (tmp_path / "adapter.json").write_text(json.dumps({**document, "format": 0}))
     with pytest.raises(ValueError, match="adapter format 0"):
-        adapters.info(tmp_path)
+        files.info(tmp_path)
     broken = jax.tree.map(lambda x: x * np.nan, trained(base))
     with pytest.raises(ValueError, match="non-finite values in"):
-        adapters.save(tmp_path, broken, base.config, base.variables)
+        files.save(tmp_path, broken, base.config, base.variables)
 
 
 def test_adapters_of_another_architecture(base):
@@ -228,10 +241,10 @@ def test_switching_adapters_does_not_recompile(base, tmp_path):
     """Adapters of different materials, ranks and species over one backbone: one compiled program."""
     atoms = [testing.rattled()]
     energies = {base.evaluate(atoms)[0]["energy"]}
-    compiled = predict._evaluate._cache_size()
+    compiled = derivatives._evaluate._cache_size()
     changes = (trained(base, 1), trained(base, 2, 1), trained(base, 2, 2, rows=(1,)), trained(base, 0.5, rows=None))
     for i, change in enumerate(changes):
-        path = adapters.save(tmp_path / str(i), change, base.config, base.variables)
-        energies.add(adapters.attach(base, path).evaluate(atoms)[0]["energy"])
-    assert predict._evaluate._cache_size() == compiled
+        path = files.save(tmp_path / str(i), change, base.config, base.variables)
+        energies.add(files.attach(base, path).evaluate(atoms)[0]["energy"])
+    assert derivatives._evaluate._cache_size() == compiled
     assert len(energies) == 5

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from equijax import adapters, checkpoint, data, evaluate, lora, rattle, testing
+from equijax import checkpoint, data, testing
+from equijax.adapters import files, lora
+from equijax.data.rattle import RattleConfig, make_supercell, rattled, relaxations, shortest_distance
+from equijax.programs import evaluate, rattle
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def test_errors_are_the_known_ones(labelled, tmp_path, capsys):
 def test_an_adapter_and_a_missing_label(labelled, model, tmp_path, capsys):
     start = lora.init_delta(model.variables["params"], ("readouts_0",))
     start.arrays["readouts_0/linear"]["delta"] = start.arrays["readouts_0/linear"]["delta"] + 1.0
-    adapters.save(tmp_path / "adapter", start, model.config, model.variables)
+    files.save(tmp_path / "adapter", start, model.config, model.variables)
     argv = ["--model", str(labelled / "model"), "--data", str(labelled / "salt.extxyz"), "--out", str(tmp_path / "out"),
             "--adapter", str(tmp_path / "adapter"), "--energy-key", "none"]  # fmt: skip
     assert evaluate.main(argv) == 0
@@ -95,7 +98,7 @@ def test_rattled_supercells(salt, tmp_path, capsys):
     assert rattle.main(argv) == 0
     images = ase.io.read(tmp_path / "structures.extxyz", ":")
     posted = [ase.io.read(tmp_path / "poscars" / f"POSCAR-{i:03d}") for i in range(1, 5)]
-    perfect = rattle.make_supercell(ase.io.read(salt), (2, 1, 1), 0.0)
+    perfect = make_supercell(ase.io.read(salt), (2, 1, 1), 0.0)
     assert len(images) == 4
     for atoms, poscar in zip(images, posted, strict=True):
         assert len(atoms) == 16 and atoms.pbc.all() and "rattled" in atoms.info["kind"]
@@ -104,32 +107,32 @@ def test_rattled_supercells(salt, tmp_path, capsys):
         strain = np.linalg.solve(perfect.cell.array, atoms.cell.array) - np.eye(3)
         assert 0 < np.abs(strain).max() <= 0.03 + 1e-7
         np.testing.assert_allclose(strain, strain.T, atol=1e-7)
-        assert rattle.shortest_distance(atoms) >= 0.7 * 2.82 - 1e-6
+        assert shortest_distance(atoms) >= 0.7 * 2.82 - 1e-6
     assert len({round(atoms.get_volume(), 6) for atoms in images}) == 4
     assert rattle.main(argv) == 2
     assert "POSCAR-001 and more already" in capsys.readouterr().err
 
 
 def test_supercell_is_long_enough_and_frames_of_relaxations_join(salt, labelled, tmp_path):
-    assert len(rattle.make_supercell(ase.io.read(salt), None, 8.0)) == 64
-    primitive = rattle.make_supercell(bulk("Si", a=5.43), None, 9.0)  # heights of 3.135 A
+    assert len(make_supercell(ase.io.read(salt), None, 8.0)) == 64
+    primitive = make_supercell(bulk("Si", a=5.43), None, 9.0)  # heights of 3.135 A
     assert len(primitive) == 2 * 27
     argv = ["--structure", str(salt), "--out", str(tmp_path), "--number", "3", "--candidates", "3", "--min-length", "5",
             "--model", str(labelled / "model"), "--relaxations", "1", "--relaxation-steps", "2"]  # fmt: skip
     assert rattle.main(argv) == 0
     assert len(ase.io.read(tmp_path / "structures.extxyz", ":")) == 3
-    options = rattle.RattleConfig(salt, tmp_path, model=labelled / "model", relaxations=1, relaxation_steps=2)
-    frames = rattle.relaxations(ase.io.read(salt), options)
+    options = RattleConfig(salt, tmp_path, model=labelled / "model", relaxations=1, relaxation_steps=2)
+    frames = relaxations(ase.io.read(salt), options)
     assert [kind for _, kind in frames] == [f"relaxation 1, step {i}" for i in range(3)]
     assert np.abs(frames[0][0].positions - frames[2][0].positions).max() > 1e-4
 
 
 def test_rattles_that_cannot_be(salt, tmp_path, capsys):
-    crystal = rattle.make_supercell(ase.io.read(salt), (1, 1, 1), 0.0)
+    crystal = make_supercell(ase.io.read(salt), (1, 1, 1), 0.0)
     with pytest.raises(ValueError, match="rattling by 3.0 A brings atoms closer"):
-        rattle.rattled(crystal, rattle.RattleConfig(salt, tmp_path, rattle=(3.0,)))
+        rattled(crystal, RattleConfig(salt, tmp_path, rattle=(3.0,)))
     with pytest.raises(ValueError, match="number 10 must be between 1 and the 5 candidates"):
-        rattle.RattleConfig(salt, tmp_path, candidates=5)
+        RattleConfig(salt, tmp_path, candidates=5)
     ase.io.write(tmp_path / "m.xyz", bulk("Si"), format="xyz")
     assert rattle.main(["--structure", str(tmp_path / "m.xyz"), "--out", str(tmp_path / "out")]) == 2
     assert "not periodic in three directions" in capsys.readouterr().err

@@ -10,7 +10,9 @@ import phonopy
 import pytest
 from phonopy.structure.atoms import PhonopyAtoms
 
-from equijax import data, hessian, loss, phonons, predict
+from equijax import data, potential
+from equijax.finetune import loss
+from equijax.phonons import force_constants, hessian
 
 ALL = loss.LossConfig(kind="mse", hvp=1.0)
 
@@ -22,11 +24,11 @@ def items(folder, student):
 
 def labelled(items, student, size=None):
     energies = student.variables["constants"]["atomic_energies"]
-    return predict.cast(data.batch(items, student.config, energies, size), "float64")
+    return potential.cast(data.batch(items, student.config, energies, size), "float64")
 
 
 def terms(student, g, options):
-    variables = predict.cast(student.variables, "float64")
+    variables = potential.cast(student.variables, "float64")
     function = jax.jit(lambda v, g: loss.sums(student.config, v, g, options))
     return jax.device_get(function(variables, g))
 
@@ -37,15 +39,12 @@ def test_missing_labels_take_no_part_whatever_they_hold(items, student):
         s = items[1].labelled
         bare = items[1]._replace(labelled=dataclasses.replace(s, energy=None, forces=None, stress=None))
         g = labelled([items[0], bare], student, size)
-        broken = g._replace(
-            globals={**g.globals, **{k: np.where(_mask(g, k), g.globals[k], np.nan) for k in ("energy", "stress")}},
-            nodes={**g.nodes, "forces": np.where(g.nodes["forces_mask"][:, None] > 0, g.nodes["forces"], np.nan)},
-        )
+        broken = with_nan(g)
         options = loss.LossConfig(kind="mse")
         alone = terms(student, labelled(items[:1], student, size), options)
         assert_same(terms(student, broken, options), alone)
 
-        variables = predict.cast(student.variables, "float64")
+        variables = potential.cast(student.variables, "float64")
 
         def objective(params, g, variables):
             found = loss.sums(student.config, {**variables, "params": params}, g, options)
@@ -55,9 +54,18 @@ def test_missing_labels_take_no_part_whatever_they_hold(items, student):
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
 
 
-def _mask(g, name):
-    mask = g.globals[f"{name}_mask"] > 0
-    return mask.reshape(-1, *[1] * (g.globals[name].ndim - 1))
+def with_nan(g):
+    """The same batch with NaN for every label that does not exist."""
+
+    def broken(value, mask):
+        return np.where(mask.reshape(-1, *[1] * (value.ndim - 1)) > 0, value, np.nan)
+
+    nodes, labels = g.nodes.labels, g.globals.labels
+    nodes = nodes._replace(forces=broken(nodes.forces, nodes.forces_mask))
+    labels = labels._replace(
+        energy=broken(labels.energy, labels.energy_mask), stress=broken(labels.stress, labels.stress_mask)
+    )
+    return g._replace(nodes=g.nodes._replace(labels=nodes), globals=g.globals._replace(labels=labels))
 
 
 def assert_same(a, b):
@@ -94,7 +102,7 @@ def test_supercells_waves_and_forces_share_a_batch(items, student, tmp_path):
     """Reference: the model's own force constants, so that the loss is that of the shift put into each label."""
     cell = PhonopyAtoms(numbers=[11, 17], cell=2.8 * (1 - np.eye(3)), scaled_positions=[[0, 0, 0], [0.45, 0.5, 0.5]])
     phonon = phonopy.Phonopy(cell, np.array([[2, 0, 0], [0, 1, 1], [0, -1, 1]]), primitive_matrix=np.eye(3))
-    phonons.force_constants(student, phonon, full=True)
+    force_constants.force_constants(student, phonon, full=True)
     phonon.save(tmp_path / "phonopy_params.yaml", settings={"force_constants": True})
     reference = data.force_constants(tmp_path / "phonopy_params.yaml")
     (whole,), (waves,) = (make(reference, 3, seed=1) for make in (data.products, data.waves))
@@ -102,7 +110,7 @@ def test_supercells_waves_and_forces_share_a_batch(items, student, tmp_path):
     shifted = [dataclasses.replace(s, hvp=s.hvp + shift) for s, shift in ((whole, 0.5), (waves, 0.3 - 0.4j))]
     with jax.enable_x64(True):
         g = labelled([items[0], *data.prepare(shifted, student.config)], student)
-        assert g.nodes["hvp"].shape[1:] == (3, 2, 3)
+        assert g.nodes.labels.hvp.shape[1:] == (3, 2, 3)
         numerators, count = (found := terms(student, g, ALL))["hvp"]
         assert count == 3 * 3 * (8 + 2 * 2)
         np.testing.assert_allclose(numerators[:3], [0, 3 * 3 * 8 * 0.25, 3 * 3 * 2 * 0.25], rtol=1e-5, atol=1e-9)
@@ -111,7 +119,7 @@ def test_supercells_waves_and_forces_share_a_batch(items, student, tmp_path):
             found["forces"][0][0], ((alone["forces"] - items[0].labelled.forces) ** 2).sum(), rtol=1e-6
         )
 
-        variables = jax.tree.map(jnp.asarray, predict.cast(student.variables, "float64"))
+        variables = jax.tree.map(jnp.asarray, potential.cast(student.variables, "float64"))
 
         @jax.jit
         def total(scale):

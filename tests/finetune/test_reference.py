@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 import equijax
-from equijax import adapters, evaluate, finetune, predict, recipe, report, task, train
+from equijax import data, potential
+from equijax.adapters import files
+from equijax.finetune import optimizer, report, run, setup, trainer
+from equijax.finetune.options import resolve
+from equijax.programs import evaluate, finetune
 
 OFFSET = -100.0  # eV/atom
 
@@ -26,11 +30,11 @@ def shifted(folder, tmp_path_factory):
 
 
 def options_of(arguments, out, *more):
-    return recipe.resolve(recipe.read(arguments(out, *more)))
+    return resolve(finetune.read(arguments(out, *more)))
 
 
 def test_another_reference_is_warned_of_and_evaluate_says_so_too(shifted, arguments, folder, tmp_path, capsys):
-    made = task.prepare(options_of(arguments, tmp_path / "run", "--train", shifted))
+    made = setup.prepare(options_of(arguments, tmp_path / "run", "--train", shifted))
     (told,) = (text for text in made.messages if "WARNING" in text)
     assert "eV/atom off those of the model with model E0s" in told and "--e0 refit" in told
     assert made.e0 == "model" and made.graphs is made.untouched_graphs
@@ -48,7 +52,7 @@ def test_zero_shot_is_the_untouched_model_and_refitted_energies_a_row_of_their_o
     out = tmp_path / "run"
     argv = arguments(out, "--train", shifted, "--valid", shifted, "--retain", folder / "test.extxyz", "--e0", "refit",
                      "--strategy", "zero-shot")  # fmt: skip
-    result = finetune.run(recipe.resolve(recipe.read(argv)))
+    result = run.run(resolve(finetune.read(argv)))
     untouched, refitted = result["before"]["errors"], result["before_with_new_e0"]
     assert refitted == result["after"]["errors"]
     assert untouched["valid"]["energy_mae"] == pytest.approx(-OFFSET, abs=1.0)
@@ -69,7 +73,7 @@ def test_zero_shot_is_the_untouched_model_and_refitted_energies_a_row_of_their_o
 
 
 def _structures(path):
-    return equijax.data.load(path)
+    return data.load(path)
 
 
 def test_isolated_atoms_set_e0_and_are_not_trained_on(shifted, folder, arguments, tmp_path):
@@ -79,17 +83,17 @@ def test_isolated_atoms_set_e0_and_are_not_trained_on(shifted, folder, arguments
     images = [lone[0], *ase.io.read(shifted, ":"), lone[1]]
     ase.io.write(tmp_path / "train.extxyz", images, format="extxyz")
     given = ("--train", tmp_path / "train.extxyz")
-    made = task.prepare(options_of(arguments, tmp_path / "run", *given))
+    made = setup.prepare(options_of(arguments, tmp_path / "run", *given))
     old = equijax.load(folder / "model").variables["constants"]["atomic_energies"]
     np.testing.assert_array_equal(made.energies, [[-101.0, old[0, 1], -102.0]])
     assert made.e0 == "isolated-atom" and made.graphs is not made.untouched_graphs
     assert len(made.items["train"]) + len(made.items["valid"]) == 6
     assert {len(i.labelled.atoms) for name in ("train", "valid") for i in made.items[name]} == {8}
-    kept = task.prepare(options_of(arguments, tmp_path / "run", *given, "--e0", "model"))
+    kept = setup.prepare(options_of(arguments, tmp_path / "run", *given, "--e0", "model"))
     np.testing.assert_array_equal(kept.energies, old)
     assert any("2 isolated atom(s) set apart: their energies are not used" in text for text in kept.messages)
     with pytest.raises(ValueError, match=r"two isolated-atom energies of Na: -5.0 eV by --e0-values"):
-        task.prepare(options_of(arguments, tmp_path / "run", *given, "--e0", "given", "--e0-values", "Na=-5"))
+        setup.prepare(options_of(arguments, tmp_path / "run", *given, "--e0", "given", "--e0-values", "Na=-5"))
 
 
 def test_an_unknown_head_of_the_data_is_refused_before_work(folder, arguments, tmp_path):
@@ -98,8 +102,8 @@ def test_an_unknown_head_of_the_data_is_refused_before_work(folder, arguments, t
     ase.io.write(tmp_path / "a.extxyz", images)
     argv = ("--train", tmp_path / "a.extxyz")
     with pytest.raises(ValueError, match=r"^frame 4 of \S*a.extxyz: head 'pbe' is not one of the model's: Default; re"):
-        task.prepare(options_of(arguments, tmp_path / "run", *argv, "--valid", folder / "test.extxyz"))
-    task.prepare(options_of(arguments, tmp_path / "run", *argv, "--head-key", "none"))
+        setup.prepare(options_of(arguments, tmp_path / "run", *argv, "--valid", folder / "test.extxyz"))
+    setup.prepare(options_of(arguments, tmp_path / "run", *argv, "--head-key", "none"))
 
 
 def test_a_run_of_a_library_user_is_in_float64(folder, arguments, tmp_path):
@@ -107,10 +111,10 @@ def test_a_run_of_a_library_user_is_in_float64(folder, arguments, tmp_path):
     assert not jax.config.jax_enable_x64
     out, test = tmp_path / "run", folder / "test.extxyz"
     options = options_of(arguments, out, "--dtype", "float64", "--epochs", 1, "--valid", test)
-    result = finetune.run(options)
+    result = run.run(options)
     assert not jax.config.jax_enable_x64
     start = equijax.load(folder / "model")
-    saved = adapters.load(out / "adapter", start.config, start.variables).adapters
+    saved = files.load(out / "adapter", start.config, start.variables).adapters
     for x in jax.tree.leaves(saved):
         assert x.dtype == np.float64 and np.abs(x - x.astype(np.float32)).max() > 0
     structures = _structures(test)
@@ -121,7 +125,7 @@ def test_a_run_of_a_library_user_is_in_float64(folder, arguments, tmp_path):
 
 def test_float64_is_refused_where_jax_would_lower_it():
     with pytest.raises(ValueError, match="float64 needs"):
-        train.init({"w": np.ones(2)}, train.TrainConfig(), 1)
+        trainer.init({"w": np.ones(2)}, optimizer.TrainConfig(), 1)
     with jax.enable_x64(True):
-        assert train.init({"w": np.ones(2)}, train.TrainConfig(), 1).trainable["w"].dtype == np.float64
-    assert predict.cast(np.ones(2), "float64").dtype == np.float64
+        assert trainer.init({"w": np.ones(2)}, optimizer.TrainConfig(), 1).trainable["w"].dtype == np.float64
+    assert potential.cast(np.ones(2), "float64").dtype == np.float64

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from equijax import data, feed, graph, replay, testing
+from equijax import data, graph, testing
+from equijax.data import select
+from equijax.finetune import loader, replay
 from equijax.forcefield import ForceField
 
 
@@ -18,28 +20,28 @@ def model(student) -> ForceField:
 def test_farthest_points_cover_before_they_repeat():
     corners = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], float)
     points = np.concatenate([corners + 0.01 * i for i in range(3)])
-    chosen = replay.farthest(points, 4, seed=2)
+    chosen = select.farthest(points, 4, seed=2)
     assert {i % 4 for i in chosen} == {0, 1, 2, 3}
-    assert sorted(replay.farthest(np.zeros((5, 2)), 5)) == list(range(5))
+    assert sorted(select.farthest(np.zeros((5, 2)), 5)) == list(range(5))
     with pytest.raises(ValueError, match="13 structures asked for, 12 available"):
-        replay.farthest(points, 13)
+        select.farthest(points, 13)
 
 
 def test_pick_takes_one_of_each_material():
     images = [testing.rattled(seed=i) for i in range(6)] + [bulk("Si", a=5.4), bulk("Na", a=4.2)]
     structures = [data.Labelled(atoms) for atoms in images]
-    assert {6, 7} < set(replay.pick(structures, 3))
-    drawn = replay.pick(structures, 3, "random", seed=1)
-    assert drawn == replay.pick(structures, 3, "random", seed=1) and len(set(drawn)) == 3
+    assert {6, 7} < set(select.pick(structures, 3))
+    drawn = select.pick(structures, 3, "random", seed=1)
+    assert drawn == select.pick(structures, 3, "random", seed=1) and len(set(drawn)) == 3
     with pytest.raises(ValueError, match="pick 'nearest': expected"):
-        replay.pick(structures, 3, "nearest")
+        select.pick(structures, 3, "nearest")
 
 
 def test_descriptors_do_not_see_order_or_orientation():
     atoms = testing.rattled(repeat=(2, 1, 1))
     turned = atoms[np.random.default_rng(0).permutation(len(atoms))]
     turned.rotate(37.0, (1, 2, 3), rotate_cell=True)
-    a, b, other = replay.descriptors([atoms, turned, testing.rattled(seed=3)])
+    a, b, other = select.descriptors([atoms, turned, testing.rattled(seed=3)])
     np.testing.assert_allclose(a, b, atol=1e-9)
     assert np.abs(a - other).max() > 1e-3
 
@@ -104,11 +106,11 @@ def test_training_batches_with_replay_share_a_shape_that_evaluation_leaves_alone
     larger = [dataclasses.replace(s, atoms=s.atoms.repeat((2, 1, 1)), forces=None, energy=None) for s in labelled]
     again = data.prepare([*labelled, *larger], student.config)
     energies = student.variables["constants"]["atomic_energies"]
-    eats = feed.Feed(student.config, energies, salt, replay=again, batch_size=1, replay_size=2)
-    feed.settle(eats, 3)
+    eats = loader.Feed(student.config, energies, salt, replay=again, batch_size=1, replay_size=2)
+    loader.settle(eats, 3)
     needed = {graph.round_up(data.size_of([salt[0], a, b], student.config)) for a in again for b in again if a is not b}
     assert len(needed) > 1
     for items in (salt, again):
-        feed.evaluation_graphs(eats, items)
-    batches = [batch for number in range(3) for batch in feed.epoch(eats, number)]
-    assert len({(b.graph.nodes["positions"].shape, b.graph.senders.shape) for b in batches}) == 1
+        loader.evaluation_graphs(eats, items)
+    batches = [batch for number in range(3) for batch in loader.epoch(eats, number)]
+    assert len({(b.graph.nodes.positions.shape, b.graph.senders.shape) for b in batches}) == 1

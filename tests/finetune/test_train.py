@@ -13,39 +13,43 @@ import numpy as np
 import optax
 import pytest
 
-from equijax import data, feed, lora, loss, parallel, predict, train
+from equijax import data, parallel, potential
+from equijax.adapters import lora
+from equijax.finetune import loader, loss, trainer
+from equijax.finetune import optimizer as optimizer_module
+from equijax.finetune.optimizer import TrainConfig, moving_average
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = jnp.array([1.0, -2.0, 3.0])
-PLAN = train.TrainConfig(lr=0.05, warmup=2, epochs=3)
+PLAN = TrainConfig(lr=0.05, warmup=2, epochs=3)
 
 
 def toy_step(plan, steps):
     """The update rules of `make_step` on |x - target|^2."""
-    rule = train.optimizer(plan, steps)
+    rule = optimizer_module.optimizer(plan, steps)
 
     @jax.jit
     def step(state, graph):
         value, grads = jax.value_and_grad(lambda x: ((x - TARGET) ** 2).sum() + graph)(state.trainable)
         updates, opt_state = rule.update(grads, state.opt_state, state.trainable)
         moved = optax.apply_updates(state.trainable, jax.tree.map(lambda u: u * state.plateau.scale, updates))
-        after = train.TrainState(state.step + 1, moved, opt_state, moved, state.plateau)
+        after = trainer.TrainState(state.step + 1, moved, opt_state, moved, state.plateau)
         return after, {"loss": value, "grad_norm": optax.tree.norm(grads), "finite": jnp.isfinite(value)}
 
     return step
 
 
-def run(plan, values=None, graphs=(0.0, 0.0), log=lambda record: None, save=lambda *a: None):
-    """Fit the toy; validation losses are `values` where given."""
-    state = train.init(jnp.zeros(3), plan, plan.epochs * len(graphs))
+def run(plan, values=None, graphs=(0.0, 0.0), log=lambda record: None, save=lambda *a: None, start=None):
+    """Fit the toy, on from `start` or anew; validation losses are `values` where given."""
+    state, progress = start or (trainer.init(jnp.zeros(3), plan, plan.epochs * len(graphs)), trainer.Progress())
     losses = iter(values) if values is not None else None
 
     def evaluate(x):
         return {"loss": next(losses) if losses else float(((x - TARGET) ** 2).sum())}
 
-    batches = [train.Batch(g, (f"file:{i}",)) for i, g in enumerate(graphs)]
-    return train.fit(
-        state, train.Progress(), step=toy_step(plan, plan.epochs * len(graphs)), batches=lambda epoch: batches,
+    batches = [trainer.Batch(g, (f"file:{i}",)) for i, g in enumerate(graphs)]
+    return trainer.fit(
+        state, progress, step=toy_step(plan, plan.epochs * len(graphs)), batches=lambda epoch: batches,
         evaluate=evaluate, options=plan, save=save, log=log,
     )  # fmt: skip
 
@@ -53,9 +57,9 @@ def run(plan, values=None, graphs=(0.0, 0.0), log=lambda record: None, save=lamb
 @pytest.mark.parametrize("optimizer", ["adamw", "amsgrad", "sgd", "schedule_free"])
 def test_every_optimizer_descends(optimizer):
     schedule = "constant" if optimizer == "schedule_free" else "cosine"
-    plan = train.TrainConfig(optimizer=optimizer, lr=0.1, schedule=schedule, warmup=2, clip=1.0, epochs=60)
+    plan = TrainConfig(optimizer=optimizer, lr=0.1, schedule=schedule, warmup=2, clip=1.0, epochs=60)
     state, progress, reason = run(plan)
-    weights = train.evaluated(state._replace(ema=state.trainable), plan)
+    weights = trainer.evaluated(state._replace(ema=state.trainable), plan)
     np.testing.assert_allclose(weights, TARGET, atol=0.3)
     assert reason == "finished" and progress.epoch == 60 and progress.best < 0.3
 
@@ -70,7 +74,7 @@ def test_early_stopping_stops_and_remembers_the_best():
 
 
 def test_nan_is_never_the_best():
-    progress, is_best = train.judge(train.Progress(best=np.inf), np.nan)
+    progress, is_best = trainer.judge(trainer.Progress(best=np.inf), np.nan)
     assert not is_best and progress.stale == 1
 
 
@@ -82,7 +86,7 @@ def test_plateau_lowers_the_rate_inside_the_state():
 
 
 def test_nan_stops_the_run_and_names_the_structure():
-    with pytest.raises(train.TrainingDiverged, match=r"epoch 1, batch 2.*loss nan.*each of file:1 alone is finite"):
+    with pytest.raises(trainer.TrainingDiverged, match=r"epoch 1, batch 2.*loss nan.*each of file:1 alone is finite"):
         run(PLAN, graphs=(0.0, float("nan")))
 
 
@@ -99,36 +103,54 @@ def test_sigterm_saves_and_stops():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_second_ctrl_c_does_not_wait():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), trainer.stop_signal() as stopped:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopped()
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_out_of_patience_does_not_go_on_when_it_is_resumed():
+    plan = dataclasses.replace(PLAN, epochs=20, patience=3)
+    state, progress, _ = run(plan, [5, 4, 3, 6, 7, 8, 1])
+    assert run(plan, [1.0], start=(state, progress))[1:] == (progress, "early stopping")
+
+
 def test_average_forgets_the_start_quickly_then_holds():
     ema, new = jnp.zeros(()), jnp.ones(())
-    np.testing.assert_allclose(train._average(ema, new, jnp.int32(0), 0.99), 0.9)
-    np.testing.assert_allclose(train._average(ema, new, jnp.int32(10**6), 0.99), 0.01, rtol=1e-5)
+    np.testing.assert_allclose(moving_average(ema, new, jnp.int32(0), 0.99), 0.9)
+    np.testing.assert_allclose(moving_average(ema, new, jnp.int32(10**6), 0.99), 0.01, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name, value", [("lr", 0.0), ("ema", 1.0), ("epochs", 0), ("optimizer", "schedule_free")])
 def test_impossible_options_are_refused(name, value):
     with pytest.raises(ValueError, match=rf"{name} = {value}|needs schedule='constant'"):
-        train.TrainConfig(**{name: value})
+        TrainConfig(**{name: value})
 
 
 def real_step(folder, student, mesh=None, devices=1):
     """One compiled step on the small model, its state, and the batches of an epoch."""
-    plan = train.TrainConfig(optimizer="adamw", lr=0.01, warmup=1, weight_decay=0.1)
+    plan = TrainConfig(optimizer="adamw", lr=0.01, warmup=1, weight_decay=0.1)
     items = data.prepare(data.load(folder / "train.extxyz"), student.config)[:4]
-    eats = feed.Feed(student.config, student.variables["constants"]["atomic_energies"], items, batch_size=4 // devices,
-                     mesh=mesh)  # fmt: skip
+    e0 = student.variables["constants"]["atomic_energies"]
+    eats = loader.Feed(student.config, e0, items, batch_size=4 // devices, mesh=mesh)
     start = lora.init_lora(student.variables["params"], 2, 2.0)
-    step = train.make_step(student.config, lora.apply, loss.LossConfig(kind="mse"), plan, 10, mesh=mesh)
-    return step, train.init(start, plan, 10), feed.epoch(eats, 0)
+    step = trainer.make_step(student.config, lora.apply, loss.LossConfig(kind="mse"), plan, 10, mesh=mesh)
+    return step, trainer.init(start, plan, 10), loader.epoch(eats, 0)
 
 
 def test_a_bad_step_leaves_the_state_alone_and_none_recompiles(folder, student):
     step, state, (batch,) = real_step(folder, student)
-    variables = predict.cast(student.variables, "float32")
+    variables = potential.cast(student.variables, "float32")
     state, metrics = step(state, variables, batch.graph)
     assert metrics["finite"] and {"energy", "forces", "stress"} <= set(metrics)
     kept = jax.tree.map(np.array, state)
-    bad = batch.graph._replace(nodes={**batch.graph.nodes, "forces": batch.graph.nodes["forces"] * np.float32("inf")})
+    nodes = batch.graph.nodes
+    labels = nodes.labels._replace(forces=nodes.labels.forces * np.float32("inf"))
+    bad = batch.graph._replace(nodes=nodes._replace(labels=labels))
     state, metrics = step(state, variables, bad)
     assert not metrics["finite"]
     jax.tree.map(np.testing.assert_array_equal, state, kept)
@@ -146,7 +168,7 @@ def test_optimizer_state_belongs_to_adapters_only(folder, student):
 def test_two_devices_give_what_one_gives(folder, student, tmp_path):
     """The second device exists in a process of its own, where it is forced."""
     step, state, (batch,) = real_step(folder, student)
-    state, _ = step(state, predict.cast(student.variables, "float32"), batch.graph)
+    state, _ = step(state, potential.cast(student.variables, "float32"), batch.graph)
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_train; test_train.two_devices()"
@@ -170,6 +192,6 @@ def two_devices():
     folder, out = Path(sys.argv[1]), sys.argv[2]
     student = equijax.load(folder / "model")
     step, state, (batch,) = real_step(folder, student, parallel.data_mesh(2), 2)
-    variables = parallel.replicate(predict.cast(student.variables, "float32"), parallel.data_mesh(2))
+    variables = parallel.replicate(potential.cast(student.variables, "float32"), parallel.data_mesh(2))
     state, _ = step(parallel.replicate(state, parallel.data_mesh(2)), variables, batch.graph)
     np.savez(out, **{str(i): x for i, x in enumerate(jax.tree.leaves(state.trainable))})

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from equijax.kernels import build
-from equijax.kernels import convolution as kernel
-from equijax.nn import cg
+from equijax import couplings, graph
+from equijax.kernels import build, convolution
 from equijax.nn import convolution as nn_convolution
+from equijax.nn.convolution import convolve
 
 N, K, C = 6, 5, 16
-PATHS = tuple(tuple(p) for p in cg.conv_paths(1, 2, 2))
+PATHS = tuple(tuple(p) for p in couplings.conv_paths(1, 2, 2))
 SHAPES = ((N, K, len(PATHS), C), (N, K, 9), (N, 4, C), (N, sum(2 * p[2] + 1 for p in PATHS), C))
 J, TABLE_ROWS = 3, 10
 TABLE_SHAPES = ((N, K, J), *SHAPES[1:3], (TABLE_ROWS, len(PATHS), C), SHAPES[3])
@@ -30,7 +30,7 @@ def random_graph(seed=0):
 
 def form(use_kernel, index):
     """R, Y, h -> A by the kernel or by einsum over the coupling tensors."""
-    evaluate = kernel._neighbour_sum if use_kernel else lambda x, *rest: kernel._xla(3, x, *rest)
+    evaluate = convolution._neighbour_sum if use_kernel else lambda x, *rest: convolution._xla(3, x, *rest)
     return lambda *x: evaluate([a[None] for a in x], index, SHAPES, PATHS)[0]
 
 
@@ -42,9 +42,9 @@ def table_form(use_kernel, index, table):
     used = used.reshape(N, K, 1)
     if use_kernel:
         operands = lambda phi, Y, h: [a[None] for a in (phi * used, Y, h, table)]  # noqa: E731
-        return lambda *x: kernel._table_sum(operands(*x), (*index, first), TABLE_SHAPES, PATHS)[0]
+        return lambda *x: convolution._table_sum(operands(*x), (*index, first), TABLE_SHAPES, PATHS)[0]
     plain = form(False, index)
-    return lambda phi, Y, h: plain(kernel.radial_from_table(phi * used, first, table), Y, h)
+    return lambda phi, Y, h: plain(convolution.radial_from_table(phi * used, first, table), Y, h)
 
 
 def gradient(f, weight):
@@ -118,10 +118,10 @@ def test_table_without_its_kernel(monkeypatch):
     expected = jax.grad(lambda *x: loss(False, *x), (0, 1, 2, 3))(*x)
     for mode in ("require", "off"):
         monkeypatch.setenv("EQUIJAX_KERNELS", mode)
-        kernel.target.cache_clear(), build.target.cache_clear()
+        convolution.target.cache_clear(), build.target.cache_clear()
         for ours, theirs in zip(jax.grad(lambda *x: loss(True, *x), (0, 1, 2, 3))(*x), expected, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=RTOL["float32"] * np.abs(theirs).max())
-    kernel.target.cache_clear(), build.target.cache_clear()
+    convolution.target.cache_clear(), build.target.cache_clear()
 
 
 @needs_compiler
@@ -144,8 +144,8 @@ def test_indices_out_of_range_are_clamped_as_by_xla(kind, monkeypatch):
     monkeypatch.setenv("EQUIJAX_KERNELS", "require")
     rng = np.random.default_rng(4)
     shapes, xla, ours = {
-        "array": (SHAPES, kernel._xla, kernel._neighbour_sum),
-        "table": (TABLE_SHAPES, kernel._table_xla, kernel._table_sum),
+        "array": (SHAPES, convolution._xla, convolution._neighbour_sum),
+        "table": (TABLE_SHAPES, convolution._table_xla, convolution._table_sum),
     }[kind]
     x = [jnp.asarray(rng.normal(size=(1, *s)), "float32") for s in shapes]
     senders, reverse, first = (jnp.asarray(rng.integers(-20, 60, N * K), jnp.int32) for _ in range(3))
@@ -172,10 +172,11 @@ def test_same_as_the_plain_xla_form(monkeypatch):
     h = [jnp.asarray(rng.normal(size=(N, d, C)), "float32") for d in (1, 3)]
     g = jnp.asarray(rng.normal(size=(N, K, 7)) * (reverse != np.arange(N * K)).reshape(N, K, 1), "float32")
     last, Y = (jnp.asarray(rng.normal(size=s), "float32") for s in ((7, len(PATHS), C), SHAPES[1]))
-    graph = {"senders": senders, "reverse": reverse}
+    nothing = jnp.zeros(0, jnp.int32)
+    topology = graph.Topology(nothing, nothing, nothing, senders, reverse)
     out = {}
     for mode in ("require", "off"):
         monkeypatch.setenv("EQUIJAX_KERNELS", mode)
-        out[mode] = nn_convolution.convolve(h, g, last, Y, cg.conv_paths(1, 2, 2), graph)
+        out[mode] = convolve(h, g, last, Y, couplings.conv_paths(1, 2, 2), topology)
     for a, b in zip(*out.values(), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())

@@ -5,15 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from equijax.kernels import build
+from equijax import couplings
+from equijax.kernels import build, polynomial
 from equijax.kernels import polynomial as kernel
-from equijax.nn import cg, contraction
+from equijax.nn import contraction
 
 N, U, LMAX, DEGREE = 5, 3, 1, 3
 RTOL = {"float32": 5e-6, "float64": 1e-13}  # relative to the largest entry
 SLOT = jnp.asarray([0, 2, 2, 0, 1], jnp.int32)
-TABLES = [cg.monomials(LMAX, 1, degree) for degree in range(1, DEGREE + 1)]
-TABLE = kernel.terms(TABLES, (LMAX + 1) ** 2)
+TABLES = [couplings.monomials(LMAX, 1, degree) for degree in range(1, DEGREE + 1)]
+TABLE = polynomial.terms(TABLES, (LMAX + 1) ** 2)
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler on this machine")
 
@@ -71,7 +72,7 @@ def test_kernel_equals_xla(dtype, monkeypatch):
     monkeypatch.setenv("EQUIJAX_KERNELS", "require")
     with jax.enable_x64(dtype == "float64"):
         x, t, weight = random_point(dtype, 80)
-        forms = [lambda w, x, f=f: f(w, x, SLOT, TABLE) for f in (kernel.evaluate, kernel.plain)]
+        forms = [lambda w, x, f=f: f(w, x, SLOT, TABLE) for f in (polynomial.evaluate, polynomial.plain)]
         programs = [jax.jit(lambda x, t, f=f: {k: d(f, weight)(x, t) for k, d in DERIVATIVES.items()}) for f in forms]
         assert "equijax_polynomial" in programs[0].lower(x, t).as_text()
         ours, reference = (program(x, t) for program in programs)
@@ -85,8 +86,8 @@ def test_a_species_out_of_range_is_clamped_as_by_xla(monkeypatch):
     monkeypatch.setenv("EQUIJAX_KERNELS", "require")
     (w, x), *_ = random_point("float32", 16)
     wild = jnp.asarray([0, -2, 7, 2, 1000], jnp.int32)
-    expected = kernel.plain(w, x, jnp.clip(wild, 0, U - 1), TABLE)
-    for f in (kernel.evaluate, kernel.plain):
+    expected = polynomial.plain(w, x, jnp.clip(wild, 0, U - 1), TABLE)
+    for f in (polynomial.evaluate, polynomial.plain):
         np.testing.assert_allclose(f(w, x, wild, TABLE), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
@@ -94,7 +95,7 @@ def test_fallback_of_every_member(monkeypatch):
     """Where XLA stands in for the kernel, the same derivatives come out of the primitive."""
     x, t, weight = random_point("float32", 16)
     monkeypatch.setattr(kernel, "target", lambda *a: None)
-    f, g = (lambda w, x, f=f: f(w, x, SLOT, TABLE) for f in (kernel.evaluate, kernel.plain))
+    f, g = (lambda w, x, f=f: f(w, x, SLOT, TABLE) for f in (polynomial.evaluate, polynomial.plain))
     program = jax.jit(lambda f, x, t: over_tangents(hvp)(f, weight)(x, t), static_argnums=0)
     for a, b in zip(program(f, x, t), program(g, x, t), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=RTOL["float32"] * np.abs(b).max())

@@ -10,7 +10,9 @@ import json
 import os
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -21,14 +23,18 @@ os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
 torch.set_num_threads(1)
 
 
-def train(argv: list[str]) -> list[Path]:
-    """The models that the training command of this release writes to the working directory."""
+def train(argv: list[str], merge: bool) -> list[Path]:
+    """The models that the training command of this release writes to the working directory.
+
+    Without `merge`, adapters stay in the model, as they do when it is saved while it trains.
+    """
     from mace.cli import run_train
 
     # From 0.3.5 on the command also tries to write a TorchScript copy: slow, and no file that is converted.
     run_train.jit = None
     sys.argv = ["mace_run_train", *argv]
-    run_train.main()
+    with nullcontext() if merge else patch.object(run_train, "merge_lora_weights"):
+        run_train.main()
     return sorted(Path().glob("*.model"))
 
 
@@ -67,7 +73,10 @@ def main(job: dict) -> None:
         os.chdir(folder)
         try:
             torch.set_default_dtype(torch.float32)  # what a new process starts with; the command before changed it
-            files = train(recipe["argv"]) if "argv" in recipe else save_from_calculator(*recipe["calculator"])
+            if "calculator" in recipe:
+                files = save_from_calculator(*recipe["calculator"])
+            else:
+                files = train(recipe["argv"], recipe["merge"])
             for path in files:
                 evaluate(path, job["structures"])
             Path("done.json").write_text(json.dumps([str(path) for path in files]))

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,13 @@ RELEASES = tuple(range(3, 17))  # mace-torch 0.3.3 to 0.3.16: all that the packa
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is written: options of the training command, or a calculator that holds another recipe's model."""
+    """How a model is written: by the training command, or out of a calculator that loaded another recipe's model."""
 
     options: tuple[str, ...] = ()
     since: int = RELEASES[0]  # first release 0.3.x that has the options
     start: str = ""  # recipe whose model is fine-tuned, or loaded by the calculator
     calculator: str = ""  # type that the calculator is asked for; the model is saved out of it
+    merge: bool = True  # whether adapters are merged before the model is saved
     dtype: str = "float64"  # coarsest type that the constants of the file went through
 
 
@@ -61,6 +63,7 @@ RECIPES = {
     "multihead": Recipe(MULTIHEAD, since=7, start="density"),
     "lora": Recipe((*FOUNDATION, "--lora=True", "--lora_rank=2"), since=15, start="density"),
     "lora_multihead": Recipe((*MULTIHEAD, "--lora=True"), since=15, start="density"),
+    "adapters": Recipe((*FOUNDATION, "--lora=True", "--lora_rank=2"), since=15, start="density", merge=False),
     "calculator": Recipe(start="defaults", calculator="float64"),
     "calculator_widened": Recipe(start="float32", calculator="float64", dtype="float32"),
     "calculator_narrowed": Recipe(start="defaults", calculator="float32", dtype="float32"),
@@ -78,22 +81,28 @@ def recipes_of(release: int) -> list[str]:
     return [name for name, recipe in RECIPES.items() if recipe.since <= release]
 
 
-def install(release: int) -> Path:
-    """Folder with mace-torch 0.3.`release` alone, without its dependencies; downloaded once.
+def packages(release: int, names: set[str]) -> list[Path]:
+    """Folders to import mace-torch 0.3.`release` from, and what the recipes `names` need beside it.
 
     Raises:
-      ConnectionError: it is not there and cannot be downloaded.
+      ConnectionError: one is not there and cannot be downloaded.
     """
-    folder = PACKAGES / f"0.3.{release}"
+    wanted = [f"mace-torch==0.3.{release}"]
+    if "reduced" in names:  # without it the releases take --use_reduced_cg and ignore it
+        wanted.append(f"cuequivariance-torch=={version('cuequivariance')}")
+    return [install(requirement) for requirement in wanted]
+
+
+def install(requirement: str) -> Path:
+    """Folder with one package alone, without its dependencies; downloaded once."""
+    folder = PACKAGES / requirement
     if not folder.is_dir():
-        beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+        beside = folder.with_name(f".{requirement}.{os.getpid()}")
         command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--quiet", "--no-deps"]
-        done = subprocess.run(
-            [*command, "--target", str(beside), f"mace-torch=={folder.name}"], capture_output=True, text=True
-        )
+        done = subprocess.run([*command, "--target", str(beside), requirement], capture_output=True, text=True)
         if done.returncode:
             shutil.rmtree(beside, ignore_errors=True)
-            raise ConnectionError(f"mace-torch {folder.name} is not in {PACKAGES} and pip failed: {done.stderr[-300:]}")
+            raise ConnectionError(f"{requirement} is not in {PACKAGES} and pip failed: {done.stderr[-300:]}")
         beside.replace(folder)
     return folder
 
@@ -120,6 +129,10 @@ def write_models(release: int, names: list[str], folder: Path) -> None:
     """Let mace-torch 0.3.`release` write and evaluate the models of the recipes `names`, each in its folder.
 
     Recipes that others start from are made as well.
+
+    Raises:
+      ConnectionError: a package is missing, see `packages`.
+      RuntimeError: the process of that release ended before its recipes did.
     """
     for name, elements, seed in (("wide", ("Al", "Ni", "Cu"), 1), ("narrow", ("Al", "Ni"), 2)):
         images = structures(elements, 12, seed)
@@ -136,10 +149,14 @@ def write_models(release: int, names: list[str], folder: Path) -> None:
         "recipes": [{"name": name, **_task(RECIPES[name], release, folder)} for name in RECIPES if name in wanted],
     }
     (folder / "job.json").write_text(json.dumps(job))
-    environment = os.environ | {"PYTHONPATH": str(install(release)), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    path = os.pathsep.join(str(p) for p in packages(release, wanted))
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, str(DRIVER), "job.json"]
     with (folder / "log.txt").open("w") as log:
-        subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)
+        done = subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    if done.returncode:
+        end = (folder / "log.txt").read_text()[-2000:]
+        raise RuntimeError(f"mace-torch 0.3.{release} ended with status {done.returncode}: {end}")
 
 
 def _task(recipe: Recipe, release: int, folder: Path) -> dict:
@@ -153,4 +170,4 @@ def _task(recipe: Recipe, release: int, folder: Path) -> dict:
         options.append(f"--foundation_model={start}")
     elif not any(option.startswith("--heads") for option in options):
         options.append("--E0s={13: -0.1, 28: -0.2, 29: -0.3}")
-    return {"argv": options}
+    return {"argv": options, "merge": recipe.merge}

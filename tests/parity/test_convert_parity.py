@@ -4,8 +4,6 @@ import io
 import os
 import zipfile
 
-os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
-
 import jax
 import numpy as np
 import pytest
@@ -19,8 +17,11 @@ from convert import __main__ as cli
 from convert import mapping, verify
 from convert.modules import read_model
 from convert.to_torch import expand_u, use_reduced_basis, write_torch
-from equijax import checkpoint, lora, replay
-from equijax.nn import cg
+from equijax import checkpoint, couplings
+from equijax.adapters import lora
+from equijax.finetune import replay
+
+os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # e3nn 0.4.4 and mace call torch.load the old way
@@ -161,8 +162,8 @@ def test_published_shape(tmp_path):
 
 @pytest.mark.parametrize(("L", "degree"), [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3)])
 def test_expanded_u_compresses_to_itself(L, degree):
-    c = np.random.default_rng(0).normal(size=(len(cg.monomials(2, L, degree).component), 4))
-    np.testing.assert_allclose(cg.compress_u(expand_u(c, 2, L, degree), 2, L), c, rtol=0, atol=1e-14)
+    c = np.random.default_rng(0).normal(size=(len(couplings.monomials(2, L, degree).component), 4))
+    np.testing.assert_allclose(couplings.compress_u(expand_u(c, 2, L, degree), 2, L), c, rtol=0, atol=1e-14)
 
 
 def test_models_outside_the_family_are_refused_by_name(tmp_path):

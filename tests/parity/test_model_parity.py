@@ -2,8 +2,6 @@
 
 import os
 
-os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
-
 import numpy as np
 import pytest
 import torch
@@ -12,8 +10,10 @@ from mace.calculators import MACECalculator
 
 from convert import mapping
 from convert.modules import read_model
-from equijax import graph, predict, testing
+from equijax import derivatives, graph, testing
 from tests.parity.test_convert_parity import VARIANTS, torch_model
+
+os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # e3nn 0.4.4 and mace call torch.load the old way
@@ -44,7 +44,7 @@ def test_same_numbers_as_mace_torch(case, tmp_path):
         # the oracle always runs in float64: in float32 its own rounding is as large as ours
         torch.set_default_dtype(torch.float64)
         oracle = MACECalculator(model_paths=str(path), device="cpu", default_dtype="float64", head=heads[-1])
-        ours = predict.evaluate(config, variables, batch, dtype)
+        ours = derivatives.evaluate(config, variables, batch, dtype)
         first = 0
         for i, (name, atoms) in enumerate(images.items()):
             atoms.calc = oracle

@@ -1,0 +1,1 @@
+"""Low-rank and full-size adapters of a frozen backbone."""

@@ -1,0 +1,151 @@
+"""Rattled, strained and relaxing supercells worth a DFT calculation."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import ase
+import ase.io
+import numpy as np
+from ase.filters import UnitCellFilter
+from ase.optimize import FIRE
+from tqdm import tqdm
+
+from equijax import forcefield
+from equijax.graph.neighbours import neighbour_list
+
+MAX_ATTEMPTS = 50  # draws of one rattled structure before its shortest distance is given up
+FMAX = 0.02  # eV/A, where a relaxation ends
+MAX_STEP_A = 0.1
+
+
+@dataclass(frozen=True)
+class RattleConfig:
+    """Make rattled and strained supercells of a crystal and pick the ones that differ most."""
+
+    structure: Path
+    """Crystal: any file ASE reads (POSCAR, cif, extxyz, ...)."""
+    out: Path
+    """Folder for structures.extxyz, poscars/POSCAR-001 ... and report.json."""
+    number: int = 10
+    """Structures to pick."""
+    candidates: int = 100
+    """Structures to pick from."""
+    supercell: tuple[int, int, int] | None = None
+    """Repetitions along the cell vectors; by default the fewest that give --min-length."""
+    min_length: float = 8.0
+    """Smallest height of the supercell, A, where --supercell is not given."""
+    rattle: tuple[float, ...] = (0.02, 0.05, 0.1)
+    """Standard deviations of the displacements, A; candidates take them in turn."""
+    strain: float = 0.03
+    """Largest component of the symmetric strain; each candidate draws its own, 0 for none."""
+    min_distance: float = 0.7
+    """Shortest distance allowed, relative to the shortest in the crystal."""
+    model: Path | None = None
+    """Checkpoint: also take the frames of relaxations that start from rattled supercells."""
+    relaxations: int = 3
+    """Relaxations to take frames of, with --model."""
+    relaxation_steps: int = 30
+    """Steps of each."""
+    head: str | None = None
+    """Head of a model that has several."""
+    seed: int = 0
+    """Of all draws."""
+
+    def __post_init__(self):
+        if not 1 <= self.number <= self.candidates:
+            raise ValueError(f"number {self.number} must be between 1 and the {self.candidates} candidates")
+        if not self.rattle or min(self.rattle) < 0 or not 0 <= self.strain < 0.3:
+            raise ValueError(f"rattle {self.rattle} must not be negative and strain {self.strain} be in [0, 0.3)")
+        if not 0 <= self.min_distance < 1:
+            raise ValueError(f"min_distance {self.min_distance} must be in [0, 1)")
+
+
+def make_supercell(crystal: ase.Atoms, repeat: Sequence[int] | None, min_length: float) -> ase.Atoms:
+    """The crystal repeated, without calculator or constraints, atoms of one element together.
+
+    Args:
+      crystal: to repeat.
+      repeat: along the cell vectors, or None for the fewest that make every height at least `min_length`.
+      min_length: A.
+    """
+    if repeat is None:
+        heights = crystal.get_volume() / np.linalg.norm(np.cross(*_pairs(crystal.cell.array)), axis=1)
+        repeat = np.maximum(1, np.ceil(min_length / heights - 1e-6).astype(int)).tolist()
+    if min(repeat) < 1:
+        raise ValueError(f"supercell {tuple(repeat)}: expected positive repetitions")
+    bare = ase.Atoms(crystal.numbers, crystal.positions, cell=crystal.cell, pbc=True)
+    whole = bare.repeat(repeat)
+    return whole[np.argsort(whole.numbers, kind="stable")]
+
+
+def rattled(supercell: ase.Atoms, options: RattleConfig) -> list[tuple[ase.Atoms, str]]:
+    """Candidates with a random strain and random displacements, each with a description.
+
+    Raises:
+      ValueError: a rattle too large for the shortest distance allowed.
+    """
+    rng = np.random.default_rng(options.seed)
+    shortest = options.min_distance * shortest_distance(supercell)
+    out = []
+    for i in range(options.candidates):
+        sigma = options.rattle[i % len(options.rattle)]
+        for _ in range(MAX_ATTEMPTS):
+            atoms = strained(supercell, rng.uniform(-options.strain, options.strain, 6))
+            shift = rng.normal(0.0, sigma, (len(atoms), 3))
+            atoms.positions += shift - shift.mean(0)
+            if shortest_distance(atoms) >= shortest:
+                break
+        else:
+            raise ValueError(
+                f"rattling by {sigma} A brings atoms closer than {shortest:.3g} A in {MAX_ATTEMPTS} draws: "
+                "choose smaller --rattle or --strain, or a smaller --min-distance"
+            )
+        change = atoms.get_volume() / supercell.get_volume() - 1
+        out.append((atoms, f"rattled {sigma:g} A, volume {change:+.1%}"))
+    return out
+
+
+def strained(atoms: ase.Atoms, voigt: np.ndarray) -> ase.Atoms:
+    """Deformed by the symmetric strain (xx, yy, zz, yz, xz, xy), atoms moving with the cell."""
+    xx, yy, zz, yz, xz, xy = voigt
+    deformation = np.eye(3) + np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+    out = atoms.copy()
+    out.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
+    return out
+
+
+def shortest_distance(atoms: ase.Atoms) -> float:
+    """Shortest distance between two atoms or an atom and its image, A; the longest looked for is 6 A."""
+    edges = neighbour_list(atoms, 6.0)
+    if not len(edges.senders):
+        return 6.0
+    ends = atoms.positions[edges.senders] + edges.shifts @ atoms.cell.array
+    return float(np.linalg.norm(ends - atoms.positions[edges.receivers], axis=1).min())
+
+
+def relaxations(supercell: ase.Atoms, options: RattleConfig) -> list[tuple[ase.Atoms, str]]:
+    """Frames of relaxations of ions and cell by the model, from the largest rattle."""
+    ff = forcefield.load(options.model)
+    starts = rattled(supercell, _with(options, candidates=options.relaxations))
+    out: list[tuple[ase.Atoms, str]] = []
+    with tqdm(total=options.relaxations * options.relaxation_steps, desc="relax", unit="step") as progress:
+        for number, (atoms, _) in enumerate(starts, start=1):
+            atoms.calc = ff.calculator("float32", options.head)
+            optimizer = FIRE(UnitCellFilter(atoms), logfile=None, maxstep=MAX_STEP_A)
+            for step, _ in enumerate(optimizer.irun(fmax=FMAX, steps=options.relaxation_steps)):
+                bare = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
+                out.append((bare, f"relaxation {number}, step {step}"))
+                progress.update(step > 0)
+    return out
+
+
+def _pairs(cell):
+    """Second and third, third and first, first and second cell vectors."""
+    return cell[[1, 2, 0]], cell[[2, 0, 1]]
+
+
+def _with(options, candidates):
+    """The same draws, a few candidates, at the largest rattle alone."""
+    values = asdict(options) | {"candidates": candidates, "number": 1, "rattle": (max(options.rattle),)}
+    return RattleConfig(**values)

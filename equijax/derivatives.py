@@ -1,0 +1,163 @@
+"""Derivatives of the energy: forces, stress, Hessian-vector and wave-vector products. The only place they are taken."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+
+from equijax import potential
+from equijax.config import ModelConfig
+from equijax.graph.gather import gather_senders, sum_to_senders
+from equijax.potential import cast, energy, isolated_energies, per_graph
+
+PAIR = "real and imaginary part"  # name of the mapped axis of length 2
+
+
+def _rotate(t, wave):
+    """e^{i phi} t for edge values t [N, K, ...]; wave = (cos,) where phases are real, else (cos, sin), each [N, K]."""
+    cos, *sin = (w.reshape(w.shape + (1,) * (t.ndim - 2)).astype(t.dtype) for w in wave)
+    if not sin:
+        return cos * t
+    other = jax.lax.ppermute(t, PAIR, [(0, 1), (1, 0)])
+    sign = 2 * jax.lax.axis_index(PAIR).astype(t.dtype) - 1
+    return cos * t + sign * sin[0] * other
+
+
+def wave_gather(wave):
+    """A `gather_senders` whose values are the ordinary ones and whose tangents, and those of its transpose, turn."""
+
+    @jax.custom_jvp
+    def read(x, senders, reverse):
+        return gather_senders(x, senders, reverse)
+
+    @read.defjvp
+    def _(primals, tangents):
+        _, *index = primals
+        return gather_senders(*primals), _rotate(gather_senders(tangents[0], *index), wave)
+
+    @jax.custom_jvp
+    def collect(y, senders, reverse):
+        return sum_to_senders(y, senders, reverse)
+
+    @collect.defjvp
+    def _(primals, tangents):
+        t, reverse = tangents[0], primals[2]
+        received = t.reshape(-1, *t.shape[2:])[reverse].reshape(t.shape)
+        return sum_to_senders(*primals), _rotate(received, wave).sum(1)
+
+    @jax.custom_vjp
+    def gather(x, senders, reverse):
+        return read(x, senders, reverse)
+
+    gather.defvjp(
+        lambda x, senders, reverse: (read(x, senders, reverse), (senders, reverse)),
+        lambda index, ct: (collect(ct, *index), None, None),
+    )
+    return gather
+
+
+def wave_response(config, dtype, real, variables, graph, q, u):
+    """D_C(q) u without masses, [N, 3] if `real`, else [2, N, 3]; u [N, 3] real, q [3] fractional."""
+    positions = jnp.asarray(graph.nodes.positions)
+    n = positions.shape[0]
+    phase = 2 * np.pi * (graph.edges.shifts.astype(positions.dtype) @ q).reshape(n, -1)
+    wave = (jnp.cos(phase),) if real else (jnp.cos(phase), jnp.sin(phase))
+    gather = wave_gather(wave)
+    gradient = jax.grad(lambda r: potential.total_energy(config, variables, graph, r, gather=gather, dtype=dtype))
+
+    def response(t):
+        return jax.jvp(gradient, (positions,), (t,))[1]
+
+    return response(u) if real else jax.vmap(response, axis_name=PAIR)(jnp.stack([u, jnp.zeros_like(u)]))
+
+
+def push_tangents(config, dtype, variables, batch, tangents, steps):
+    """H t, or T[along, t], for the first `steps` chunks of tangents [MAX_STEPS, B, N, 3]; zero for the rest."""
+    gradient = jax.grad(lambda r: potential.total_energy(config, variables, batch, r, dtype=dtype))
+    along = batch.nodes.along
+    pushed = gradient if along is None else lambda r: jax.jvp(gradient, (r,), (along,))[1]
+    _, linear = jax.linearize(pushed, batch.nodes.positions)
+    push = jax.vmap(linear)
+    return jax.lax.fori_loop(0, steps, lambda i, out: out.at[i].set(push(tangents[i])), jnp.zeros_like(tangents))
+
+
+def hessian_products(
+    config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, tangents: jax.Array, q: jax.Array | None = None
+) -> jax.Array:
+    """Phi u along every tangent: forward derivative of the energy gradient, like the tangents and in eV/A.
+
+    Args:
+      config, variables, graph: as for `energy_forces_stress`.
+      tangents: [N, B, 3] A; with `q` real and imaginary parts of displacement waves, [N, B, 2, 3].
+      q: [G, B, 3] fractional wave vectors.
+    """
+    positions = jnp.asarray(graph.nodes.positions)
+    if q is not None:
+        return _wave_products(config, variables, graph, tangents, q)
+    gradient = jax.grad(lambda x: potential.total_energy(config, variables, graph, x))
+    _, push = jax.linearize(gradient, positions)
+    return jnp.moveaxis(jax.vmap(push)(jnp.moveaxis(tangents, 1, 0)), 0, 1)
+
+
+def _wave_products(config, variables, graph, tangents, q):
+    """sum_S Phi[0 i, S j] e^{2 pi i q.S} u_j of every wave; see `equijax.phonons.dynamical`."""
+    positions = jnp.asarray(graph.nodes.positions)
+    shifts = graph.edges.shifts.astype(positions.dtype).reshape(positions.shape[0], -1, 3)
+    index = potential.node_graph_index(graph)
+
+    def one(q, wave):  # [G, 3], [2, N, 3]
+        phase = 2 * jnp.pi * jnp.einsum("nks,ns->nk", shifts, q[index])
+        gather = wave_gather((jnp.cos(phase), jnp.sin(phase)))
+        gradient = jax.grad(lambda x: potential.total_energy(config, variables, graph, x, gather=gather))
+        return jax.vmap(lambda u: jax.jvp(gradient, (positions,), (u,))[1], axis_name=PAIR)(wave)
+
+    waves = jnp.moveaxis(tangents, 0, 2)  # [B, 2, N, 3]
+    return jnp.moveaxis(jax.vmap(one)(jnp.moveaxis(q, 1, 0), waves), 2, 0)
+
+
+def energy_forces_stress(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple) -> dict[str, jax.Array]:
+    """Energies and first derivatives of a batch (interaction part: add E0 with `isolated_energies`).
+
+    Returns:
+      node_energy [N] eV, energy [G] eV, forces [N, 3] = -dE/dr in eV/A, stress [G, 3, 3] = dE/dstrain / volume in
+      eV/A^3 (ASE sign; NaN-free zero for the padding graph).
+    """
+    positions = jnp.asarray(graph.nodes.positions)
+    strain = jnp.zeros((graph.n_node.shape[0], 3, 3), positions.dtype)
+
+    def objective(positions, strain):
+        node_energy = energy(config, variables, graph, positions, strain)
+        return node_energy.sum(), node_energy
+
+    (_, node_energy), (dr, ds) = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(positions, strain)
+    volume = jnp.abs(jnp.linalg.det(graph.globals.cell.astype(positions.dtype)))
+    stress = ds / jnp.where(volume > 0, volume, 1.0)[:, None, None]
+    return {"node_energy": node_energy, "energy": per_graph(graph, node_energy), "forces": -dr, "stress": stress}
+
+
+@partial(jax.jit, static_argnums=0)
+def _evaluate(config, variables, graph):
+    return energy_forces_stress(config, variables, graph)
+
+
+def evaluate(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, dtype="float32") -> dict[str, np.ndarray]:
+    """`energy_forces_stress` compiled, in `dtype`, with E0 added: energies are float64 numpy arrays."""
+    return finish(config, variables, graph, start(config, variables, graph, dtype))
+
+
+def start(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, dtype="float32") -> dict[str, jax.Array]:
+    """The device's part of `evaluate`; returns before the device is done."""
+    with jax.enable_x64(np.dtype(dtype) == np.float64):
+        return _evaluate(config, cast(variables, dtype), cast(graph, dtype))
+
+
+def finish(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, started: dict) -> dict[str, np.ndarray]:
+    """The host's part of `evaluate`: waits for what `start` returned."""
+    out = {k: np.asarray(v, np.float64) for k, v in started.items()}
+    e0 = isolated_energies(config, variables, graph)
+    out["node_energy"] = out["node_energy"] + e0
+    index = np.repeat(np.arange(len(graph.n_node)), np.asarray(graph.n_node))
+    out["energy"] = np.bincount(index, weights=out["node_energy"], minlength=len(graph.n_node))
+    return out

@@ -1,0 +1,134 @@
+"""Structures that keep a model what it was: choice of a diverse subset, labels by the model itself, a second head."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from equijax import data, derivatives, graph, potential
+from equijax.config import ModelConfig
+
+PRODUCT_GROUP = 4  # structures per batch when force-constant products are made
+
+
+def pseudo_label(
+    forcefield,
+    structures: Sequence[data.Labelled],
+    *,
+    head: str | None = None,
+    tangents: int = 0,
+    amplitude: float = 0.1,
+    seed: int = 0,
+    dtype: str = "float64",
+) -> list[data.Labelled]:
+    """The same structures with the model's own energies, forces and stresses in place of whatever labels they had.
+
+    Args:
+      forcefield: the starting model, a ForceField.
+      structures: labels they carry are dropped, weights kept.
+      head: of a model with several; also the head the results belong to.
+      tangents: if positive, also force-constant products along this many random tangents each.
+      amplitude: rms component of a tangent, A.
+      seed: of the tangents.
+      dtype: of the model while it labels.
+
+    Raises:
+      ValueError: a structure the model cannot describe, or a label that is not finite; source named.
+    """
+    items = data.prepare(structures, forcefield.config)  # refuses by source before anything is computed
+    found = forcefield.evaluate([s.atoms for s in structures], dtype=dtype, head=head, errors="report")
+    out = []
+    for s, f in zip(structures, found, strict=True):
+        if "error" in f:
+            raise ValueError(
+                f"{s.source}: the starting model gives a non-finite energy or force: leave it out of replay"
+            )
+        stress = f["stress"] if s.atoms.pbc.all() else None  # of crystals alone, as for labels from files
+        out.append(
+            replace(s, energy=f["energy"], forces=f["forces"], stress=stress, head=head, tangents=None, hvp=None)
+        )
+    if not tangents:
+        return out
+    products = _products(forcefield, items, head, tangents, amplitude, seed, dtype)
+    return [replace(s, tangents=u, hvp=p) for s, (u, p) in zip(out, products, strict=True)]
+
+
+def _products(forcefield, items, head, tangents, amplitude, seed, dtype):
+    """(tangents [n, B, 3] A, Phi u [n, B, 3] eV/A) of each structure, by the model."""
+    config, variables = forcefield.config, forcefield.device_variables(dtype)
+    index = forcefield.head_index(head)
+    rng = np.random.default_rng(seed)
+    shapes = [(len(i.labelled.atoms), tangents, 3) for i in items]
+    directions = [amplitude * rng.normal(size=shape) for shape in shapes]
+    directions = [u - u.mean(0) for u in directions]
+    out = []
+    for start in range(0, len(items), PRODUCT_GROUP):
+        group = items[start : start + PRODUCT_GROUP]
+        some = directions[start : start + PRODUCT_GROUP]
+        size = forcefield.pool.fit(data.size_of(group, config))
+        g = graph.build([(i.labelled.atoms, i.edges) for i in group], config, size, [index] * len(group))
+        padded = np.zeros((size.nodes, tangents, 3))
+        padded[: sum(map(len, some))] = np.concatenate(some)
+        g, directions_of_all = potential.cast((g, padded), dtype)
+        with jax.enable_x64(dtype == "float64"):
+            products = np.asarray(_hessian_products(config, variables, g, directions_of_all), np.float64)
+        first = 0
+        for item, u in zip(group, some, strict=True):
+            p = products[first : first + len(u)]
+            if not np.isfinite(p).all():
+                raise ValueError(f"{item.labelled.source}: the starting model gives a non-finite second derivative")
+            out.append((u, p))
+            first += len(u)
+    return out
+
+
+_hessian_products = jax.jit(derivatives.hessian_products, static_argnums=0)
+
+
+def add_head(config: ModelConfig, variables: dict, name: str, like: str | None = None) -> tuple[ModelConfig, dict]:
+    """A model with one more head, which predicts exactly what the head it is copied from does.
+
+    New columns of the readouts, a row of isolated-atom energies, and entries of scale and shift are copied. The last
+    layer of a nonlinear readout is normalised by 1/sqrt(units of all heads), so its weights grow by
+    sqrt((H + 1) / H) to leave every head as it was.
+
+    Args:
+      config, variables: of the model, left untouched; numpy arrays.
+      name: of the new head, which becomes the last.
+      like: head to copy, the only one by default.
+
+    Raises:
+      ValueError: the name is taken, `like` unknown, or not given for a model with several heads.
+    """
+    if name in config.heads:
+        raise ValueError(f"head {name!r} exists already: {', '.join(config.heads)}")
+    if like is None and len(config.heads) > 1 or like is not None and like not in config.heads:
+        raise ValueError(f"head to copy {like!r}: expected one of {', '.join(config.heads)}")
+    old = 0 if like is None else config.heads.index(like)
+    heads, width = len(config.heads), config.readout_mlp
+    params = dict(variables["params"])
+    for key in [k for k in params if k.startswith("readouts_")]:
+        params[key] = _wider(params[key], old, heads, width)
+    constants = {**variables["constants"]}
+    for key in ("atomic_energies", "scale", "shift"):
+        if key in constants:
+            x = np.asarray(constants[key])
+            constants[key] = np.concatenate([x, x[old : old + 1]])
+    return replace(config, heads=(*config.heads, name)), {**variables, "params": params, "constants": constants}
+
+
+def _wider(readout, old, heads, width):
+    """Readout weights with one more head, a copy of head `old`."""
+    if "linear" in readout:
+        w = np.asarray(readout["linear"])  # [C, H]
+        return {"linear": np.concatenate([w, w[:, old : old + 1]], axis=1)}
+    first, second = np.asarray(readout["linear_1"]), np.asarray(readout["linear_2"])  # [C, H M], [H M, H]
+    units = slice(old * width, (old + 1) * width)
+    grown = np.zeros(((heads + 1) * width, heads + 1), second.dtype)
+    grown[: heads * width, :heads] = second
+    grown[heads * width :, heads] = second[units, old]
+    grown[heads * width :, :heads] = second[units]  # never read: hidden units of one head see that head alone
+    grown[: heads * width, heads] = second[:, old]
+    scale = np.asarray(np.sqrt((heads + 1) / heads), second.dtype)
+    return {"linear_1": np.concatenate([first, first[:, units]], axis=1), "linear_2": scale * grown}

@@ -1,0 +1,179 @@
+"""What a fine-tuning run tells: progress bar, metrics.jsonl, tables, plots, report.json."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from equijax import outputs, parallel
+from equijax.finetune.trainer import Progress
+from equijax.plots import learning_curve
+
+UNITS = {"energy": ("meV/atom", 1e3), "forces": ("meV/A", 1e3), "stress": ("meV/A^3", 1e3)}
+
+
+class Log:
+    """Progress bar and metrics.jsonl of the first process; call it with the dicts of `trainer.fit`."""
+
+    def __init__(self, path: Path, progress: Progress, steps: int, done: int):
+        if parallel.is_first():
+            # a resumed run repeats what came after its checkpoint
+            kept = [record for record in read_history(path) if record["epoch"] <= progress.epoch]
+            outputs.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = outputs.open_at(path, path.stat().st_size) if parallel.is_first() else None
+        self._bar = tqdm(total=steps, initial=done, desc="train", unit="step", dynamic_ncols=True,
+                         disable=not parallel.is_first())  # fmt: skip
+        self._shown: dict[str, str] = {}
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+        if self._file is not None:
+            self._file.close()
+
+    def __call__(self, record: dict) -> None:
+        if "batch" in record:
+            self._bar.update()
+            self._shown |= {"epoch": str(record["epoch"]), "loss": f"{float(record['loss']):.3g}"}
+        else:
+            if self._file is not None:
+                outputs.append(self._file, (json.dumps(record) + "\n").encode())
+            self._shown["valid"] = f"{record['loss']:.3g}"
+            if record.get("forces_mae") is not None:
+                self._shown["F"] = f"{1e3 * record['forces_mae']:.1f} meV/A"
+        self._bar.set_postfix(self._shown, refresh=False)
+
+
+def read_history(path: Path) -> list[dict]:
+    """Records of metrics.jsonl, the last one of each epoch; a last line cut short by a crash is left out.
+
+    Raises:
+      ValueError: another line is not JSON.
+    """
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    records = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            records[record["epoch"]] = record
+        except ValueError as error:
+            if number < len(lines) or line.endswith("\n"):
+                raise ValueError(f"{path}, line {number}: not a record of this program: {error}") from error
+    return list(records.values())
+
+
+def errors_table(models: dict[str, dict[str, dict]]) -> str:
+    """MAE / RMSE of energy, forces and stress per model and set."""
+    width = max(12, 2 + max(map(len, models)))
+    lines = [f"{'model':<{width}}{'set':<8}" + "".join(f"{q + ' (' + u + ')':>24}" for q, (u, _) in UNITS.items())]
+    for model, sets in models.items():
+        for name, found in sets.items():
+            cells = [_pair(found[f"{q}_mae"], found[f"{q}_rmse"], factor) for q, (_, factor) in UNITS.items()]
+            lines.append(f"{model:<{width}}{name:<8}" + "".join(f"{c:>24}" for c in cells))
+    return "\n".join(lines)
+
+
+def shifted_name(e0: str) -> str:
+    """Name of the starting model whose E0s are those of the result; "zero-shot" is the untouched model."""
+    return f"zero-shot with {e0} E0s"
+
+
+def _pair(mae, rmse, factor):
+    return "-" if mae is None else f"{factor * mae:.4g} / {factor * rmse:.4g}"
+
+
+THERMAL = ("omega_max", "free_energy", "entropy", "heat_capacity")
+
+
+def phonons_table(before: list[dict], after: list[dict], name: str) -> str:
+    """Per crystal: starting model, result and reference; F, S and C_V at 300 K per mole of primitive cells."""
+    titles = ("MAE (THz)", "highest (THz)", "F (kJ/mol)", "S (J/K/mol)", "C_V (J/K/mol)", "imaginary")
+    lines, thresholds = [], ""
+    width = max(len(row["crystal"]) for row in after) + 2
+    lines.append(f"{'phonons':<{width}}{'model':<12}" + "".join(f"{title:>15}" for title in titles))
+    for b, a in zip(before, after, strict=True):
+        for model, row in (("zero-shot", b), (name, a)):
+            agree = " ".join(f"{share:.0%}" for share in row["imaginary_agreement"].values())
+            cells = [f"{row[k]:.4g}" for k in ("frequency_mae", *THERMAL)]
+            lines.append(f"{row['crystal']:<{width}}{model:<12}" + "".join(f"{c:>15}" for c in (*cells, agree)))
+        cells = ["", *(f"{a[f'{k}_reference']:.4g}" for k in THERMAL)]
+        lines.append(f"{a['crystal']:<{width}}{'reference':<12}" + "".join(f"{c:>15}" for c in cells))
+        thresholds = ", ".join(a["imaginary_agreement"])
+    lines.append(f"imaginary: share of q that agree with the reference on modes below minus {thresholds} THz")
+    return "\n".join(lines)
+
+
+def verdict(result: dict) -> list[str]:
+    """Plain statements: better or worse than the untouched starting model, on what, and what was forgotten.
+
+    Energies are also compared with the starting model with the E0s of the result, where these are others: the
+    difference is what training did.
+    """
+    before, after, shifted = result["before"], result["after"], result["before_with_new_e0"]
+    lines = []
+    if result["reason"] != "zero-shot" and not result["best_epoch"]:
+        with_e0 = "" if shifted is None else f" with {result['e0']} E0s"
+        lines.append(f"training never improved the validation loss: the result is the starting model{with_e0}")
+    for name in (n for n in ("valid", "test", "retain") if n in after["errors"]):
+        b, a = before["errors"][name], after["errors"][name]
+        lines.append(_compare(f"{name} force MAE", "forces_mae", b, a))
+        lines.append(_compare(f"{name} energy MAE (eV/atom) against the untouched model", "energy_mae", b, a))
+        if shifted is not None:
+            against = f"{name} energy MAE (eV/atom) against {shifted_name(result['e0'])}"
+            lines.append(_compare(against, "energy_mae", shifted[name], a))
+    for b, a in zip(before["phonons"], after["phonons"], strict=True):
+        lines.append(_compare(f"phonon frequency MAE of {a['crystal']} (THz)", "frequency_mae", b, a))
+    for b, a in zip(before["dimers"], after["dimers"], strict=True):
+        if a["repulsive"] < b["repulsive"]:
+            lines.append(
+                f"WORSE: {a['pair']} repels at {a['repulsive']:.0%} of the short distances, {b['repulsive']:.0%} before"
+            )
+    return [line for line in lines if line]
+
+
+def _compare(what, key, before, after):
+    b, a = before[key], after[key]
+    if b is None or a is None:
+        return ""
+    word = "better" if a < b else "WORSE" if a > b else "the same"
+    return f"{word}: {what} {b:.4g} -> {a:.4g}" + (f" (x{a / b:.2f})" if b else "")
+
+
+def summary(result: dict) -> str:
+    """The text at the end of a run."""
+    shifted = result["before_with_new_e0"]
+    table = errors_table(
+        {"zero-shot": result["before"]["errors"]}
+        | ({} if shifted is None else {shifted_name(result["e0"]): shifted})
+        | {result["strategy"]: result["after"]["errors"]}
+    )
+    before, after = (result[k]["phonons"] for k in ("before", "after"))
+    lines = [
+        "",
+        table,
+        "",
+        *([phonons_table(before, after, result["strategy"]), ""] if after else []),
+        f"{result['strategy']}: {result['trainable']:,} trainable numbers, {result['epochs']} epochs "
+        f"({result['reason']}), best after {result['best_epoch']}, {result['seconds']:.0f} s",
+        *result["verdict"],
+        *(text for text in result["messages"] if text.startswith("WARNING")),
+    ]
+    return "\n".join(lines)
+
+
+def write(out: Path, result: dict) -> None:
+    """report.json, and the learning curve."""
+    outputs.write_json(out / "report.json", result, default=_plain)
+    if history := read_history(out / "metrics.jsonl"):  # zero-shot has none
+        start = result["before_with_new_e0"] or result["before"]["errors"]
+        learning_curve(history, start["valid"], out / "learning_curve.png")
+
+
+def _plain(x):
+    if dataclasses.is_dataclass(x):
+        return dataclasses.asdict(x)
+    return x.tolist() if isinstance(x, np.ndarray | np.generic) else str(x)

@@ -1,0 +1,170 @@
+"""Neighbour lists of structures, and what is refused before one is made. Host-side numpy."""
+
+from typing import NamedTuple
+
+import ase
+import ase.data
+import numpy as np
+from ase.geometry import complete_cell
+
+from equijax.config import ModelConfig
+
+MIN_DISTANCE_A = 0.05  # closer pairs are broken input, not chemistry: ZBL is ~1 MeV here
+MAX_CELLS = 1e5  # vesin makes its cells larger above this number, and divides by zero where one direction has most
+MAX_IMAGES = 1e8  # lattice translations times cells looked at: seconds of work
+
+
+class Edges(NamedTuple):
+    """Symmetric neighbour list of one structure sorted by receiver; `reverse` is the index of the opposite edge."""
+
+    receivers: np.ndarray  # [E]
+    senders: np.ndarray  # [E]
+    shifts: np.ndarray  # [E, 3] integers: the sender sits in the cell translated by shifts @ cell
+    reverse: np.ndarray  # [E]
+
+
+def check_atoms(atoms: ase.Atoms, config: ModelConfig, name: str = "structure") -> None:
+    """Refuse input the model cannot describe.
+
+    Raises:
+      ValueError: no atoms, an element unknown to the model, non-finite positions or cell, a periodic cell of zero
+        volume; the message names the atoms.
+    """
+    if len(atoms) == 0:
+        raise ValueError(f"{name}: it has no atoms")
+    unknown = [i for i, z in enumerate(atoms.numbers) if z not in config.species]
+    if unknown:
+        symbols = sorted({str(atoms.symbols[i]) for i in unknown})
+        raise ValueError(
+            f"{name}: {_some(unknown)} of element {', '.join(symbols)}, which this model does not know; "
+            f"it knows {len(config.species)} elements: {_symbols(config.species)}"
+        )
+    check_geometry(atoms, name)
+
+
+def check_geometry(atoms: ase.Atoms, name: str = "structure") -> None:
+    """Refuse positions and cells that have no neighbour list.
+
+    Raises:
+      ValueError: non-finite positions or cell, a periodic cell of zero volume.
+    """
+    bad = np.flatnonzero(~np.isfinite(atoms.positions).all(1))
+    if bad.size:
+        raise ValueError(f"{name}: {_some(bad)} at non-finite position {atoms.positions[bad[0]]}")
+    if not np.isfinite(atoms.cell.array).all():
+        raise ValueError(f"{name}: the cell is not finite: {atoms.cell.array.tolist()}")
+    periodic = atoms.cell.array[atoms.pbc]
+    if len(periodic) and _volume(periodic) < 1e-6:  # A^dim
+        raise ValueError(
+            f"{name}: periodic along {atoms.pbc.tolist()} but those cell vectors span no volume: "
+            f"{atoms.cell.array.tolist()}"
+        )
+
+
+def has_stress(atoms: ase.Atoms) -> bool:
+    """Whether the cell vectors span a volume for dE/dstrain to be divided by, vacuum included, periodic or not."""
+    return bool(atoms.cell.volume > 0)
+
+
+def neighbour_list(atoms: ase.Atoms, cutoff: float, name: str = "structure") -> Edges:
+    """All ordered pairs within `cutoff` (A) with periodic images, self-images included.
+
+    Raises:
+      ValueError: two atoms closer than 0.05 A, named; see also `check_geometry` and `compact`.
+    """
+    import vesin  # not at the top: it imports torch where that is installed
+
+    check_geometry(atoms, name)
+    frame = compact(atoms, cutoff, name)
+    calculator = vesin.NeighborList(cutoff=float(cutoff), full_list=True)
+    i, j, shifts, d = calculator.compute(frame.positions, frame.cell, frame.pbc, "ijSd")
+    shifts = shifts.astype(np.int64) + frame.cells[i] - frame.cells[j]
+    if d.size and d.min() < MIN_DISTANCE_A:
+        e = int(d.argmin())
+        raise ValueError(
+            f"{name}: atoms {i[e]} and {j[e]} ({atoms.symbols[int(i[e])]}, {atoms.symbols[int(j[e])]}) are "
+            f"{d[e]:.3g} A apart; expected at least {MIN_DISTANCE_A} A: remove the duplicate"
+        )
+    i, j = i.astype(np.int64), j.astype(np.int64)
+    order = np.lexsort((*shifts.T, j, i))
+    i, j, shifts = i[order], j[order], shifts[order]
+    opposite = np.lexsort((*-shifts.T, i, j))
+    if not (
+        np.array_equal(i[opposite], j) and np.array_equal(j[opposite], i) and np.array_equal(-shifts[opposite], shifts)
+    ):
+        raise RuntimeError(f"{name}: the neighbour list is not symmetric; this is a bug in the list, please report it")
+    return Edges(i, j, shifts, opposite)
+
+
+class Frame(NamedTuple):
+    """A structure with the same neighbours as another, without its wide vacuum."""
+
+    positions: np.ndarray  # [N, 3] A
+    cell: np.ndarray  # [3, 3] A, rows are vectors
+    pbc: tuple[bool, ...]
+    cells: np.ndarray  # [N, 3] integers: lattice translations taken off the positions
+
+
+def compact(atoms: ase.Atoms, cutoff: float, name: str = "structure") -> Frame:
+    """A frame where a cell list needs memory and time by the number of atoms, however large and empty the cell is.
+
+    Atoms are wrapped into the cell; a direction with a gap wider than two cutoffs no longer repeats; along directions
+    that do not repeat, wider gaps shrink to that. No pair within the cutoff reaches across such a gap.
+
+    Raises:
+      ValueError: a cell so thin or so elongated that the list would still be too large.
+    """
+    pbc, gap = atoms.pbc.copy(), 2.0 * cutoff
+    cell = complete_cell(atoms.cell.array)
+    inverse = np.linalg.inv(cell)
+    s, heights = atoms.positions @ inverse, 1.0 / np.linalg.norm(inverse, axis=0)
+    cells = np.zeros((len(atoms), 3), np.int64)
+    for d in np.flatnonzero(pbc):
+        x = np.sort(s[:, d] - np.floor(s[:, d]))
+        gaps = np.diff(x, append=x[0] + 1.0)
+        widest = int(gaps.argmax())
+        pbc[d] = gaps[widest] * heights[d] <= gap
+        start = 0.0 if pbc[d] else x[widest] + 0.5 * gaps[widest]
+        cells[:, d] = np.floor(s[:, d] - start)
+    positions = atoms.positions - cells @ cell
+    axes = np.linalg.svd(cell[pbc])[2][pbc.sum() :]  # orthonormal, perpendicular to what repeats
+    along = positions @ axes.T
+    order = np.argsort(along, axis=0)
+    steps = np.diff(np.take_along_axis(along, order, 0), axis=0, prepend=np.nan)
+    squeezed = np.empty_like(along)
+    np.put_along_axis(squeezed, order, np.cumsum(np.fmin(np.nan_to_num(steps), gap), axis=0), 0)
+    positions = positions + (squeezed - along) @ axes
+    cell = np.vstack([cell[pbc], (squeezed.max(0) + cutoff)[:, None] * axes])
+    repeats = np.arange(3) < pbc.sum()
+    _check_cells(cell, repeats, cutoff, name)
+    back = np.argsort([*np.flatnonzero(pbc), *np.flatnonzero(~pbc)])  # vectors in their own order
+    return Frame(positions, cell[back], tuple(pbc.tolist()), cells)
+
+
+def _check_cells(cell, repeats, cutoff, name):
+    heights = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)
+    bins = np.maximum(1, heights // cutoff)
+    images = np.where(repeats, 2 * np.ceil(cutoff * bins / heights) + 1, 3)
+    shape = f"{heights.round(3).tolist()} A between opposite faces"
+    if images.prod() * bins.prod() > MAX_IMAGES:
+        raise ValueError(f"{name}: the cell, {shape}, is too thin for a cutoff of {cutoff} A: check its units, repeat "
+                         "it, or reduce it (ase.build.niggli_reduce)")  # fmt: skip
+    total = bins.prod()
+    if total > MAX_CELLS and bins.min() * (MAX_CELLS / total) ** (1 / 3) < 2:
+        raise ValueError(f"{name}: atoms spread over {shape}, too elongated for a neighbour list with a cutoff of "
+                         f"{cutoff} A: split the structure")  # fmt: skip
+
+
+def _volume(vectors):
+    return float(np.sqrt(max(np.linalg.det(vectors @ vectors.T), 0.0)))
+
+
+def _some(indices):
+    shown = ", ".join(str(int(i)) for i in indices[:5])
+    return f"atom{'s' if len(indices) > 1 else ''} {shown}" + (
+        f" and {len(indices) - 5} more" if len(indices) > 5 else ""
+    )
+
+
+def _symbols(numbers):
+    return " ".join(ase.data.chemical_symbols[z] for z in numbers)

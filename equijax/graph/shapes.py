@@ -1,0 +1,109 @@
+"""Padded shapes of batches: a small set of sizes, so that a thousand structures compile a handful of programs."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import ase
+import ase.data
+import numpy as np
+
+from equijax.config import ModelConfig
+from equijax.graph.neighbours import Edges
+
+MAX_WASTE = 2.0  # a known size is reused while it costs less than this factor in edge slots
+MAX_SIZES = 14  # beyond this many sizes, waste no longer asks for a new one
+
+
+class Size(NamedTuple):
+    """Padded shape of a batch: one compiled program each."""
+
+    nodes: int  # N
+    slots: int  # K
+    species: int  # S
+    graphs: int  # G, padding graph included
+
+    @property
+    def cost(self) -> int:
+        return self.nodes * self.slots
+
+    def holds(self, other: "Size") -> bool:
+        return all(a >= b for a, b in zip(self, other, strict=True))
+
+
+def size_of(structures: list[tuple[ase.Atoms, Edges]], config: ModelConfig | None = None) -> Size:
+    """Smallest padded shape that holds these structures in one batch."""
+    nodes = sum(len(atoms) for atoms, _ in structures)
+    slots = max(int(np.bincount(e.receivers, minlength=1).max(initial=0)) for _, e in structures)
+    species = len({int(z) for atoms, _ in structures for z in atoms.numbers})
+    return Size(nodes, max(slots, 1), species, len(structures) + 1)
+
+
+class Ladder(NamedTuple):
+    """Rungs of padded shapes up to `cost` edge slots: `parts` in each factor of two, from these least numbers on."""
+
+    cost: float
+    parts: int
+    slots: int
+    species: int
+
+    def round(self, n: int, least: int) -> int:
+        step = max(1, _power_of_two(n) // (2 * self.parts))
+        return max(least, -(-n // step) * step)
+
+
+FINE = (Ladder(np.inf, 8, 1, 1),)  # at most 1/8 waste in nodes and in slots
+# Single small structures take less time to compute than a program takes to compile: different ones share a few.
+SHARED = (Ladder(1024, 1, 64, 4), Ladder(4096, 2, 16, 4), *FINE)
+
+
+@dataclass
+class SizePool:
+    """The padded shapes in use, so that a thousand different structures compile a handful of programs.
+
+    A shape is reused while it wastes less than `MAX_WASTE` in edge slots; after `MAX_SIZES` shapes any that is large
+    enough is, and new ones are powers of two, so their number stays bounded.
+    """
+
+    sizes: list[Size] = field(default_factory=list)
+    ladders: tuple[Ladder, ...] = FINE
+
+    @property
+    def full(self) -> bool:
+        return len(self.sizes) >= MAX_SIZES
+
+    def offer(self, size: Size) -> bool:
+        """Whether `size` itself is in use, or free to be from now on."""
+        if size not in self.sizes and not self.full:
+            self.sizes.append(size)
+        return size in self.sizes
+
+    def fit(self, needed: Size) -> Size:
+        """The known size to pad `needed` to, or a new one."""
+        full = self.full
+        fits = [s for s in self.sizes if s.holds(needed) and (full or s.cost <= MAX_WASTE * needed.cost)]
+        if fits:
+            return min(fits, key=lambda s: s.cost)
+        size = round_up(needed, self.ladders)
+        if full:
+            size = Size(*map(_power_of_two, size[:3]), max(size.graphs, *(s.graphs for s in self.sizes)))
+        self.sizes.append(size)
+        return size
+
+
+def round_up(size: Size, ladders: tuple[Ladder, ...] = FINE) -> Size:
+    """Round nodes and slots up to the first ladder that goes so far, species and graphs to powers of two."""
+    ladder = next(ladder for ladder in ladders if size.cost <= ladder.cost)
+    return Size(
+        ladder.round(size.nodes, 1),
+        ladder.round(size.slots, ladder.slots),
+        max(ladder.species, _power_of_two(size.species)),
+        1 + _power_of_two(size.graphs - 1),
+    )
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
+
+
+# Above this many species in a batch, per-species dense products cost more than gathering each atom's weights.
+MAX_DENSE_SPECIES = 8

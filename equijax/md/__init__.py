@@ -1,0 +1,1 @@
+"""Molecular dynamics: a potential for `jax_md.simulate`, and runs with files and restarts."""

@@ -1,0 +1,349 @@
+"""Periodic neighbour list on the device: any cell, images included, symmetric, regular as in `equijax.graph`.
+
+Atoms are sorted by their bin of the cell, and empty bins cost nothing; the candidates of an atom are the bins within
+reach, each with the lattice translation S that brings it there, so that cells smaller than the cutoff need no special
+case. Row n of the list holds the neighbours of receiver n; `reverse` is the slot of the same pair seen from the sender.
+A list holds all pairs up to cutoff + skin and serves until atoms or cell have moved too far for that to cover the
+cutoff; each step keeps the slots within the cutoff (`within`), so the model never pays for the skin.
+
+Boxes follow JAX-MD: columns are the cell vectors (the transpose of ASE's rows), r = T s with s fractional.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from equijax import precision
+
+REBUILD = 0.7  # part of the skin that may be used up before the list is built again
+HEADROOM = 1.1  # slots and bin capacity allocated per slot needed
+MAX_BINS = 1024  # along a cell vector: numbers of bins fit 32 bits
+MAX_IMAGES = 10_000  # lattice translations looked at; a cell that needs more is refused
+SHRINK = 0.97  # bins are sized for a cell shrunk by this factor before they must be laid out again
+SHRINK_AGAIN = 0.85  # the same after an overflow, which a fast shrinking cell may have caused
+
+
+class Grid(NamedTuple):
+    """Bins along each cell vector, how many to look at on either side, and atoms a bin holds: static."""
+
+    bins: tuple[int, int, int]
+    reach: tuple[int, int, int]
+    capacity: int
+
+
+@flax.struct.dataclass
+class NeighborList:
+    """Neighbours within cutoff + skin of the reference positions. L is the number of slots a row."""
+
+    senders: jax.Array  # [N, L] int32, the receiver itself where unused
+    shifts: jax.Array  # [N, L, 3] int32: the sender sits at s_ref + shift (fractional)
+    mask: jax.Array  # [N, L] slot in use
+    reverse: jax.Array  # [N * L] int32, the slot of the same pair in the sender's row
+    reference_position: jax.Array  # [N, 3] as given (fractional or real), where the list was built
+    reference_box: jax.Array  # [3, 3]
+    did_buffer_overflow: jax.Array  # [] bool: a row, a bin or the bins' reach was too small; the list is incomplete
+    outran: jax.Array  # [] bool: at some update the positions had left the region the list covered
+    slots: int = flax.struct.field(pytree_node=False)  # K, slots a row within the cutoff itself
+    grid: Grid = flax.struct.field(pytree_node=False)
+    update_fn: Callable = flax.struct.field(pytree_node=False)
+
+    def update(self, position: jax.Array, **kwargs) -> "NeighborList":
+        """The list for new positions (and `box`), built again only when the old one no longer covers the cutoff."""
+        return self.update_fn(position, self, **kwargs)
+
+    @property
+    def idx(self) -> jax.Array:
+        """[N, L] senders, N where unused: the Dense format of jax_md.partition."""
+        return jnp.where(self.mask, self.senders, self.senders.shape[0])
+
+
+class NeighborFns(NamedTuple):
+    """`allocate(position, box=..., at_least=...)` chooses sizes on the host; `update` is jit-compatible."""
+
+    allocate: Callable
+    update: Callable
+
+
+class Space(NamedTuple):
+    """Where atoms live: fractional or real coordinates, which directions are periodic, cutoff and skin in A."""
+
+    fractional: bool
+    periodic: tuple[bool, bool, bool]
+    cutoff: float
+    skin: float
+
+
+def neighbor_list(box, space: Space) -> NeighborFns:
+    """Neighbour list functions with the interface of jax_md's; positions may be [N, 3] or, for replicas, [B, N, 3].
+
+    Args:
+      box: [3, 3] default cell, columns are vectors, A.
+      space: see `Space`.
+    """
+    default = np.asarray(box)
+
+    def cell(position, box):
+        T = jnp.asarray(default if box is None else box).astype(position.dtype)
+        return jnp.broadcast_to(T, (*position.shape[:-2], 3, 3))
+
+    def allocate(position, box=None, at_least: NeighborList | None = None, **unused) -> NeighborList:
+        """A fresh list; with `at_least`, larger in every capacity than that (overflowed) one."""
+        position = jnp.asarray(position)
+        T = cell(position, box)
+        shrink = SHRINK if at_least is None else SHRINK_AGAIN
+        grid = lay_out(np.asarray(position), np.asarray(T), space, shrink)
+        outer, slots = (grow(n) for n in _largest_rows(position, T, grid, space))
+        if at_least is not None:
+            outer = max(outer, grow(1.4 * at_least.senders.shape[-1]))  # a shrinking cell gains a shell at once
+            slots = max(slots, grow(1.4 * at_least.slots))
+            grid = grid._replace(capacity=max(grid.capacity, grow(1.4 * at_least.grid.capacity)))
+        outran = jnp.zeros(position.shape[:-2], bool)
+        fields = jax.jit(_build, static_argnums=(2, 3, 4))(position, T, grid, space, outer)
+        return NeighborList(**fields, outran=outran, slots=min(slots, outer), grid=grid, update_fn=update)
+
+    def update(position, neighbors: NeighborList, box=None, **unused) -> NeighborList:
+        T = cell(position, box)
+        used = _each(partial(skin_used, space=space), position)(position, T, neighbors)
+
+        def rebuild(_):
+            new = neighbors.replace(**_build(position, T, neighbors.grid, space, neighbors.senders.shape[-1]))
+            return new.replace(did_buffer_overflow=new.did_buffer_overflow | neighbors.did_buffer_overflow)
+
+        new = jax.lax.cond((used > REBUILD).any(), rebuild, lambda _: neighbors, None)
+        occupancy = _each(lambda *a: _near(*a, space).sum(1).max(), position)(position, T, new)
+        return new.replace(
+            outran=neighbors.outran | (used > 1.0),
+            did_buffer_overflow=new.did_buffer_overflow | (occupancy > new.slots),
+        )
+
+    return NeighborFns(allocate, update)
+
+
+def _each(function, position):
+    """`function` of one structure, mapped over replicas where there are any."""
+    return jax.vmap(function) if position.ndim == 3 else function
+
+
+def lay_out(position: np.ndarray, T: np.ndarray, space: Space, shrink: float = SHRINK) -> Grid:
+    """Bins at least cutoff + skin wide where the cell is large enough, one bin and several images where it is not.
+
+    Raises:
+      ValueError: a cell without volume, or one so thin that more than 10^5 images would be needed.
+    """
+    size = (space.cutoff + space.skin) / shrink
+    height = heights(T).reshape(-1, 3).min(0)  # smallest of the replicas
+    if not np.isfinite(height).all() or height.min() <= 0:
+        raise ValueError(f"box {T.tolist()}: its columns must be three cell vectors that span a volume")
+    bins = [max(1, min(MAX_BINS, int(h / size))) if p else 1 for h, p in zip(height, space.periodic, strict=True)]
+    images = [math.ceil(size * b / h) if p else 0 for b, h, p in zip(bins, height, space.periodic, strict=True)]
+    if math.prod(2 * r + 1 for r in images) > MAX_IMAGES:
+        raise ValueError(
+            f"box smaller than allowed: {height.round(3).tolist()} A between opposite faces against a cutoff of "
+            f"{space.cutoff} A would need more than {MAX_IMAGES} images; repeat the cell"
+        )
+    s = position if space.fractional else position @ np.swapaxes(inverse(T), -1, -2)
+    s = s.reshape(-1, *s.shape[-2:])
+    flat = (np.floor((s - np.floor(s)) * bins).astype(int) % bins) @ _strides(bins)
+    return Grid(tuple(bins), tuple(images), grow(max(np.unique(row, return_counts=True)[1].max() for row in flat)))
+
+
+def _strides(bins):
+    return np.array([bins[1] * bins[2], bins[2], 1], np.int32)
+
+
+def inverse(T):
+    """Inverse of [..., 3, 3] by cross products: a solver call would cost more than a step of a small model."""
+    xp = jnp if isinstance(T, jax.Array) else np
+    a, b, c = T[..., :, 0], T[..., :, 1], T[..., :, 2]
+    rows = xp.stack([xp.cross(b, c), xp.cross(c, a), xp.cross(a, b)], axis=-2)
+    return rows / (a * rows[..., 0, :]).sum(-1)[..., None, None]
+
+
+def heights(T):
+    """[..., 3] distances between opposite faces of the cell with column vectors T, in A."""
+    return 1.0 / ((inverse(T) ** 2).sum(-1)) ** 0.5
+
+
+def reach(T, grid: Grid):
+    """[3] distance that the bins looked at cover in each direction, A; infinite where nothing is periodic."""
+    images, bins = np.array(grid.reach), np.array(grid.bins)
+    return jnp.where(images > 0, images * heights(T) / bins, jnp.inf)
+
+
+def grow(n) -> int:
+    """Capacity to allocate for n entries."""
+    return math.ceil(n * HEADROOM) + 1
+
+
+@precision.exact
+def fractional(position, T, space: Space):
+    """Fractional coordinates [N, 3]."""
+    return position if space.fractional else position @ inverse(T).T
+
+
+def unwrap(s, s_ref, space: Space):
+    """Undo the jumps by whole cell vectors since `s_ref`, [N, 3]: shift functions may wrap atoms into the cell."""
+    return s - jnp.where(np.array(space.periodic), jnp.round(s - s_ref), 0.0)
+
+
+@precision.exact
+def skin_used(position, T, neighbors: NeighborList, space: Space):
+    """Fraction of the skin used up since the list was built; above 1 a pair within the cutoff may be missing.
+
+    With F the deformation of the cell since then and u the displacements beyond it, a pair now at distance d was at
+    most |F^-1| (d + 2 max|u|) apart, and |F^-1| <= 1 + |F^-1 - 1|_Frobenius.
+    """
+    T0 = neighbors.reference_box
+    s_ref = fractional(neighbors.reference_position, T0, space)
+    u = (unwrap(fractional(position, T, space), s_ref, space) - s_ref) @ T.T
+    largest = jnp.sqrt((u**2).sum(1).max())
+    back = T0 @ inverse(T) - jnp.eye(3, dtype=T.dtype)
+    then = (1.0 + jnp.sqrt((back**2).sum())) * (space.cutoff + 2.0 * largest)
+    return (then - space.cutoff) / space.skin
+
+
+@precision.exact
+def pair_vectors(position, T, neighbors: NeighborList, space: Space):
+    """[N, L, 3] receiver minus sender in A."""
+    s_ref = fractional(neighbors.reference_position, neighbors.reference_box, space)
+    s = unwrap(fractional(position, T, space), s_ref, space)
+    return (s[:, None] - s[neighbors.senders] - neighbors.shifts) @ T.T
+
+
+class Near(NamedTuple):
+    """The K slots a row that lie within the cutoff now."""
+
+    senders: jax.Array  # [N*K]
+    reverse: jax.Array  # [N*K]
+    mask: jax.Array  # [N, K]
+    shifts: jax.Array  # [N, K, 3] against the unwrapped reference frame
+    complete: jax.Array  # [] False where a row needs more than K slots
+
+
+def within(position, T, neighbors: NeighborList, space: Space) -> Near:
+    """The K slots a row that lie within the cutoff now."""
+    n, size = neighbors.senders.shape
+    k = neighbors.slots
+    near = _near(position, T, neighbors, space)
+    rank = jnp.cumsum(near, axis=1, dtype=jnp.int32) - 1
+    rows = jnp.arange(n, dtype=jnp.int32)[:, None]
+    chosen = compact(near, k)
+    mask = chosen < size
+    chosen = jnp.minimum(chosen, size - 1)
+    senders = jnp.where(mask, jnp.take_along_axis(neighbors.senders, chosen, 1), rows)
+    shifts = jnp.where(mask[..., None], jnp.take_along_axis(neighbors.shifts, chosen[..., None], 1), 0)
+    opposite = jnp.take(rank.reshape(-1), jnp.take_along_axis(neighbors.reverse.reshape(n, size), chosen, 1))
+    reverse = jnp.where(mask, senders * k + opposite, rows * k + jnp.arange(k, dtype=jnp.int32))
+    return Near(senders.reshape(-1), reverse.reshape(-1), mask, shifts, rank[:, -1].max() < k)
+
+
+def compact(mask, size: int):
+    """[N, size] column numbers of the first True entries of each row of mask [N, M], M where there are no more."""
+    n, m = mask.shape
+    where = jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, size)
+    columns = jnp.broadcast_to(jnp.arange(m, dtype=jnp.int32), mask.shape)
+    rows = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32)[:, None], mask.shape)
+    return jnp.full((n, size), m, jnp.int32).at[rows, where].set(columns, mode="drop", unique_indices=False)
+
+
+def _near(position, T, neighbors, space):
+    """[N, L] slots within the cutoff, decided alike from both ends of a pair."""
+    v = pair_vectors(position, T, neighbors, space)
+    near = neighbors.mask & ((v**2).sum(-1) < space.cutoff**2)
+    return near & jnp.take(near.reshape(-1), neighbors.reverse).reshape(near.shape)
+
+
+def _candidates(position, T, grid: Grid, space: Space) -> dict[str, Any]:
+    """All atoms in the bins within reach: sender and image of each candidate [N, M], and which are real."""
+    bins = np.array(grid.bins, np.int32)
+    n = position.shape[0]
+    s = fractional(position, T, space)
+    base = jnp.where(np.array(space.periodic), jnp.floor(s), 0.0)
+    s = s - base
+    cell = jnp.where(np.array(space.periodic), jnp.clip((s * bins).astype(jnp.int32), 0, bins - 1), 0)
+    flat = cell @ _strides(bins)
+    order = jnp.argsort(flat, stable=True).astype(jnp.int32)
+    filled = flat[order]  # bin of each atom, ascending
+    fullest = jnp.arange(n) - jnp.searchsorted(filled, filled)
+    offsets = np.array(list(itertools.product(*(range(-r, r + 1) for r in grid.reach))), np.int32)  # [J, 3]
+    target = cell[:, None, :] + offsets
+    image = jnp.floor_divide(target, bins)
+    wanted = (target - image * bins) @ _strides(bins)  # [N, J]
+    first, last = jnp.searchsorted(filled, wanted), jnp.searchsorted(filled, wanted, side="right")
+    place = first[..., None] + jnp.arange(grid.capacity, dtype=jnp.int32)
+    senders = jnp.where(place < last[..., None], order[jnp.minimum(place, n - 1)], n)  # [N, J, capacity]
+    overflow = fullest.max() >= grid.capacity
+    return {"s": s, "base": base, "senders": senders, "image": image, "overflow": overflow}
+
+
+@precision.exact
+def _mask(c, T, space: Space, cutoff: float):
+    """[N, J, capacity] candidates closer than `cutoff`, the atom itself excluded."""
+    n = c["s"].shape[0]
+    v = c["s"][:, None, None] - c["s"][jnp.minimum(c["senders"], n - 1)] - c["image"][:, :, None]
+    r2 = ((v @ T.T) ** 2).sum(-1)
+    itself = (c["senders"] == jnp.arange(n)[:, None, None]) & ~c["image"].any(-1)[:, :, None]
+    return (c["senders"] < n) & ~itself & (r2 < cutoff**2)
+
+
+def _largest_rows(position, T, grid: Grid, space: Space) -> list[int]:
+    """Largest number of neighbours of any atom within cutoff + skin, and within the cutoff."""
+
+    def count(position, T):
+        c = _candidates(position, T, grid, space)
+        cutoffs = (space.cutoff + space.skin, space.cutoff)
+        return jnp.stack([_mask(c, T, space, cutoff).sum((1, 2)).max() for cutoff in cutoffs])
+
+    largest = jax.jit(_each(count, position))(position, T)
+    return [int(n) for n in largest.reshape(-1, 2).max(0)]
+
+
+def _build(position, T, grid: Grid, space: Space, size: int) -> dict:
+    """The arrays of a `NeighborList` with `size` slots a row."""
+    return _each(partial(_build_one, grid=grid, space=space, size=size), position)(position, T)
+
+
+def _build_one(position, T, grid: Grid, space: Space, size: int) -> dict:
+    n = position.shape[0]
+    c = _candidates(position, T, grid, space)
+    mask = _mask(c, T, space, space.cutoff + space.skin).reshape(n, -1)
+    chosen = compact(mask, size)
+    used = chosen < mask.shape[1]
+    chosen = jnp.minimum(chosen, mask.shape[1] - 1)
+    rows = jnp.arange(n, dtype=jnp.int32)[:, None]
+    senders = jnp.where(used, jnp.take_along_axis(c["senders"].reshape(n, -1), chosen, 1), rows)
+    image = jnp.take_along_axis(c["image"], (chosen // grid.capacity)[..., None], 1)
+    image = jnp.where(used[..., None], image, 0)
+    reverse, found = _reverse(senders, image, used, grid)
+    base = c["base"].astype(jnp.int32)
+    too_coarse = (reach(T, grid) < space.cutoff + space.skin).any()  # the cell has shrunk below what was laid out
+    return {
+        "senders": senders,
+        # images of atoms inside the cell -> shifts between the positions as given
+        "shifts": jnp.where(used[..., None], image + base[:, None] - base[senders], 0),
+        "mask": used & found,
+        "reverse": reverse,
+        "reference_position": position,
+        "reference_box": T,
+        "did_buffer_overflow": c["overflow"] | (mask.sum(1).max() > size) | too_coarse,
+    }
+
+
+def _reverse(senders, image, used, grid: Grid):
+    """Slot of every pair in the sender's row, found by comparing with all of them; [N * L] and whether [N, L] it is."""
+    n, size = senders.shape
+    base = 2 * max(grid.reach) + 1
+    code = image @ np.array([base * base, base, 1], np.int32)  # odd and one to one: code(-S) = -code(S)
+    receiver = jnp.arange(n, dtype=jnp.int32)[:, None, None]
+    match = used[senders] & (senders[senders] == receiver) & (code[senders] == -code[:, :, None])  # [N, L, L]
+    slot = jnp.where(match, jnp.arange(size, dtype=jnp.int32), -1).max(-1)
+    found = used & (slot >= 0)
+    own = jnp.arange(n * size, dtype=jnp.int32).reshape(n, size)
+    return jnp.where(found, senders * size + slot, own).reshape(-1), found

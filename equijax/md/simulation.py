@@ -1,0 +1,232 @@
+"""What a molecular-dynamics run is made of: structure, potential and integrator, and what is observed of its states.
+
+The command line is `equijax.md.run`. Integrators are jax_md's: velocity Verlet, Nose-Hoover chains, BAOAB Langevin and
+isotropic Martyna-Tobias-Klein NPT.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import ase
+import ase.units
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.geometry import complete_cell
+from ase.io.jsonio import encode
+
+from equijax import checkpoint, graph, precision, structures, units
+from equijax.constraints import free_components, refuse_fixed
+from equijax.forcefield import ForceField
+from equijax.md import neighbours
+from equijax.md.momenta import rigid_motions, starting_momenta
+from equijax.md.potential import energy_in
+
+FLOAT32_EXTENT_A = 1000.0  # beyond it float32 places atoms to 1e-4 A, and forces are off by 1e-3 eV/A
+FS = ase.units.fs  # one femtosecond in sqrt(amu A^2 / eV)
+
+
+class System(NamedTuple):
+    """A simulation ready to run: potential, integrator, and what is needed to observe it."""
+
+    atoms: ase.Atoms
+    variables: dict
+    energy_fn: Callable
+    neighbor_fn: neighbours.NeighborFns
+    start: tuple  # (position, random key, momenta), [N, 3] or [B, N, 3]
+    init: Callable  # (position, random key, momenta) -> state, its forces still to be set
+    apply: Callable
+    box_of: Callable | None
+    conserved: Callable  # (state, potential energy) -> the invariant of the equations of motion
+    dof: int  # degrees of freedom behind the temperature
+    e0: float  # eV, isolated-atom energies
+    free: np.ndarray  # [N, 3] bool, what the structure's constraints leave free
+    home: np.ndarray  # [N, 3] fractional: what was taken off the positions to bring them near the origin
+
+
+def prepare(config, ff: ForceField) -> System:
+    """Structure, potential and integrator.
+
+    Raises:
+      FileNotFoundError, ValueError: see `structures.read` and `graph.check_atoms`; NPT of a structure that is not
+        periodic in all directions or has fixed atoms; nothing free to move, or another constraint than fixed atoms
+        and components; float64 where JAX would compute in float32; atoms too far apart for float32.
+    """
+    precision.require(config.dtype)
+    name, atoms = str(config.structure), structures.right_handed(structures.read(config.structure))
+    graph.check_atoms(atoms, ff.config, name)
+    if not free_components(atoms, name).any():
+        raise ValueError(f"{name}: all atoms are fixed, expected some that can move")
+    atoms = atoms.repeat(config.repeat)
+    free = free_components(atoms, name)
+    ff = ff.specialise(atoms.numbers) if config.fast else ff
+    if config.ensemble == "npt":
+        if not atoms.pbc.all():
+            raise ValueError(f"{name} is periodic along {atoms.pbc.tolist()}: npt needs all three directions")
+        refuse_fixed(atoms, name, "npt scales all positions with the cell; use nvt or nve, or remove the constraints")
+    cell = complete_cell(atoms.cell.array)
+    space = neighbours.Space(False, tuple(bool(p) for p in atoms.pbc), ff.config.r_max, config.skin)
+    neighbor_fn, energy_fn = energy_in(cell.T, space, ff, atoms.numbers, config.head)
+    rows = [ff.config.species.index(z) for z in atoms.numbers]
+    e0 = np.asarray(ff.variables["constants"]["atomic_energies"], np.float64)[ff.head_index(config.head), rows].sum()
+    stochastic = config.ensemble == "nvt" and config.thermostat == "langevin"
+    dof = int(free.sum()) - (0 if stochastic else len(rigid_motions(atoms, free)))
+    init, apply, box_of, conserved = integrator(config, atoms, cell, energy_fn, dof)
+    home = home_of(atoms)
+    extent = np.abs(atoms.positions - home @ cell).max()
+    if config.dtype == "float32" and extent > FLOAT32_EXTENT_A:
+        raise ValueError(
+            f"{name} extends over {extent:.4g} A, expected at most {FLOAT32_EXTENT_A:g} A in float32: "
+            "use --dtype float64"
+        )
+    return System(
+        atoms, ff.device_variables(config.dtype), energy_fn, neighbor_fn, initial(config, atoms, home), init, apply,
+        box_of, conserved, dof, e0, free, home,
+    )  # fmt: skip
+
+
+def inputs(ff: ForceField, atoms: ase.Atoms) -> dict[str, str]:
+    """sha256 of what a run begins with, by what it is: the model, and each property of the structure."""
+    constraints = encode([constraint.todict() for constraint in atoms.constraints])
+    values = {"elements": atoms.numbers, "masses": atoms.get_masses(), "cell": atoms.cell.array, "pbc": atoms.pbc,
+              "positions": atoms.positions}  # fmt: skip
+    found = {name: hashlib.sha256(np.ascontiguousarray(x, float).tobytes()).hexdigest() for name, x in values.items()}
+    found["constraints"] = hashlib.sha256(constraints.encode()).hexdigest()
+    return {"model": checkpoint.fingerprint(ff.config, ff.variables), **found}
+
+
+def home_of(atoms: ase.Atoms) -> np.ndarray:
+    """[N, 3] fractional: the cell each atom is in, and the middle of all where nothing repeats.
+
+    Without it positions near the origin serve, where float32 keeps its digits.
+    """
+    s = atoms.positions @ np.linalg.inv(complete_cell(atoms.cell.array))
+    return np.where(atoms.pbc, np.floor(s), s.mean(0))
+
+
+def initial(config, atoms: ase.Atoms, home: np.ndarray) -> tuple:
+    """(position, random key, momenta) of the first step; with several replicas each has its own key and momenta."""
+    R = jnp.asarray(atoms.positions - home @ complete_cell(atoms.cell.array), config.dtype)
+    p = jnp.asarray(starting_momenta(config, atoms), config.dtype)
+    key = jax.random.PRNGKey(config.seed)
+    if config.replicas == 1:
+        return R, key, p
+    return jnp.broadcast_to(R, (config.replicas, *R.shape)), jax.random.split(key, config.replicas), p
+
+
+def integrator(config, atoms: ase.Atoms, cell: np.ndarray, energy_fn: Callable, dof: int) -> tuple:
+    """(init, apply, box_of, conserved) of the ensemble.
+
+    Positions are real and never wrapped: jax_md's NPT step shifts them by r (e^x - 1), which is the right scaling of
+    real coordinates and not of fractional ones. Its thermostats count 3N degrees of freedom: the one of NVT is told how
+    many there are, the one of NPT is given the temperature that leaves the 3N - 3 there are at the one asked for.
+    Fixed atoms feel no force, have no momentum and do not shift.
+    """
+    try:
+        from jax_md import simulate as md
+    except ImportError as error:
+        raise ImportError("molecular dynamics needs jax_md: pip install 'equijax[md]'") from error
+
+    dt, mass = config.timestep * FS, jnp.asarray(atoms.get_masses(), config.dtype)
+    kT, free = units.KB_EV_PER_K * config.temperature, free_components(atoms)
+    missing = 3 * len(atoms) - dof
+    kT_npt = kT * dof / (3 * len(atoms))
+    pressure = config.pressure / units.GPA_PER_EV_A3
+    tau = config.thermostat_time * FS
+
+    def shift(R, dR, **unused):
+        return R + dR if free.all() else R + jnp.where(free, dR, 0.0)
+
+    def held(R, **others):
+        return energy_fn(R if free.all() else jnp.where(free, R, jax.lax.stop_gradient(R)), **others)
+
+    def constant(e):
+        return lambda R, **unused: e
+
+    def nvt_invariant(state, e):
+        return md.nvt_nose_hoover_invariant(constant(e), state, kT) - missing * kT * state.chain.position[0]
+
+    def npt_invariant(state, e):
+        return md.npt_nose_hoover_invariant(constant(e), state, pressure, kT_npt)
+
+    def npt(energy_fn):
+        return md.npt_nose_hoover(
+            energy_fn, shift, dt, pressure, kT_npt, {"tau": config.barostat_time * FS}, {"tau": tau}
+        )
+
+    name = config.thermostat if config.ensemble == "nvt" else config.ensemble
+    make, arguments, box_of, conserved = {
+        "nve": (lambda f: md.nve(f, shift, dt), (kT,), None, lambda state, e: e + md.kinetic_energy(state)),
+        "nose-hoover": (lambda f: md.nvt_nose_hoover(f, shift, dt, kT, tau=tau), (), None,
+                        nvt_invariant),
+        "langevin": (lambda f: md.nvt_langevin(f, shift, dt, kT, gamma=1.0 / tau), (), None, lambda state, e: jnp.nan),
+        "npt": (npt, (jnp.asarray(cell.T, config.dtype),), md.npt_box, npt_invariant),
+    }[name]  # fmt: skip
+
+    def init(R, key, momenta):
+        # without a potential: its forces are those of the first observation, one program less to compile
+        zero = constant(jnp.zeros((), R.dtype))
+        state = make(zero)[0](key, R, *arguments, mass=mass[:, None], momenta=momenta)
+        return state.set(chain=state.chain.set(degrees_of_freedom=dof)) if name == "nose-hoover" else state
+
+    apply = make(held)[1]
+
+    def apply_held(state, **others):
+        state = apply(state, **others)
+        return state.set(momentum=jnp.where(free, state.momentum, 0.0))  # Langevin's noise knows of no fixed atoms
+
+    return jax.vmap(init) if config.replicas > 1 else init, apply if free.all() else apply_held, box_of, conserved
+
+
+def observer(system: System) -> Callable:
+    """(state, neighbors, variables) -> what is logged (energies without E0), positions, momenta, forces and cell.
+
+    Of one replica; `observe_all` maps it over several.
+    """
+    volume_known = bool(system.atoms.pbc.all())
+    fixed = complete_cell(system.atoms.cell.array).T
+
+    def observe(state, neighbors, variables) -> dict[str, Any]:
+        R = state.position
+        box = jnp.asarray(fixed, R.dtype) if system.box_of is None else system.box_of(state)
+
+        def deformed(R, p):
+            return system.energy_fn(R, neighbor=neighbors, box=box, perturbation=p, variables=variables)
+
+        energy, (gradient, virial) = jax.value_and_grad(deformed, argnums=(0, 1))(R, jnp.eye(3, dtype=R.dtype))
+        kinetic = 0.5 * (state.momentum**2 / state.mass).sum()
+        volume = jnp.abs(jnp.linalg.det(box)) if volume_known else jnp.nan
+        pressure = (2.0 * kinetic - jnp.trace(virial)) / (3.0 * volume) * units.GPA_PER_EV_A3
+        return {
+            "temperature_K": 2.0 * kinetic / (system.dof * units.KB_EV_PER_K),
+            "potential_eV": energy,
+            "kinetic_eV": kinetic,
+            "total_eV": energy + kinetic,
+            "conserved_eV": system.conserved(state, energy),
+            "pressure_GPa": pressure,
+            "volume_A3": volume,
+            "positions": R,
+            "momenta": state.momentum,
+            "forces": -gradient,
+            "cell": box.T,
+        }
+
+    return observe
+
+
+def observe_all(system: System) -> Callable:
+    """`observer` compiled, for one structure or for replicas [B, N, 3]."""
+    one = observer(system)
+    return jax.jit(jax.vmap(one, in_axes=(0, 0, None)) if system.start[0].ndim == 3 else one)
+
+
+def frame_of(system: System, seen: dict) -> ase.Atoms:
+    """Atoms of one observation."""
+    atoms = system.atoms.copy()
+    if system.box_of is not None:
+        atoms.set_cell(seen["cell"])
+    moved = seen["positions"] + system.home @ complete_cell(atoms.cell.array)
+    atoms.positions = np.where(system.free, moved, atoms.positions)  # float32 rounds fixed ones too
+    atoms.set_momenta(seen["momenta"])
+    return atoms

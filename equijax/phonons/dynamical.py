@@ -1,0 +1,331 @@
+"""Dynamical matrices at any q on the primitive cell: displacement waves as tangents, no supercell.
+
+A Bloch wave displaces atom s of cell S by Re(u_s e^{2 pi i q.S}). Every node value then varies by Re(t e^{2 pi i q.S})
+with one complex t per node of the primitive cell, and every operation of the model is local to a node except the
+gather of sender values. So the derivative of the forces along the wave is the ordinary one on the primitive graph,
+in which the tangent picks up a phase wherever a sender in cell S is read:
+
+    gather     t[n, k] = e^{2 pi i q.S(n, k)} t[sender(n, k)]
+    its transpose, the backward pass     t[n] = sum_k e^{2 pi i q.S(n, k)} t[reverse(n, k)]
+
+Complex tangents travel as (real, imaginary) pairs along a mapped axis; where 2q is a lattice vector the phases are real
+and half of the work goes away. The result is exact: no displacement step, no supercell, no interpolation.
+"""
+
+from collections import OrderedDict
+from functools import partial
+
+import ase
+import jax
+import jax.numpy as jnp
+import numpy as np
+from phonopy import Phonopy
+from phonopy.harmonic.dynamical_matrix import DynamicalMatrix
+from phonopy.harmonic.dynmat_to_fc import DynmatToForceConstants
+from phonopy.phonon.band_structure import BandStructure
+from phonopy.phonon.degeneracy import degenerate_sets
+from tqdm import tqdm
+
+from equijax import potential, structures, units
+from equijax.derivatives import wave_response
+from equijax.graph import regular
+from equijax.phonons import hessian
+from equijax.phonons.stars import relations
+
+MAX_PROGRAMS = 8  # compiled programs kept alive
+_programs: OrderedDict = OrderedDict()
+
+
+def dynamical_matrices(ff, atoms: ase.Atoms, qpoints, **options) -> np.ndarray:
+    """Exact dynamical matrices on the primitive cell.
+
+    D[q, ia, jb] = sum_S Phi[0 ia, S jb] e^{2 pi i q.(S + x_j - x_i)} / sqrt(m_i m_j): phonopy's phase convention.
+
+    Args:
+      ff: a ForceField.
+      atoms: N atoms, periodic; their masses are used.
+      qpoints: [Q, 3] in units of the reciprocal vectors of `atoms`.
+      options: dtype "float64" or "float32" of the model; memory, bytes a device may use; progress, show a bar; head,
+        of a model with several.
+
+    Returns:
+      [Q, 3N, 3N] complex, eV/(A^2 amu); Hermitian to rounding, nothing is symmetrised.
+
+    Raises:
+      ValueError: a structure the model cannot describe or not periodic, q-points of the wrong shape or not finite.
+      MemoryError: one column needs more than `memory`.
+    """
+    responses = _responses(ff, atoms, qpoints, slopes=False, **options)[:, 0]
+    return phase(atoms, qpoints) * responses / _masses(atoms)
+
+
+def derivatives(ff, atoms: ase.Atoms, qpoints, **options) -> tuple[np.ndarray, np.ndarray]:
+    """Dynamical matrices and their derivatives with respect to q, by automatic differentiation of the Bloch phases.
+
+    Args: as `dynamical_matrices`.
+
+    Returns:
+      D [Q, 3N, 3N] and dD/dq [Q, 3, 3N, 3N] in eV/(A amu) along Cartesian x, y, z; q in 1/A without 2 pi, as phonopy's.
+    """
+    out = _responses(ff, atoms, qpoints, slopes=True, **options) / _masses(atoms)
+    wave = phase(atoms, qpoints)[:, None]
+    r = np.repeat(atoms.positions, 3, axis=0)
+    between = np.moveaxis(r[None, :] - r[:, None], -1, 0)  # [3, 3N, 3N] r_j - r_i
+    along = np.einsum("xa,qaij->qxij", atoms.cell.array.T, out[:, 1:])  # fractional q = cell . Cartesian q
+    return (wave * out[:, :1])[:, 0], wave * (along + 2j * np.pi * between * out[:, :1])
+
+
+def group_velocities(ff, atoms: ase.Atoms, qpoints, cutoff_thz: float = 1e-4, **options) -> np.ndarray:
+    """Group velocities v = d omega / d k = <e| dD/dq |e> / (2 omega), [Q, 3N, 3] in THz A (0.1 km/s).
+
+    Degenerate modes are those that diagonalise the derivative along (1, 2, 3), as in phonopy; velocities of modes below
+    `cutoff_thz` are zero. Other arguments as `dynamical_matrices`.
+    """
+    direction = np.array([1.0, 2.0, 3.0]) / np.sqrt(14.0)
+    velocities = []
+    for D, dD in zip(*derivatives(ff, atoms, qpoints, **options), strict=True):
+        values, vectors = np.linalg.eigh(D)
+        omega = to_thz(values)
+        for modes in degenerate_sets(omega):
+            e = vectors[:, modes]
+            vectors[:, modes] = e @ np.linalg.eigh(e.conj().T @ np.tensordot(direction, dD, 1) @ e)[1]
+        slope = np.einsum("im,xij,jm->mx", vectors.conj(), dD, vectors).real
+        moving = omega > cutoff_thz
+        scale = np.where(moving, units.SQRT_EV_A2_AMU_THZ**2 / (2 * np.where(moving, omega, 1.0)), 0.0)
+        velocities.append(slope * scale[:, None])
+    return np.array(velocities)
+
+
+def frequencies(matrices: np.ndarray) -> np.ndarray:
+    """Frequencies in THz of dynamical matrices [..., 3N, 3N], ascending; imaginary ones as negative numbers."""
+    return to_thz(np.linalg.eigvalsh(matrices))
+
+
+def symmetric_matrices(ff, atoms: ase.Atoms, qpoints, symprec: float = 1e-5, **options) -> np.ndarray:
+    """`dynamical_matrices` of which only those at inequivalent q are computed; the rest follow by symmetry.
+
+    C_{g(i) g(j)}(R q) = R C_ij(q) R^T for every operation g = (R, t) of the space group found at `symprec` (A),
+    C(-q) = C(q)*, and C(q + G) has the phase of G, where C is D without its masses: an operation may take one isotope
+    to the place of another. As exact as the structure is symmetric. Pays on meshes.
+    """
+    q, masses = np.asarray(qpoints, float), _masses(atoms)
+    related = relations(atoms, atoms.numbers, q, symprec)
+    chosen = sorted({first for first, *_ in related})
+    matrices = dynamical_matrices(ff, atoms, q[chosen], **options) * masses
+    computed = dict(zip(chosen, matrices, strict=True))
+    n = len(atoms)
+    out = []
+    for first, R, image, sign, shift in related:
+        blocks = computed[first].reshape(n, 3, n, 3)
+        turned = np.empty_like(blocks)
+        turned[np.ix_(image, range(3), image, range(3))] = np.einsum("xa,iajb,yb->ixjy", R, blocks, R)
+        turned = turned.reshape(3 * n, 3 * n)
+        out.append((turned.conj() if sign < 0 else turned) * phase(atoms, [shift])[0])
+    return np.array(out) / masses
+
+
+def force_constants(ff, phonon: Phonopy, full: bool = False, symmetry: bool = True, **options) -> np.ndarray:
+    """Force constants of a supercell from the primitive cell alone, set in `phonon.force_constants` and returned.
+
+    Dynamical matrices at the commensurate q are transformed back (phonopy's DynmatToForceConstants). With the supercell
+    equal to a q-mesh, frequencies, DOS and thermal properties on that mesh are exact.
+
+    Args:
+      ff: a ForceField.
+      phonon: gives the primitive cell and the supercell.
+      full: [n_s, n_s, 3, 3] instead of the compact [n_p, n_s, 3, 3].
+      symmetry: compute one q of each star only.
+      options: as `dynamical_matrices`.
+
+    Returns:
+      eV/A^2; the same numbers as from derivatives of the whole supercell.
+    """
+    atoms, transform = primitive(phonon), DynmatToForceConstants(phonon.primitive, phonon.supercell, is_full_fc=full)
+    q = transform.commensurate_points
+    matrices = (
+        symmetric_matrices(ff, atoms, q, phonon.symmetry.tolerance, **options)
+        if symmetry
+        else dynamical_matrices(ff, atoms, q, **options)
+    )
+    transform.dynamical_matrices = matrices
+    transform.run()
+    phonon.force_constants = transform.force_constants
+    return phonon.force_constants
+
+
+def band_structure(
+    ff, phonon: Phonopy, paths, labels=None, path_connections=None, with_eigenvectors: bool = False, **options
+) -> BandStructure:
+    """phonopy's BandStructure of exact dynamical matrices: no supercell and no interpolation between q.
+
+    Args:
+      ff: a ForceField.
+      phonon: gives the primitive cell; needs no force constants.
+      paths: list of [Q_i, 3] q-points, with labels and connections as `Phonopy.run_band_structure`.
+      options: as `dynamical_matrices`.
+    """
+    table = _Table(phonon, ff, np.concatenate(paths), options)
+    return BandStructure(paths, table, with_eigenvectors, path_connections=path_connections, labels=labels)
+
+
+class _Table(DynamicalMatrix):
+    """phonopy's interface to dynamical matrices computed beforehand."""
+
+    def __init__(self, phonon, ff, qpoints, options):
+        cells = phonon.primitive, phonon.supercell
+        super().__init__(phonon.supercell, phonon.primitive, np.zeros((*map(len, cells), 3, 3)))
+        matrices = dynamical_matrices(ff, primitive(phonon), qpoints, **options)
+        self._at = dict(zip(map(tuple, qpoints), matrices, strict=True))
+
+    def run(self, q):
+        """Look up D(q)."""
+        self._dynamical_matrix = self._at[tuple(q)]
+
+
+def primitive(phonon: Phonopy) -> ase.Atoms:
+    """phonopy's primitive cell, with its masses."""
+    return structures.to_ase(phonon.primitive)
+
+
+def interaction_range(ff, atoms: ase.Atoms, phonon: Phonopy | None = None, tolerance: float = 1e-3) -> dict:
+    """How far force constants reach, and the supercell that the finite route would have needed to hold them.
+
+    Messages travel T r_max in T interactions and two atoms couple through a third: no force constant reaches beyond
+    2 T r_max. In a cell whose parallel faces are twice the reach apart, an atom couples to one image of every other.
+
+    Args:
+      ff: a ForceField, or anything with its config.
+      atoms: the primitive cell.
+      phonon: with force constants, to measure how far those above `tolerance` (eV/A^2) reach; measured reaches are
+        trusted only as far as half of that supercell.
+
+    Returns:
+      reach_A, supercell (3 multiples), atoms (their number), and with `phonon` measured_reach_A, measured_supercell,
+      measured_atoms.
+    """
+    reach = 2 * ff.config.num_interactions * ff.config.r_max
+    out = dict(zip(("reach_A", "supercell", "atoms"), _holding(atoms, reach), strict=True))
+    if phonon is not None:
+        distance, size = decay(phonon)
+        measured = _holding(atoms, float(distance[size > tolerance].max(initial=0.0)))
+        out |= dict(zip(("measured_reach_A", "measured_supercell", "measured_atoms"), measured, strict=True))
+    return out
+
+
+def _holding(atoms, reach):
+    heights = 1.0 / np.linalg.norm(atoms.cell.reciprocal().array, axis=1)  # between parallel faces, A
+    multiples = np.maximum(1, np.ceil(2 * reach / heights - 1e-9)).astype(int)
+    return reach, tuple(multiples.tolist()), int(len(atoms) * multiples.prod())
+
+
+def decay(phonon: Phonopy) -> tuple[np.ndarray, np.ndarray]:
+    """Distance (A) and largest entry (eV/A^2) of the force constants of every pair, sorted by distance."""
+    fc, cell = phonon.force_constants, phonon.primitive
+    fc = fc if len(fc) == len(cell) else fc[cell.p2s_map]
+    vectors, multiplicity = cell.get_smallest_vectors()  # [.., 3] fractional; [n_s, n_p, 2] (number, first)
+    first = multiplicity[..., 1].T
+    distance = np.linalg.norm(vectors[first] @ cell.cell, axis=-1).ravel()
+    size = np.abs(fc).max(axis=(2, 3)).ravel()
+    order = np.argsort(distance)
+    return distance[order], size[order]
+
+
+def to_thz(eigenvalues: np.ndarray) -> np.ndarray:
+    """sign(w2) sqrt(|w2|) in THz from w2 in eV/(A^2 amu)."""
+    return np.sign(eigenvalues) * np.sqrt(np.abs(eigenvalues)) * units.SQRT_EV_A2_AMU_THZ
+
+
+def phase(atoms: ase.Atoms, qpoints) -> np.ndarray:
+    """e^{2 pi i q.(x_j - x_i)}, [Q, 3N, 3N]: from phases per cell to phases per atom, phonopy's."""
+    x = np.repeat(atoms.cell.scaled_positions(atoms.positions), 3, axis=0)
+    wave = np.exp(2j * np.pi * np.asarray(qpoints, float) @ x.T)
+    return wave.conj()[:, :, None] * wave[:, None, :]
+
+
+def _masses(atoms):
+    """sqrt(m_i m_j), [3N, 3N] amu."""
+    root = np.repeat(np.sqrt(atoms.get_masses()), 3)
+    return np.outer(root, root)
+
+
+def _responses(ff, atoms, qpoints, slopes, dtype="float64", memory=None, progress=False, head=None):
+    """Phi(q) with phases per cell and no masses, [Q, 1, 3N, 3N]; with `slopes` [Q, 4, 3N, 3N], the derivatives by q."""
+    q = _checked(atoms, qpoints, dtype)
+    n = len(atoms)
+    graph = regular.from_atoms(atoms, ff.config, heads=[ff.head_index(head)])
+    real = not slopes and bool(np.allclose(2 * q, np.rint(2 * q), rtol=0, atol=1e-12))
+    pairs = np.repeat(q, 3 * n, axis=0)
+    u = np.tile(hessian.unit_tangents(n, range(n)), (len(q), 1, 1))
+    out = np.zeros((len(pairs), 4 if slopes else 1, n, 3), complex)
+    with jax.enable_x64(True):
+        arguments = ff.device_variables(dtype), jax.device_put(potential.cast(graph, "float64"))
+        program, chunk = _fitting_program((ff.config, dtype, real, slopes), arguments, len(pairs), memory)
+        for first in tqdm(range(0, len(pairs), chunk), desc="columns of D(q)", disable=not progress):
+            part = slice(first, first + chunk)
+            count = len(pairs[part])
+            block = [np.concatenate([x[part], np.zeros((chunk - count, *x.shape[1:]))]) for x in (pairs, u)]
+            values = np.asarray(program(*arguments, *block), float)[:count]
+            out[part] = values if real else values[..., 0, :, :] + 1j * values[..., 1, :, :]
+    return np.moveaxis(out.reshape(len(q), 3 * n, -1, 3 * n), 1, 3)
+
+
+def _checked(atoms, qpoints, dtype):
+    q = np.asarray(qpoints, float)
+    if q.ndim != 2 or q.shape[1] != 3 or not np.isfinite(q).all():
+        raise ValueError(f"qpoints: shape {q.shape}, expected finite numbers [Q, 3] in units of reciprocal vectors")
+    if not atoms.pbc.all():
+        raise ValueError(f"{atoms.get_chemical_formula()}: periodic along {atoms.pbc.tolist()}, expected all three")
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype {dtype!r}: expected 'float32' or 'float64'")
+    return q
+
+
+def _fitting_program(kind, arguments, num, memory):
+    """The compiled program for the largest chunk of (q, column) pairs that fits the memory, and that chunk.
+
+    `kind` is what `_columns` takes before its arrays: config, dtype, real, slopes.
+    """
+    *_, real, slopes = kind
+    memory = hessian.default_memory() if memory is None else int(memory)
+    width = len(arguments[1].senders) * (1 if real else 2) * (4 if slopes else 1)
+    platform = jax.default_backend() if jax.default_backend() in hessian.CHUNK_SLOTS else "gpu"
+    chunk = max(1, min(hessian.CHUNK_SLOTS[platform] // width, num))
+    chunk = 1 << (chunk - 1).bit_length()  # few distinct programs
+    while True:
+        program, needed = _program(kind, arguments, chunk)
+        if needed <= memory:
+            return program, chunk
+        if chunk == 1:
+            raise MemoryError(
+                f"one column of D(q) needs {needed / 1e9:.2f} GB for {width} phases of edges, the budget "
+                f"is {memory / 1e9:.2f} GB: raise the memory option, use float32 or a smaller cell"
+            )
+        chunk //= 2
+
+
+def _program(kind, arguments, chunk):
+    """`_columns` compiled for these shapes, kept, and its temporary memory in bytes."""
+    positions = arguments[1].nodes.positions
+    key = (*kind, chunk, *((x.shape, x.dtype.name) for x in jax.tree.leaves(arguments[1])))
+    if key not in _programs:
+        q = jax.ShapeDtypeStruct((chunk, 3), positions.dtype)
+        u = jax.ShapeDtypeStruct((chunk, *positions.shape), positions.dtype)
+        program = _columns.lower(*kind, *arguments, q, u).compile()
+        _programs[key] = program, program.memory_analysis().temp_size_in_bytes
+        while len(_programs) > MAX_PROGRAMS:
+            _programs.popitem(last=False)
+    _programs.move_to_end(key)
+    return _programs[key]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _columns(config, dtype, real, slopes, variables, graph, q, u):
+    """[B, 1 or 4, (2,) N, 3]: the response and, with `slopes`, its derivatives by the components of q."""
+
+    def column(q, u):
+        if not slopes:
+            return wave_response(config, dtype, real, variables, graph, q, u)[None]
+        value, slope = jax.linearize(lambda q: wave_response(config, dtype, real, variables, graph, q, u), q)
+        return jnp.concatenate([value[None], jax.vmap(slope)(jnp.eye(3, dtype=q.dtype))])
+
+    return jax.vmap(column)(q, u)

@@ -1,0 +1,368 @@
+"""Reference phonons: files of phonopy and phono3py in, a Phonopy object in eV and A out.
+
+Everything comes from the file that is named and from files beside it, nothing from the working directory.
+"""
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from phonopy import Phonopy
+from phonopy.file_IO import (
+    get_io_module_to_decompress,
+    get_supported_file_extensions_for_compression,
+    parse_FORCE_CONSTANTS,
+    parse_FORCE_SETS,
+    read_force_constants_hdf5,
+)
+from phonopy.interface.calculator import get_force_constant_conversion_factor, read_crystal_structure
+from phonopy.interface.phonopy_yaml import PhonopyYamlData, load_phonopy_yaml, load_yaml
+from phonopy.physical_units import get_calculator_physical_units
+from phonopy.structure.symmetry import Symmetry
+
+from equijax import structures
+from equijax.phonons import projection
+
+PACKED = tuple(filter(None, get_supported_file_extensions_for_compression()))  # .xz, .gz, ...
+HEADER_LINES = 20  # among which a yaml says whose it is
+SYMPREC_A = 1e-5  # phonopy's, where a file states none
+SAME_A = 1e-3  # two supercells are one where no atom differs by more
+DESCRIPTIONS = {  # of a crystal, by program
+    "phonopy": ("phonopy_disp.yaml", "phonopy_params.yaml", "phonopy.yaml", "POSCAR-unitcell", "POSCAR"),
+    "phono3py": ("phono3py_disp.yaml", "phono3py_params.yaml", "phono3py.yaml"),
+}
+# what the readers of phonopy and phono3py raise when a file is not what they expect
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError, EOFError, OSError,
+              yaml.YAMLError)  # fmt: skip
+
+
+def program_of(path: str | Path) -> str | None:
+    """ "phonopy" or "phono3py" for one of their files, by its name and, for a yaml, its first lines; else None."""
+    if _is_yaml(path):
+        with get_io_module_to_decompress(path).open(path, "rt") as file:
+            for _, line in zip(range(HEADER_LINES), file, strict=False):
+                if line.startswith(("phonopy:", "phono3py:")):
+                    return line.split(":")[0]
+        return None
+    return next((program for program, readers in VALUES.items() if _reader(path, readers)), None)
+
+
+def read(path: str | Path) -> Phonopy:
+    """A Phonopy object with the forces or force constants of a file, in eV and A, and Born charges where it has them.
+
+    Args:
+      path: a yaml of phonopy; FORCE_SETS, FORCE_CONSTANTS or force_constants.hdf5 beside one, or beside POSCAR and a
+        .conf with DIM; of phono3py, which must be installed, the harmonic part of a yaml, FORCES_FC2, FORCES_FC3 or
+        fc2.hdf5. All may be compressed. Symmetry tolerance and units are those that the yaml states; where it holds
+        no forces they are looked for beside it.
+
+    Raises:
+      FileNotFoundError: no such file, or nothing beside it that describes the crystal.
+      ValueError: unreadable, neither forces nor force constants, or values that do not fit the crystal.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    program = program_of(path)
+    if program is None:
+        raise ValueError(f"{path}: not a file of phonopy or phono3py, such as phonopy.yaml or FORCE_SETS")
+    try:
+        return _read(path, program)
+    except UNREADABLE as error:
+        if isinstance(error, FileNotFoundError) or str(error).startswith(str(path.parent)):
+            raise
+        raise ValueError(f"{path}: {program} cannot use it: {' '.join(str(error).split())}") from error
+
+
+def harmonic(path: str | Path) -> Phonopy:
+    """`read`, with force constants [n_p, n_s, 3, 3] or full, made from the forces where the file stores none."""
+    phonon = read(path)
+    produce(phonon, path)
+    return phonon
+
+
+def produce(phonon: Phonopy, source: str | Path) -> None:
+    """Force constants of `phonon` from its forces, sum rules and symmetry imposed, unless it has some.
+
+    Random displacements are fitted by symfc, those of single atoms solved for by phonopy.
+
+    Raises:
+      ValueError: displacements without forces, or too few of them.
+    """
+    if phonon.force_constants is not None:
+        return
+    entries = phonon.dataset.get("first_atoms", ())
+    if missing := sum("forces" not in entry for entry in entries):
+        raise ValueError(f"{source}: {missing} of {len(entries)} displacements have no forces")
+    cells = phonon.supercell, phonon.primitive, phonon.symmetry
+    try:
+        if entries:
+            phonon.produce_force_constants(calculate_full_force_constants=False, show_drift=False)
+            phonon.force_constants = projection.project(phonon.force_constants, *cells)
+        else:
+            phonon.force_constants = projection.fit(phonon.dataset, *cells)
+    except (*UNREADABLE, np.linalg.LinAlgError) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"{source}: its displacements do not give force constants: {text}") from error
+
+
+def name_of(phonon: Phonopy, path: str | Path) -> str:
+    """What a crystal is called: folder, file unless phonopy names all such files so, and formula."""
+    path = Path(path).resolve()
+    common = {Path(name).stem for program in VALUES for name in (*DESCRIPTIONS[program], *VALUES[program])}
+    stem = Path(_plain_name(path)).stem
+    file = "" if stem in common else "/" + stem.removesuffix("_phonopy")
+    formula = structures.to_ase(phonon.primitive).symbols.formula.reduce()[0].format("metal")
+    return f"{path.parent.name}{file} {formula}"
+
+
+def files_of(path: Path) -> list[Path]:
+    """A file of phonopy or phono3py, and those beside it that may hold the rest of what is read with it."""
+    program = program_of(path)
+    names = () if program is None else (*DESCRIPTIONS[program], *VALUES[program])
+    return [path, *(found for found in _beside(path, names) if found != path)]
+
+
+def has_forces(dataset) -> bool:
+    """Whether a displacement dataset of phonopy has the forces of at least one displacement."""
+    if dataset is None:
+        return False
+    return "forces" in dataset or any("forces" in entry for entry in dataset.get("first_atoms", ()))
+
+
+def _read(path, program):
+    if _is_yaml(path):
+        stored, tolerance = _described(path)
+        if stored.force_constants is None and not has_forces(stored.dataset):
+            values = _beside(path, VALUES[program])
+            if not any(_enter(stored, value, program) for value in values):
+                raise ValueError(f"{path}: neither forces nor force constants in it, nor any of "
+                                 f"{', '.join(VALUES[program])} beside it that belong to it")  # fmt: skip
+    else:
+        names = DESCRIPTIONS[program]
+        if not (found := _beside(path, names)):
+            raise FileNotFoundError(f"{path} needs the structure it belongs to: one of {', '.join(names)} beside it")
+        stored, tolerance = _described(found[0])
+        if not _enter(stored, path, program):
+            raise ValueError(f"{path}: not the forces of the supercell for phonons in {found[0].name}")
+    return _phonon(_in_eV_A(stored), tolerance, path)
+
+
+def _plain_name(path) -> str:
+    """A file's name without the ending of a compressed one."""
+    path = Path(path)
+    return path.stem if path.suffix in PACKED else path.name
+
+
+def _is_yaml(path) -> bool:
+    return _plain_name(path).endswith((".yaml", ".yml"))
+
+
+def _reader(path, readers):
+    """The reader whose name a file has, perhaps with something after it."""
+    return next((reader for name, reader in readers.items() if _plain_name(path).startswith(name)), None)
+
+
+def _enter(stored, path, program) -> bool:
+    """Enter what a file beside a description holds; False where it does not belong to it."""
+    reader = _reader(path, VALUES[program])
+    return reader is not None and reader(stored, path)
+
+
+def _beside(path, names) -> list[Path]:
+    """The existing ones of some files in the folder of `path`, compressed or not."""
+    candidates = (path.with_name(name + extension) for name in names for extension in ("", *PACKED))
+    return [candidate for candidate in candidates if candidate.is_file()]
+
+
+@contextmanager
+def _unpacked(path) -> Iterator[Path]:
+    """The file itself, or a plain copy of a compressed one."""
+    if path.suffix not in PACKED:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder, get_io_module_to_decompress(path).open(path, "rb") as file:
+        copy = Path(folder) / path.stem
+        copy.write_bytes(file.read())
+        yield copy
+
+
+def _described(path) -> tuple[Any, float]:
+    """Crystal, supercell and what else a file holds, in its own units, and the symmetry tolerance."""
+    if not _is_yaml(path):
+        cell, _ = read_crystal_structure(path, interface_mode="vasp")
+        matrix, tolerance = _configured(path)
+        return PhonopyYamlData(unitcell=cell, supercell_matrix=matrix), tolerance
+    document = load_yaml(path)
+    third = "phono3py" in document
+    stored = _third_order(path, document) if third else load_phonopy_yaml(document)
+    if stored.unitcell is None or stored.supercell_matrix is None:
+        raise ValueError(f"{path}: no unit cell or supercell matrix")
+    if stored.unitcell.is_site_mixture:
+        raise ValueError(f"{path}: a crystal with mixed sites, expected one element at every site")
+    return stored, float(document["phono3py" if third else "phonopy"].get("symmetry_tolerance", SYMPREC_A))
+
+
+def _configured(path) -> tuple[np.ndarray, float]:
+    """Supercell matrix and symmetry tolerance of the .conf files beside a POSCAR."""
+    tags: dict[str, set[str]] = {"DIM": set(), "TOLERANCE": set()}
+    for conf in path.parent.glob("*.conf"):
+        for tag, value in re.findall(r"^\s*(\w+)\s*=([^#\n]*)", conf.read_text(), re.MULTILINE):
+            tags.setdefault(tag.upper(), set()).add(" ".join(value.split()))
+    numbers = [int(n) for n in next(iter(tags["DIM"]), "").split()]
+    if len(tags["DIM"]) != 1 or len(numbers) not in (3, 9):
+        raise FileNotFoundError(
+            f"{path}: {len(tags['DIM'])} supercells (DIM) in .conf files beside it, expected one, of 3 or 9 integers: "
+            "put phonopy_disp.yaml there, or phonopy.conf with the DIM that the forces were made with"
+        )
+    matrix = np.diag(numbers) if len(numbers) == 3 else np.reshape(numbers, (3, 3))
+    return matrix, float(next(iter(tags["TOLERANCE"]), SYMPREC_A))
+
+
+def _third_order(path, document):
+    """What phono3py stores, cut to its supercell of phonons where it has a larger one for them."""
+    try:
+        from phono3py.interface.phono3py_yaml import load_phono3py_yaml
+    except ImportError as error:
+        raise ValueError(f"{path}: a file of phono3py needs phono3py: pip install 'equijax[kappa]'") from error
+    stored: Any = load_phono3py_yaml(document)
+    if stored.phonon_supercell_matrix is not None:
+        stored.supercell_matrix, stored.supercell = stored.phonon_supercell_matrix, stored.phonon_supercell
+        stored.dataset = stored.phonon_dataset
+    return stored
+
+
+def _force_sets(stored, path) -> bool:
+    number = len(stored.unitcell) * abs(round(np.linalg.det(stored.supercell_matrix)))
+    with _unpacked(path) as plain:
+        stored.dataset, stored.force_constants = parse_FORCE_SETS(plain, natom=number), None
+    return True
+
+
+def _force_constants(stored, path) -> bool:
+    with _unpacked(path) as plain:
+        stored.force_constants = parse_FORCE_CONSTANTS(plain)
+    return True
+
+
+def _hdf5(stored, path) -> bool:
+    with _unpacked(path) as plain:
+        values, unit = read_force_constants_hdf5(plain, return_physical_unit=True)
+    unit = "eV/angstrom^2" if unit is None and stored.command_name == "phono3py" else unit  # all of its are
+    factor = 1.0 if unit is None else get_force_constant_conversion_factor(unit, stored.calculator)
+    stored.force_constants = factor * values
+    return True
+
+
+def _phono3py_forces(stored, path) -> bool:
+    """FORCES_FC2 or FORCES_FC3; False where they belong to the other one of phono3py's supercells."""
+    from phono3py.file_IO import parse_FORCES_FC2, parse_FORCES_FC3
+
+    of_phonons = _plain_name(path).startswith("FORCES_FC2")
+    if of_phonons != (stored.phonon_supercell_matrix is not None):
+        return False
+    with _unpacked(path) as plain:
+        first = next((line for line in plain.read_text().splitlines() if line.strip() and line[0] != "#"), "")
+        if len(first.split()) == 6:  # displacement and force of each atom
+            return _force_sets(stored, plain)
+        if stored.dataset is None or "first_atoms" not in stored.dataset:
+            raise ValueError("the displacements of these forces are not in the yaml beside them")
+        (parse_FORCES_FC2 if of_phonons else parse_FORCES_FC3)(stored.dataset, plain)
+    return True
+
+
+Reader = Callable[[Any, Path], bool]  # enters what a file holds; whether it belongs there
+VALUES: dict[str, dict[str, Reader]] = {  # by program, best first
+    "phonopy": {
+        "FORCE_SETS": _force_sets,
+        "FORCE_CONSTANTS": _force_constants,
+        "force_constants.hdf5": _hdf5,
+    },
+    "phono3py": {"FORCES_FC2": _phono3py_forces, "FORCES_FC3": _phono3py_forces, "fc2.hdf5": _hdf5},
+}
+
+
+def _in_eV_A(stored):
+    """The same in eV, A and their combinations, from the units of the program that made the forces."""
+    units = get_calculator_physical_units(stored.calculator)
+    length, constants = units.distance_to_A, get_force_constant_conversion_factor(units.force_constants_unit, None)
+    factors = {"displacement": length, "forces": units.force_to_eVperA, "supercell_energy": units.energy_to_eV}
+    factors |= {"displacements": length, "supercell_energies": units.energy_to_eV}
+
+    def scaled(entry):
+        return {k: factors[k] * np.asarray(x) for k, x in entry.items() if k in factors}
+
+    for cell in (stored.unitcell, stored.supercell):
+        if cell is not None:
+            cell.cell = length * cell.cell
+    if stored.dataset is not None:
+        entries = stored.dataset.get("first_atoms")
+        stored.dataset = scaled(stored.dataset) if entries is None else {
+            "natom": stored.dataset["natom"],
+            "first_atoms": [scaled(entry) | {"number": entry["number"]} for entry in entries],
+        }  # fmt: skip
+    if stored.force_constants is not None:
+        stored.force_constants = constants * stored.force_constants
+    if stored.nac_params is not None:  # a force constant times a volume
+        stored.nac_params["factor"] = stored.nac_params.get("factor", units.nac_factor) * constants * length**3
+    return stored
+
+
+def _phonon(stored, tolerance, path) -> Phonopy:
+    """A Phonopy object of values in eV and A.
+
+    Raises:
+      ValueError: values of another number of atoms, or a supercell that phonopy would order differently.
+    """
+    primitive = structures.primitive_matrix(stored.unitcell, "auto", tolerance)
+    primitive = primitive if stored.primitive_matrix is None else stored.primitive_matrix
+    for snf in (False, True):  # phonopy has two ways to number the atoms of a supercell
+        phonon = Phonopy(stored.unitcell, stored.supercell_matrix, primitive_matrix=primitive, symprec=tolerance,
+                         use_SNF_supercell=snf, log_level=0)  # fmt: skip
+        if stored.supercell is None or _same(stored.supercell, phonon.supercell):
+            break
+    else:
+        raise ValueError(f"{path}: its supercell is not the one that phonopy makes of its unit cell")
+    dataset, constants, n = stored.dataset, stored.force_constants, len(phonon.supercell)
+    if has_forces(dataset):
+        entries = dataset.get("first_atoms", [{"forces": forces} for forces in dataset.get("forces", ())])
+        shapes = {entry["forces"].shape for entry in entries if "forces" in entry}
+        if shapes != {(n, 3)}:
+            raise ValueError(f"{path}: forces of shape {sorted(shapes)}, expected ({n}, 3) of the supercell")
+    if constants is not None and constants.shape[:2] not in ((n, n), (len(phonon.primitive), n)):
+        raise ValueError(f"{path}: force constants of shape {constants.shape}, expected ({n}, {n}, 3, 3) or "
+                         f"({len(phonon.primitive)}, {n}, 3, 3)")  # fmt: skip
+    phonon.dataset = dataset
+    if constants is None and stored.command_name == "phono3py" and "displacements" in (dataset or {}):
+        constants = _fit_with_third_order(phonon, stored)
+    if constants is not None:
+        phonon.force_constants = constants
+    if stored.nac_params is not None:
+        phonon.nac_params = stored.nac_params
+    return phonon
+
+
+def _same(a, b) -> bool:
+    """Whether two cells hold the same atoms in the same order."""
+    if len(a) != len(b) or (a.numbers != b.numbers).any() or np.abs(a.cell - b.cell).max() > SAME_A:
+        return False
+    apart = a.scaled_positions - b.scaled_positions
+    return bool(np.abs((apart - np.rint(apart)) @ b.cell).max() < SAME_A)
+
+
+def _fit_with_third_order(phonon, stored) -> np.ndarray:
+    """Second-order force constants of random displacements large enough for third order, which is fitted beside."""
+    from phono3py import Phono3py
+
+    tolerance = phonon.symmetry.tolerance
+    cell = projection.exact(stored.unitcell, Symmetry(stored.unitcell, tolerance))
+    ph3 = Phono3py(cell, stored.supercell_matrix, primitive_matrix=phonon.primitive_matrix, symprec=tolerance,
+                   log_level=0)  # fmt: skip
+    ph3.dataset = stored.dataset
+    ph3.produce_fc3(fc_calculator="symfc")
+    return ph3.fc2

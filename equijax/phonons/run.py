@@ -1,0 +1,103 @@
+"""A phonon run: relaxation, force constants, results and their certificate."""
+
+import ase.io
+import numpy as np
+
+from equijax import forcefield, graph, outputs, plots, structures
+from equijax.phonons import born, certificate, force_constants
+from equijax.phonons.certificate import timed
+from equijax.phonons.options import PhononsConfig
+from equijax.phonons.thermal import gamma_acoustic, harmonic, write_dos
+from equijax.relax import symmetric
+
+
+@outputs.locked
+def run(config: PhononsConfig) -> dict:
+    """The whole run: input checks, relaxation, force constants, results, files; returns the certificate.
+
+    Raises:
+      ValueError, MemoryError, FileNotFoundError: unusable input, before work starts.
+    """
+    seconds: dict[str, float] = {}
+    ff = forcefield.load(config.model)
+    head = ff.config.heads[ff.head_index(config.head)]
+    atoms = structures.read(config.structure)
+    phonon = force_constants.make_phonon(atoms, config.supercell, config.primitive, config.symprec)
+    force_constants.check_mesh(phonon.supercell, phonon.primitive, config.mesh)
+    graph.check_atoms(atoms, ff.config, str(config.structure))
+    ff = ff.specialise(atoms.numbers) if config.fast else ff
+    if config.born is not None:
+        born.set_born(phonon, config.born)  # once here, so that a bad file is known before work starts
+    report: dict = {"relaxation": None}
+    if config.relax:
+        with timed(seconds, "relaxation"):
+            atoms, report["relaxation"] = symmetric.relax(
+                ff, atoms, config.fmax, cell=not config.fixed_cell, symprec=config.symprec, head=head, progress=True
+            )
+        phonon = force_constants.make_phonon(atoms, config.supercell, config.primitive, config.symprec)
+        if config.born is not None:
+            born.set_born(phonon, config.born)
+    with outputs.beside(config.out / "structure.extxyz") as part:
+        ase.io.write(part, atoms)
+    with timed(seconds, "forces"):
+        report |= describe(ff, atoms, phonon, config, head)
+    with timed(seconds, "force constants"):
+        memory = None if config.memory is None else int(config.memory * 1e9)
+        force_constants.force_constants(ff, phonon, config.full, config.dtype, memory, progress=True, head=head)
+    report["raw_residuals"] = force_constants.residuals(phonon)
+    if config.check:
+        with timed(seconds, "spot check"):
+            report["spot_check"] = force_constants.spot_check(ff, phonon, config.seed, head)
+    if config.projection != "none":
+        force_constants.project(phonon, config.projection)
+        report["projected_residuals"] = force_constants.residuals(phonon)
+    with timed(seconds, "results"):
+        report |= results(phonon, config)
+    report["seconds"] = seconds
+    certificate.write(report, config.out / "report.json")
+    return report
+
+
+def describe(ff, atoms, phonon, config: PhononsConfig, head: str) -> dict:
+    """Certificate entries known before the force constants, warnings included."""
+    residual = symmetric.static_residuals(ff, atoms, head)
+    if not config.allow_unrelaxed:
+        symmetric.refuse_unrelaxed(residual, str(config.structure))
+    notes = symmetric.warn_unrelaxed(residual) + symmetric.warn_fixed(atoms) + born.warn_polar(phonon)
+    return {
+        "formula": atoms.get_chemical_formula(),
+        "space_group": symmetric.space_group(atoms, config.symprec),
+        "supercell_matrix": phonon.supercell_matrix,
+        "supercell_atoms": len(phonon.supercell),
+        "dtype": config.dtype,
+        "residual": residual,
+        "warnings": notes,
+        "projection": config.projection,
+        "spot_check": None,
+        "born": config.born,
+    } | certificate.provenance(ff, head)
+
+
+def results(phonon, config: PhononsConfig) -> dict:
+    """Write phonopy_params.yaml, bands.png, dos.csv, thermal.csv; return what the certificate says of them."""
+    with outputs.beside(config.out / "phonopy_params.yaml") as part:
+        phonon.save(part, settings={"force_constants": True})
+    mesh = phonon.run_mesh(config.mesh, is_gamma_center=True)
+    dos = phonon.run_total_dos()
+    write_dos(dos, config.out / "dos.csv")
+    plots.draw_bands(phonon, config.out / "bands.png", phonon.unitcell.formula, dos)
+    first, last, step = config.temperature
+    thermal = harmonic(mesh.qpoints, mesh.frequencies, mesh.weights, np.arange(first, last + 0.5 * step, step))
+    thermal.write_csv(config.out / "thermal.csv")
+    optical = np.sort(mesh.frequencies[~gamma_acoustic(mesh.qpoints, mesh.frequencies)])
+    return {
+        "mesh": config.mesh,
+        "lowest_THz": optical[:5],
+        "highest_THz": mesh.frequencies.max(),
+        "verdict": certificate.verdict(float(optical[0])),
+        "thermal": {
+            "per": f"mole of primitive cells of {len(phonon.primitive)} atoms",
+            "gamma_acoustic_excluded": thermal.gamma_acoustic_excluded,
+            "imaginary_excluded": thermal.imaginary_excluded,
+        },
+    }

@@ -1,0 +1,238 @@
+"""Follow soft modes downhill until a stable phase is found."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import spglib
+from tqdm import tqdm
+
+from equijax import structures
+from equijax.constraints import refuse_fixed
+from equijax.phonons import order_parameters
+from equijax.relax import symmetric
+
+TOLERANCES_A = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)  # at which space groups are named
+NAMED_AT_A = 1e-2  # the one in the table, and at which a phase is reduced to its primitive cell
+SCAN_A = np.array([0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0])  # largest displacement in E(Q)
+FOLLOWED = ("parent", "from_space_group", "q", "frequency_THz", "Q_min", "well_meV_atom")  # what led to a phase
+SHALLOWEST_EV = 1e-6  # per atom: wells below this are noise
+SAME_ENERGY_EV = 2e-5  # per atom: phases of one space group closer than this are one
+
+
+@dataclass(frozen=True)
+class ModesConfig:
+    """Follow the soft modes of a crystal to the phases they lead to."""
+
+    structure: Path
+    """Any file ASE reads; its last image is used."""
+    model: Path
+    """Model directory written by `python -m convert`."""
+    out: Path = Path("modes_output")
+    """Folder for structures, plots and the table."""
+    mesh: tuple[int, int, int] = (2, 2, 2)
+    """Modes commensurate with this supercell of the primitive cell are looked at; later rounds keep its extent."""
+    threshold: float = 0.2
+    """THz: a mode is unstable below minus this."""
+    rounds: int = 3
+    """At most."""
+    keep: int = 2
+    """Lowest unstable phases of a round that the next one starts from."""
+    max_modes: int = 3
+    """Order parameters followed in one structure, most unstable first."""
+    max_directions: int = 6
+    """Distortions followed for one order parameter, smallest cells and highest symmetries first."""
+    max_atoms: int = 40
+    """Largest cell."""
+    random_directions: int = 4
+    """Directions of low symmetry tried beside the special ones."""
+    fmax: float = 1e-3
+    """eV/A, where relaxations stop."""
+    steps: int = 300
+    """Of a relaxation, at most."""
+    fixed_cell: bool = False
+    """Relax the ions alone."""
+    reference: Path | None = None
+    """Structures known to be stable; the phases found are scored against them."""
+    seed: int = 0
+    """Of the random directions."""
+    head: str | None = None
+    """Head of a model that has several."""
+
+
+def search(ff, atoms: ase.Atoms, config: ModesConfig) -> tuple[list[dict], list[dict]]:
+    """Phases reached from `atoms`, the first one itself relaxed; and the E(Q) scans.
+
+    A phase: atoms, round, parent (index), space_group, space_groups by tolerance, from_space_group, q of the mode
+    followed, its frequency_THz, Q_min (A sqrt(amu)) and well_meV_atom of the scan, energy_meV_atom against the first
+    phase, converged, lowest_THz of its own spectrum on mesh, stable (None where it was not looked at).
+    """
+    refuse_fixed(atoms, atoms.get_chemical_formula(), "modes are followed with all atoms free; remove the constraints")
+    start = _primitive(atoms)
+    start, report = symmetric.relax(
+        ff, start, config.fmax, cell=not config.fixed_cell, steps=config.steps, head=config.head
+    )
+    extent = np.array(config.mesh) * _heights(start)
+    entry = {"round": 0} | dict.fromkeys(FOLLOWED)
+    phases, scans = [_phase(ff, start, report, entry, None, config)], []
+    current = [0]
+    for number in range(config.rounds + 1):
+        before = len(phases)
+        for parent in current:
+            orders = _spectrum(ff, phases[parent], extent, config)
+            if number < config.rounds:
+                _follow(ff, phases, scans, parent, orders[: config.max_modes], config)
+        new = sorted(range(before, len(phases)), key=lambda i: phases[i]["energy_meV_atom"])
+        # the lowest new phases are looked at next round; the others are left without a verdict
+        current = new[: config.keep]
+        if not current:
+            break
+    return phases, scans
+
+
+def _spectrum(ff, phase, extent, config):
+    """Order parameters of a phase's unstable modes; its verdict is entered into the phase."""
+    mesh = np.maximum(1, np.ceil(extent / _heights(phase["atoms"]) - 0.1)).astype(int)
+    _, frequencies, orders = order_parameters.order_parameters(
+        ff, phase["atoms"], mesh, config.threshold, symmetric.SYMPREC_A, head=config.head
+    )
+    phase |= {"mesh": mesh.tolist(), "lowest_THz": float(frequencies.min()), "stable": not orders}
+    return orders
+
+
+def _follow(ff, phases, scans, parent, orders, config):
+    """Append the phases that the modes `orders` of a phase lead to."""
+    atoms = phases[parent]["atoms"]
+    for order in orders:
+        found = order_parameters.distinct(atoms, order, config.max_atoms, config.random_directions, config.seed)
+        if not found:
+            q = order.qpoints[0].round(4).tolist()
+            tqdm.write(f"phase {parent}: the mode of {order.frequency:.2f} THz at q {q} needs more than "
+                       f"{config.max_atoms} atoms and is not followed (--max-atoms)")  # fmt: skip
+        for direction, cell, u, group in tqdm(found[: config.max_directions], desc="distortions", leave=False):
+            scan = energy_scan(ff, cell, u, len(cell) // len(atoms), config.head)
+            q = sorted(
+                {tuple(np.round(p, 4).tolist()) for p, c in zip(order.qpoints, direction, strict=True) if abs(c) > 0}
+            )
+            scan |= {"parent": parent, "from_space_group": phases[parent]["space_group"], "q": q,
+                     "frequency_THz": order.frequency, "distorted_space_group": group}  # fmt: skip
+            scans.append(scan)
+            if scan["well_meV_atom"] > 1e3 * SHALLOWEST_EV:
+                cell.positions += scan["Q_min"] * u
+                relaxed, report = symmetric.relax(ff, cell, config.fmax, cell=not config.fixed_cell, steps=config.steps,
+                                              head=config.head)  # fmt: skip
+                entry = {"round": phases[parent]["round"] + 1} | {key: scan[key] for key in FOLLOWED}
+                phase = _phase(ff, _primitive(relaxed), report, entry, phases[0], config)
+                if not any(_same(phase, other) for other in phases):
+                    phases.append(phase)
+
+
+def energy_scan(ff, cell: ase.Atoms, u: np.ndarray, cells: int, head: str | None = None) -> dict:
+    """E(Q) of a distortion on both sides of zero, per atom of the supercell, and its lowest minimum.
+
+    Args:
+      cell: undistorted supercell of `cells` primitive cells.
+      u: [n, 3] displacements of unit amplitude, A / (A sqrt(amu)).
+
+    Returns:
+      Q (A sqrt(amu) per primitive cell), energy_meV_atom; Q_min and well_meV_atom (positive) of a parabola through the
+      lowest three points; 0 where nothing is below the undistorted cell.
+    """
+    half = SCAN_A / np.linalg.norm(u, axis=1).max()
+    coarse = np.concatenate([-half[::-1], [0.0], half])
+    energy = _energies(ff, cell, u, coarse, head)
+    flat, lowest = energy[len(half)], int(energy.argmin())
+    best, depth = 0.0, 0.0
+    Q, values = coarse, energy
+    if energy[lowest] < flat:
+        around = np.clip([lowest - 1, lowest + 1], 0, len(coarse) - 1)
+        fine = np.linspace(*coarse[around], len(coarse))
+        energy = _energies(ff, cell, u, fine, head)
+        i = int(np.clip(energy.argmin(), 1, len(fine) - 2))
+        a, b, c = np.polyfit(fine[i - 1 : i + 2] - fine[i], energy[i - 1 : i + 2] - flat, 2)
+        best, depth = (
+            (float(fine[i] - b / (2 * a)), float(b * b / (4 * a) - c)) if a > 0 else (fine[i], flat - energy[i])
+        )
+        Q, order = np.unique(np.concatenate([coarse, fine]), return_index=True)
+        values = np.concatenate([values, energy])[order]
+    return {"Q": Q.tolist(), "energy_meV_atom": (1e3 * (values - flat)).tolist(), "Q_min": best,
+            "well_meV_atom": 1e3 * depth, "cells": cells}  # fmt: skip
+
+
+def _energies(ff, cell, u, amplitudes, head):
+    """Energies per atom at some amplitudes, eV."""
+    images = []
+    for amplitude in amplitudes:
+        image = cell.copy()
+        image.positions += amplitude * u
+        images.append(image)
+    return np.array([found["energy"] for found in ff.evaluate(images, dtype="float64", head=head)]) / len(cell)
+
+
+def _phase(ff, atoms, report, entry, first, config):
+    """The entry of a relaxed structure, before its spectrum is known."""
+    energy = ff.evaluate([atoms], dtype="float64", head=config.head)[0]["energy"] / len(atoms)
+    named = {str(t): symmetric.space_group(atoms, t) for t in TOLERANCES_A}
+    zero = energy if first is None else first["energy_eV_atom"]
+    return entry | {
+        "atoms": atoms,
+        "space_group": named[str(NAMED_AT_A)],
+        "space_groups": named,
+        "num_atoms": len(atoms),
+        "energy_eV_atom": energy,
+        "energy_meV_atom": 1e3 * (energy - zero),
+        "converged": report["converged"],
+        "max_force_eV_A": report["max_force_eV_A"],
+        "mesh": None,
+        "lowest_THz": None,
+        "stable": None,
+    }
+
+
+def _same(a, b):
+    """The same energy and the same space group at one of the tolerances from that of the table upwards."""
+    names = (str(t) for t in TOLERANCES_A if t >= NAMED_AT_A)
+    return abs(a["energy_eV_atom"] - b["energy_eV_atom"]) < SAME_ENERGY_EV and any(
+        a["space_groups"][t] == b["space_groups"][t] for t in names
+    )
+
+
+def _primitive(atoms):
+    """The primitive cell at `NAMED_AT_A`, isotopes apart, without moving atoms onto symmetry; relaxation does that."""
+    kinds = structures.isotopes(atoms.numbers, atoms.get_masses())
+    cell = (atoms.cell.array, atoms.get_scaled_positions(), kinds)
+    primitive = spglib.standardize_cell(cell, to_primitive=True, no_idealize=True, symprec=NAMED_AT_A)
+    if primitive is None:
+        raise RuntimeError(f"spglib found no primitive cell of {atoms.get_chemical_formula()} at {NAMED_AT_A} A")
+    lattice, positions, found = primitive
+    like = [int(np.flatnonzero(kinds == kind)[0]) for kind in found]  # an atom of the same element and mass
+    return ase.Atoms(atoms.numbers[like], cell=lattice, scaled_positions=positions, pbc=True,
+                     masses=atoms.get_masses()[like] if atoms.has("masses") else None)  # fmt: skip
+
+
+def _heights(atoms):
+    """Distances between parallel faces of the cell, A."""
+    return 1.0 / np.linalg.norm(atoms.cell.reciprocal().array, axis=1)
+
+
+def label(atoms: ase.Atoms, symprec: float = NAMED_AT_A) -> tuple[str, int]:
+    """What makes two structures the same phase in `scores`: reduced formula and space group number at `symprec`."""
+    found = spglib.get_symmetry_dataset((atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), symprec)
+    return atoms.symbols.formula.reduce()[0].format("hill"), int(found.number)
+
+
+def scores(predicted: Iterable, reference: Iterable) -> dict[str, float]:
+    """Precision TP/(TP+FP), recall TP/(TP+FN) and their harmonic mean F1 of predicted phases; 0 where undefined.
+
+    Args:
+      predicted, reference: hashable labels of phases, such as `label`; repeated ones count once.
+    """
+    predicted, reference = set(predicted), set(reference)
+    hits = len(predicted & reference)
+    return {
+        "precision": hits / len(predicted) if predicted else 0.0,
+        "recall": hits / len(reference) if reference else 0.0,
+        "F1": 2 * hits / (len(predicted) + len(reference)) if predicted or reference else 0.0,
+    }

@@ -1,0 +1,97 @@
+"""Phonons over a series of volumes: mode Grueneisen parameters and quasi-harmonic thermal expansion."""
+
+import ase
+import numpy as np
+import phonopy
+from phonopy import Phonopy, PhonopyGruneisen
+
+from equijax.phonons import force_constants, thermal
+from equijax.relax import symmetric
+
+
+def series(
+    ff, atoms: ase.Atoms, supercell, strains, relax_ions: bool = True, fmax: float = 1e-5, head=None, **options
+) -> tuple[list[Phonopy], np.ndarray]:
+    """Force constants of uniformly strained cells; all of them share compiled programs where the padded shape agrees.
+
+    Args:
+      ff: a ForceField.
+      atoms: relaxed unit cell.
+      supercell: see `force_constants.make_phonon`.
+      strains: [S] volume strains dV / V.
+      relax_ions: relax the ions in each cell, which symmetry may leave free, to `fmax` eV/A.
+      head, options: passed to `force_constants.force_constants`.
+
+    Returns:
+      (phonons [S], energies [S] in eV per primitive cell).
+
+    Raises:
+      ValueError: a strain of -1 or less; see also `force_constants.make_phonon`.
+    """
+    if min(strains) <= -1:
+        raise ValueError(f"volume strain {min(strains)}: expected above -1")
+    found, energies = [], []
+    for strain in strains:
+        cell = atoms.copy()
+        cell.set_cell(atoms.cell.array * (1 + strain) ** (1 / 3), scale_atoms=True)
+        if relax_ions:
+            cell, _ = symmetric.relax(ff, cell, fmax, cell=False, head=head)
+        phonon = force_constants.make_phonon(cell, supercell)
+        force_constants.force_constants(ff, phonon, head=head, **options)
+        energy = ff.evaluate([cell], dtype="float64", head=head)[0]["energy"]
+        energies.append(energy * len(phonon.primitive) / len(cell))
+        found.append(phonon)
+    return found, np.array(energies)
+
+
+def gruneisen(
+    ff, atoms: ase.Atoms, supercell, mesh=(8, 8, 8), strain: float = 0.01, **options
+) -> dict[str, np.ndarray]:
+    """Mode Grueneisen parameters -d ln v / d ln V on a mesh, by phonopy from three volumes.
+
+    Args:
+      ff, atoms, supercell, options: see `series`.
+      mesh: Gamma-centred q mesh.
+      strain: dV / V to either side.
+
+    Returns:
+      qpoints [q, 3], weights [q], frequencies [q, B] THz, gruneisen [q, B], NaN for the acoustic modes at Gamma.
+    """
+    (centre, larger, smaller), _ = series(ff, atoms, supercell, (0.0, strain, -strain), **options)
+    found = PhonopyGruneisen(centre, larger, smaller)
+    found.set_mesh(mesh, is_gamma_center=True)
+    qpoints, weights, frequencies, _, parameters = found.get_mesh()  # pyright: ignore[reportGeneralTypeIssues] (annotated as returning None)
+    parameters = np.where(thermal.gamma_acoustic(qpoints, frequencies), np.nan, parameters)
+    return {"qpoints": qpoints, "weights": weights, "frequencies": frequencies, "gruneisen": parameters}
+
+
+def check_strains(strains) -> None:
+    """Refuse volume strains that an equation of state cannot use.
+
+    Raises:
+      ValueError: fewer than 5, or one of -1 or less.
+    """
+    if len(strains) < 5 or min(strains) <= -1:
+        raise ValueError(f"volume strains {list(strains)}: expected at least 5, all above -1, for an equation of state")
+
+
+def quasi_harmonic(ff, atoms: ase.Atoms, supercell, strains=None, temperatures=None, mesh=(21, 21, 21), **options):
+    """Thermal expansion, bulk modulus and C_P by phonopy's quasi-harmonic approximation.
+
+    Args:
+      ff, atoms, supercell, options: see `series`.
+      strains: [S] volume strains, at least 5; default -4 % to 8 %.
+      temperatures: K, ascending; default 0, 10, ..., 1000.
+      mesh: q mesh, odd numbers (phonopy shifts even ones off Gamma); Gamma acoustic modes are left out.
+
+    Returns:
+      phonopy's QHAResult.
+
+    Raises:
+      ValueError: fewer than 5 volumes.
+    """
+    strains = np.linspace(-0.04, 0.08, 7) if strains is None else np.asarray(strains)
+    check_strains(strains)
+    temperatures = np.arange(0.0, 1011.0, 10.0) if temperatures is None else temperatures
+    cells, energies = series(ff, atoms, supercell, strains, **options)
+    return phonopy.run_qha(cells, temperatures, internal_energies=energies, mesh=mesh, exclude_gamma_acoustic=True)

@@ -1,0 +1,155 @@
+"""The potential: one pure function from parameters and a graph to the energy of every atom."""
+
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+
+from equijax import precision
+from equijax.config import ModelConfig
+from equijax.graph.fields import Topology
+from equijax.graph.gather import gather_senders
+from equijax.nn import folded
+from equijax.nn.mace import MACE
+
+MASKED_LENGTH = 2.0  # length of a masked edge in units of r_max: beyond the cutoff, away from r = 0
+
+
+def node_graph_index(graph: jraph.GraphsTuple) -> jax.Array:
+    """[N] graph of each node."""
+    num_graphs, num_nodes = graph.n_node.shape[0], graph.nodes.slot.shape[0]
+    return jnp.repeat(jnp.arange(num_graphs), graph.n_node, total_repeat_length=num_nodes)
+
+
+@precision.exact
+def edge_vectors(
+    config: ModelConfig, graph: jraph.GraphsTuple, positions: jax.Array, strain=None, gather=gather_senders
+) -> jax.Array:
+    """Receiver minus sender, r_n - r_s - S . cell, deformed by the symmetric strain of the graph.
+
+    They are the graph's own vectors, changed by how far `positions` are from the graph's.
+
+    Args:
+      config: for r_max, the scale of masked vectors.
+      graph: a batch from `equijax.graph.regular`.
+      positions: [N, 3] A.
+      strain: [G, 3, 3] or None; r -> r (1 + (strain + strain^T) / 2).
+      gather: sender gather.
+
+    Returns:
+      [N, K, 3] A; masked slots hold a constant vector of length 2 r_max.
+    """
+    n = positions.shape[0]
+    mask = graph.edges.mask.reshape(n, -1, 1)
+    moved = positions - jnp.asarray(graph.nodes.positions, positions.dtype)
+    sender = gather(moved, graph.senders, graph.edges.reverse)
+    vectors = graph.edges.vectors.astype(positions.dtype).reshape(n, -1, 3) + moved[:, None, :] - sender
+    if strain is not None:
+        index = node_graph_index(graph)
+        symmetric = 0.5 * (strain + jnp.swapaxes(strain, 1, 2))[index]
+        vectors = vectors + jnp.einsum("nkx,nxy->nky", vectors, symmetric)
+    far = jnp.array([MASKED_LENGTH * config.r_max, 0.0, 0.0], positions.dtype)
+    return jnp.where(mask, vectors, far)
+
+
+def energy(
+    config: ModelConfig,
+    variables: dict,
+    graph: jraph.GraphsTuple,
+    positions=None,
+    strain=None,
+    gather=gather_senders,
+    dtype=None,
+) -> jax.Array:
+    """Interaction energy of every atom, isolated-atom energies E0 not included; 0 for padding atoms.
+
+    Args:
+      config: hyper-parameters (static).
+      variables: {"params": ..., "constants": ...}.
+      graph: a batch from `equijax.graph.regular`.
+      positions: [N, 3] A, default the graph's.
+      strain: [G, 3, 3] or None.
+      gather: sender gather (Bloch waves replace it).
+      dtype: of the computation, default that of `positions`. A lower one starts at the edge vectors: these, and the
+        sums over edges that give each atom's derivatives, keep the precision of `positions`.
+
+    Returns:
+      [N] eV.
+    """
+    positions = jnp.asarray(graph.nodes.positions) if positions is None else positions
+    vectors = edge_vectors(config, graph, positions, strain, gather).astype(dtype or positions.dtype)
+    index = node_graph_index(graph)
+    head = jnp.asarray(graph.globals.head)[index]
+    topology = Topology(graph.nodes.slot, graph.globals.table, head, graph.senders, graph.edges.reverse, gather)
+    node_energy = energy_from_vectors(config, variables, vectors, topology)
+    return jnp.where(index < graph.n_node.shape[0] - 1, node_energy, 0.0)
+
+
+@precision.chosen
+def energy_from_vectors(config: ModelConfig, variables: dict, vectors: jax.Array, topology: Topology) -> jax.Array:
+    """Interaction energies [N] of atoms whose edges are already known: for graphs that live on the device.
+
+    Args:
+      vectors: [N, K, 3] receiver minus sender, A; masked slots longer than r_max.
+      topology: species, heads, senders and reverse of the edges.
+    """
+    return POTENTIALS[type(config)](config, variables, vectors, topology)
+
+
+def _mace(config, variables, vectors, topology):
+    if config.spline is not None:
+        return folded.node_energies(config, variables["constants"], vectors, topology)
+    return MACE(config).apply(variables, vectors, topology)
+
+
+# `energy_from_vectors` of each kind of config
+POTENTIALS: dict = {ModelConfig: _mace}
+
+
+def total_energy(config, variables, graph, positions=None, strain=None, gather=gather_senders, dtype=None) -> jax.Array:
+    """Sum of `energy` over all atoms of all graphs: the scalar whose gradient gives forces and stress."""
+    return energy(config, variables, graph, positions, strain, gather, dtype).sum()
+
+
+def per_graph(graph: jraph.GraphsTuple, node_values: jax.Array) -> jax.Array:
+    """Sum node values [N, ...] over each graph -> [G, ...]."""
+    return jax.ops.segment_sum(node_values, node_graph_index(graph), graph.n_node.shape[0])
+
+
+def isolated_energies(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple) -> np.ndarray:
+    """E0 of every atom in float64, [N] eV, 0 for padding; on the host, where large constants lose no digits."""
+    e0 = np.asarray(variables["constants"]["atomic_energies"], np.float64)
+    index = np.repeat(np.arange(len(graph.n_node)), np.asarray(graph.n_node))
+    rows = np.asarray(graph.globals.table)[np.asarray(graph.nodes.slot)]
+    values = e0[np.asarray(graph.globals.head)[index], rows]
+    return np.where(index < len(graph.n_node) - 1, values, 0.0)
+
+
+def cast(tree, dtype):
+    """Floating-point leaves of a pytree as arrays of `dtype` (integers and masks untouched)."""
+
+    def leaf(x):
+        x = x if isinstance(x, jax.Array) else np.asarray(x)
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(leaf, tree)
+
+
+def init_variables(config: ModelConfig, seed: int = 0) -> dict:
+    """Random weights (float64 numpy) of the right shapes for `config`, distributed as mace-torch draws them; E0 = 0."""
+    zeros = np.zeros(1, np.int32)
+    graph = Topology(zeros, zeros, zeros, zeros, zeros)
+    with jax.enable_x64(True):
+        init = lambda key: MACE(config).init(key, np.array([[[1.0, 0.5, 0.25]]]), graph)  # noqa: E731
+        key = jax.random.PRNGKey(seed)
+        shapes = jax.eval_shape(init, key)["params"]
+        # compiled for its constants alone, the forward pass drops out; drawing in numpy saves compiling each draw
+        constants = jax.tree.map(np.asarray, jax.jit(lambda key: init(key).get("constants", {}))(key))
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        paths = leaf.shape[1] if "_nu" in path[-1].key else 1  # contraction weights are divided by their path count
+        return rng.normal(size=leaf.shape) / paths
+
+    constants["atomic_energies"] = np.zeros((len(config.heads), len(config.species)))
+    return {"params": jax.tree_util.tree_map_with_path(draw, shapes), "constants": constants}

@@ -1,0 +1,65 @@
+"""`python -m equijax.adapters info|merge DIR --model CKPT`: what an adapter holds, and folding it into its model."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from equijax import checkpoint, outputs
+from equijax.adapters.files import attach, info, load
+from equijax.adapters.lora import table
+from equijax.forcefield import ForceField
+from equijax.programs import runner
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Fold an adapter into its backbone: a checkpoint that loads like any other."""
+
+    adapter: tyro.conf.Positional[Path]
+    """Adapter directory."""
+    model: Path
+    """The checkpoint it was trained from."""
+    out: Path
+    """Checkpoint to write."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Print what an adapter directory holds."""
+
+    adapter: tyro.conf.Positional[Path]
+    """Adapter directory."""
+    model: Path | None = None
+    """The checkpoint it was trained from: checks that it is, and counts per layer."""
+
+
+@runner.program("equijax adapters")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m equijax.adapters merge|info`."""
+    commands = Annotated[Merge, tyro.conf.subcommand("merge")] | Annotated[Info, tyro.conf.subcommand("info")]
+    options = runner.options(commands, argv, "equijax adapters")
+    return _merge(options) if isinstance(options, Merge) else _info(options)
+
+
+def _merge(options: Merge) -> int:
+    outputs.check_replaceable(options.out, outputs.MODEL)
+    merged = attach(ForceField(*checkpoint.load(options.model)), options.adapter)
+    checkpoint.save(options.out, merged.config, merged.variables, merged.metadata)
+    print(f"wrote {options.out}: {options.model} with {options.adapter} folded in")
+    return 0
+
+
+def _info(options: Info) -> int:
+    document = info(options.adapter)
+    print(json.dumps({k: v for k, v in document.items() if k != "ranks"}, indent=1))
+    if options.model is None:
+        for path, rank in document["ranks"].items():
+            print(f"{path:<42}{'full' if rank is None else rank:>6}")
+    else:
+        config, variables, _ = checkpoint.load(options.model)
+        print(table(variables["params"], load(options.adapter, config, variables).adapters))
+    return 0

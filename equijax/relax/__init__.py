@@ -1,0 +1,1 @@
+"""Relaxation: symmetry-preserving and tight, or of many structures side by side."""
