@@ -47,7 +47,7 @@ def measure(ff, repeat: int, dtype: str) -> dict:
     with jax.enable_x64(dtype == "float64"):
         apply, state, neighbors, neighbor_fn, variables, energy = simulation(ff, atoms, dtype)
         marks = []
-        for step, s, n in run.blocks(
+        for step, s, n in blocks.run_blocks(
             apply, state, neighbors, neighbor_fn, steps=STEPS, block=BLOCK, variables=variables
         ):
             marks.append((step, float(energy(s, n)), time.perf_counter()))

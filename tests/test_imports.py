@@ -9,7 +9,18 @@ ROOT = Path(__file__).resolve().parent.parent
 # A room is a folder or a module of `equijax`; it imports from the lines above its own. `__init__` is what
 # `import equijax` gives; the doors are the modules that `python -m equijax.NAME` runs.
 LAYERS = (
-    {"units", "config", "pytrees", "couplings", "precision", "parallel", "compiled", "structures", "constraints"},
+    {
+        "units",
+        "faces",
+        "config",
+        "pytrees",
+        "couplings",
+        "precision",
+        "parallel",
+        "compiled",
+        "structures",
+        "constraints",
+    },
     {"outputs"},
     {"graph"},
     {"kernels"},

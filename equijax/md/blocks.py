@@ -18,7 +18,7 @@ class Lost(FloatingPointError):
         self.step = step
 
 
-def blocks(
+def run_blocks(
     apply_fn: Callable,
     state,
     neighbors: neighbours.NeighborList,
