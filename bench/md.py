@@ -17,7 +17,7 @@ import numpy as np
 
 import equijax
 from equijax import testing
-from equijax.md import run
+from equijax.md import blocks, run
 
 STEPS, BLOCK = 200, 20
 
