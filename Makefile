@@ -17,7 +17,7 @@ help:
 	@echo "make demo    convert the bundled model, evaluate and fine-tune it, draw phonons (MODEL=file.model for another, OUT=folder)"
 	@echo "make test    the tests that need neither torch nor a network"
 	@echo "make parity  the comparison with mace-torch (installs torch)"
-	@echo "make matrix  files of every release of mace-torch since 0.3.3, each made by that release (half an hour)"
+	@echo "make matrix  files of every release of mace-torch since 0.3.3, each made by that release (ten minutes)"
 	@echo "make bench   the benchmarks, one JSON file each under bench/results"
 	@echo "make lint    ruff and pyright"
 	@echo "make wheel   build the wheel, and use both packages from it outside the checkout"

@@ -102,7 +102,7 @@ def test_wrong_input_is_refused_before_work(ff, atoms):
 def test_eight_devices_give_the_rows_of_one(ff, atoms, full, tmp_path):
     code = (
         "import jax, numpy as np, sys\n"
-        "from equijax import hessian\n"
+        "from equijax.phonons import hessian\n"
         "from equijax.testing import random_config, random_forcefield, rattled\n"
         "assert jax.local_device_count() == 8\n"
         f"ff = random_forcefield(random_config(**{SMALL!r}))\n"

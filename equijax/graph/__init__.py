@@ -7,9 +7,11 @@ from equijax.graph.fields import Topology as Topology
 from equijax.graph.gather import gather_senders as gather_senders
 from equijax.graph.neighbours import Edges as Edges
 from equijax.graph.neighbours import check_atoms as check_atoms
+from equijax.graph.neighbours import has_stress as has_stress
 from equijax.graph.neighbours import neighbour_list as neighbour_list
 from equijax.graph.regular import build as build
 from equijax.graph.regular import from_atoms as from_atoms
+from equijax.graph.shapes import MAX_SIZES as MAX_SIZES
 from equijax.graph.shapes import SHARED as SHARED
 from equijax.graph.shapes import Size as Size
 from equijax.graph.shapes import SizePool as SizePool
