@@ -8,8 +8,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 
-import equijax
-from equijax import checkpoint, data, plots, structures, testing
+from equijax import checkpoint, data, forcefield, plots, structures, testing
 from equijax.md import run as md
 from equijax.phonons import dynamical, force_constants, soft_modes, thermal, third_order
 from equijax.phonons import soft_modes as modes
@@ -214,7 +213,7 @@ def distinct_mesh(n):
     ],
 )
 def test_one_atom_without_a_mode_of_its_own(program, options, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(equijax if program is phonons_cli else program.forcefield, "load", lambda path: ARGON)
+    monkeypatch.setattr(forcefield, "load", lambda path, head: ARGON)
     bulk("Ar", "fcc", a=5.3).write(tmp_path / "argon.extxyz")
     argv = [str(tmp_path / "argon.extxyz"), "--model", "none", "--out", str(tmp_path / "out"), *options.split()]
     assert program.main(argv) == 2
@@ -231,8 +230,7 @@ def test_one_atom_without_a_mode_of_its_own(program, options, message, tmp_path,
 )
 def test_few_modes_run_through(atoms, supercell, mesh, tmp_path, monkeypatch):
     """fcc on a mesh with modes, and Gamma alone of a crystal that has optical ones: numbers everywhere."""
-    monkeypatch.setattr(equijax, "load", lambda path: ARGON)
-    monkeypatch.setattr(soft_modes.forcefield, "load", lambda path: ARGON)
+    monkeypatch.setattr(forcefield, "load", lambda path, head: ARGON)
     atoms.write(tmp_path / "argon.extxyz")
     common = [str(tmp_path / "argon.extxyz"), "--model", "none", "--mesh", *mesh.split()]
     options = ["--out", str(tmp_path / "phonons"), "--supercell", *supercell.split(), "--allow-unrelaxed"]
