@@ -33,9 +33,10 @@ class Compute:
     progress: bool = False  # show a bar
 
     def __post_init__(self):
-        _one_of("dtype", self.dtype, DTYPES)
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype!r}: expected {' or '.join(map(repr, DTYPES))}")
         if self.memory is not None and not self.memory > 0:
-            raise ValueError(f"memory = {self.memory} bytes: expected a positive number, or None")
+            raise ValueError(f"memory {self.memory} bytes: expected a positive number, or None")
 
 
 @dataclass(frozen=True)

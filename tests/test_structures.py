@@ -8,9 +8,9 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 
-from equijax import checkpoint, data, plots, structures, testing
+from equijax import checkpoint, data, forcefield, plots, structures, testing
 from equijax.md import run as md
-from equijax.phonons import dynamical, force_constants, run, thermal, third_order
+from equijax.phonons import dynamical, force_constants, soft_modes, thermal, third_order
 from equijax.phonons import soft_modes as modes
 from equijax.phonons import stars as stars_module
 from equijax.programs import evaluate, expansion, kappa, phonons, rattle
@@ -192,7 +192,7 @@ def test_isotopes_keep_their_places():
         np.testing.assert_allclose(frequencies[star], frequencies[star[:1]].repeat(len(star), 0), rtol=0, atol=1e-6)
     same = dynamical.symmetric_matrices(ARGON, exact, bloch_mesh)
     np.testing.assert_allclose(same, D, rtol=0, atol=1e-10)
-    assert sorted(modes._primitive(atoms).get_masses()) == [36.0, 38.0, 40.0, 40.0]
+    assert sorted(soft_modes._primitive(atoms).get_masses()) == [36.0, 38.0, 40.0, 40.0]
 
 
 def distinct_mesh(n):
@@ -213,7 +213,7 @@ def distinct_mesh(n):
     ],
 )
 def test_one_atom_without_a_mode_of_its_own(program, options, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run.forcefield if program is phonons_cli else program.forcefield, "load", lambda *args: ARGON)
+    monkeypatch.setattr(forcefield, "load", lambda path, head: ARGON)
     bulk("Ar", "fcc", a=5.3).write(tmp_path / "argon.extxyz")
     argv = [str(tmp_path / "argon.extxyz"), "--model", "none", "--out", str(tmp_path / "out"), *options.split()]
     assert program.main(argv) == 2
@@ -230,7 +230,7 @@ def test_one_atom_without_a_mode_of_its_own(program, options, message, tmp_path,
 )
 def test_few_modes_run_through(atoms, supercell, mesh, tmp_path, monkeypatch):
     """fcc on a mesh with modes, and Gamma alone of a crystal that has optical ones: numbers everywhere."""
-    monkeypatch.setattr(run.forcefield, "load", lambda *args: ARGON)
+    monkeypatch.setattr(forcefield, "load", lambda path, head: ARGON)
     atoms.write(tmp_path / "argon.extxyz")
     common = [str(tmp_path / "argon.extxyz"), "--model", "none", "--mesh", *mesh.split()]
     options = ["--out", str(tmp_path / "phonons"), "--supercell", *supercell.split(), "--allow-unrelaxed"]

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from equijax import data, outputs
-from equijax.data import Labelled, isolated
+from equijax.data import Labelled
+from equijax.data.isolated import REFERENCE_EV
 from equijax.potential import Evaluated
 
 # (name, unit, factor from eV and A)
@@ -78,7 +79,7 @@ def label_warnings(structures: Sequence[Labelled], found: Sequence[Evaluated]) -
     off = data.off_reference(structures, [f.energy for f in found])
     if off is not None:
         out.append(
-            f"energy labels are {off:.4g} eV/atom off the model's (median; more than {isolated.REFERENCE_EV} is "
+            f"energy labels are {off:.4g} eV/atom off the model's (median; more than {REFERENCE_EV} is "
             "another reference of energies, not an error of the model): fine-tune with --e0 refit"
         )
     return out
