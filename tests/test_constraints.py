@@ -11,7 +11,7 @@ from ase.constraints import FixAtoms, FixBondLength, FixCartesian, FixScaled
 from equijax import testing
 from equijax.constraints import free_components
 from equijax.phonons import soft_modes
-from equijax.phonons.soft_modes import ModesConfig
+from equijax.phonons.options import ModesConfig
 from equijax.relax import symmetric
 from equijax.relax.batched import relax
 

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     {"units", "config", "pytrees", "couplings", "precision", "parallel", "compiled", "structures", "constraints"},
     {"outputs"},
+    {"tables"},
     {"graph"},
     {"kernels"},
     {"nn"},
@@ -23,6 +24,7 @@ LAYERS = (
     {"adapters"},
     {"finetune"},
     {"__init__"},
+    {"demonstration"},
     {"programs"},
     {"doors"},
 )

@@ -1,8 +1,9 @@
 """Rattled, strained and relaxing supercells worth a DFT calculation."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import ase
 import ase.io
@@ -11,8 +12,9 @@ from ase.filters import UnitCellFilter
 from ase.optimize import FIRE
 from tqdm import tqdm
 
-from equijax import forcefield
-from equijax.graph.neighbours import neighbour_list
+from equijax import forcefield, outputs, structures
+from equijax.data.select import descriptors, farthest
+from equijax.graph.neighbours import check_atoms, neighbour_list
 
 MAX_ATTEMPTS = 50  # draws of one rattled structure before its shortest distance is given up
 FMAX = 0.02  # eV/A, where a relaxation ends
@@ -59,6 +61,64 @@ class RattleConfig:
             raise ValueError(f"rattle {self.rattle} must not be negative and strain {self.strain} be in [0, 0.3)")
         if not 0 <= self.min_distance < 1:
             raise ValueError(f"min_distance {self.min_distance} must be in [0, 1)")
+
+
+class Picked(NamedTuple):
+    """What a run wrote."""
+
+    kinds: list[str]  # what made each structure, POSCAR-001 first
+    candidates: int  # so many it was picked from
+    formula: str  # of the supercell
+
+
+@outputs.locked
+def run(options: RattleConfig) -> Picked:
+    """Make candidates, pick from them and write what was picked to `options.out`.
+
+    Raises:
+      FileExistsError: structures of another run are there.
+      ValueError: a crystal that cannot be made into candidates.
+    """
+    _check_free(options.out)
+    crystal = structures.read(options.structure)
+    if not crystal.pbc.all() or crystal.cell.rank < 3:
+        raise ValueError(f"{options.structure} is not periodic in three directions")
+    if options.model is not None:
+        check_atoms(crystal, forcefield.load(options.model).config, str(options.structure))
+    supercell = make_supercell(crystal, options.supercell, options.min_length)
+    candidates = rattled(supercell, options)
+    if options.model is not None:
+        candidates += relaxations(supercell, options)
+    chosen = sorted(farthest(descriptors([atoms for atoms, _ in candidates]), options.number, options.seed))
+    _write(options, supercell, [candidates[i] for i in chosen])
+    return Picked([candidates[i][1] for i in chosen], len(candidates), supercell.get_chemical_formula())
+
+
+def summary(picked: Picked) -> str:
+    """The lines printed at the end of a run."""
+    head = f"{len(picked.kinds)} of {picked.candidates} structures of {picked.formula}:"
+    return "\n".join([head, *(f"  POSCAR-{i:03d}  {kind}" for i, kind in enumerate(picked.kinds, start=1))])
+
+
+def _check_free(out: Path) -> None:
+    """Refuse to mix structures of two runs in one folder, before work starts."""
+    left = sorted(p.name for p in (out / "poscars").glob("POSCAR-*"))
+    if left:
+        raise FileExistsError(f"{out / 'poscars'} holds {left[0]} and more already: choose another --out")
+
+
+def _write(options: RattleConfig, supercell: ase.Atoms, picked: Sequence[tuple[ase.Atoms, str]]) -> None:
+    """structures.extxyz, one POSCAR each, and what made them."""
+    folder = options.out / "poscars"
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, (atoms, kind) in enumerate(picked, start=1):
+        atoms.info["kind"] = kind
+        with outputs.beside(folder / f"POSCAR-{i:03d}") as part:
+            ase.io.write(part, atoms, format="vasp", direct=True, vasp5=True)
+    with outputs.beside(options.out / "structures.extxyz") as part:
+        ase.io.write(part, [atoms for atoms, _ in picked])
+    report = {"options": asdict(options), "atoms": len(supercell), "kinds": [kind for _, kind in picked]}
+    outputs.write_json(options.out / "report.json", report)
 
 
 def make_supercell(crystal: ase.Atoms, repeat: Sequence[int] | None, min_length: float) -> ase.Atoms:
@@ -140,12 +200,11 @@ def relaxations(supercell: ase.Atoms, options: RattleConfig) -> list[tuple[ase.A
     return out
 
 
-def _pairs(cell):
+def _pairs(cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Second and third, third and first, first and second cell vectors."""
     return cell[[1, 2, 0]], cell[[2, 0, 1]]
 
 
-def _with(options, candidates):
+def _with(options: RattleConfig, candidates: int) -> RattleConfig:
     """The same draws, a few candidates, at the largest rattle alone."""
-    values = asdict(options) | {"candidates": candidates, "number": 1, "rattle": (max(options.rattle),)}
-    return RattleConfig(**values)
+    return replace(options, candidates=candidates, number=1, rattle=(max(options.rattle),))

@@ -1,10 +1,8 @@
 """What a fine-tuning run tells: progress bar, metrics.jsonl, tables, plots, report.json."""
 
-import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from equijax import outputs, parallel
@@ -167,13 +165,7 @@ def summary(result: dict) -> str:
 
 def write(out: Path, result: dict) -> None:
     """report.json, and the learning curve."""
-    outputs.write_json(out / "report.json", result, default=_plain)
+    outputs.write_json(out / "report.json", result)
     if history := read_history(out / "metrics.jsonl"):  # zero-shot has none
         start = result["before_with_new_e0"] or result["before"]["errors"]
         learning_curve(history, start["valid"], out / "learning_curve.png")
-
-
-def _plain(x):
-    if dataclasses.is_dataclass(x):
-        return dataclasses.asdict(x)
-    return x.tolist() if isinstance(x, np.ndarray | np.generic) else str(x)

@@ -1,11 +1,14 @@
 """How a program ends: what its user can mend is one line on standard error and status 2, a bug keeps its traceback."""
 
+import dataclasses
 import dis
 import functools
+import importlib
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -43,16 +46,35 @@ def program(name: str) -> Callable[[Main], Callable[..., int]]:
     return decorate
 
 
-def options(kind: Any, argv: Sequence[str] | None, name: str) -> Any:
-    """Options of a program, an instance of the dataclass `kind`; from here on compiled programs are kept on disk."""
+def options(kind: Any, argv: Sequence[str] | None, name: str, *, positional: str | None = None) -> Any:
+    """Options of a program; from here on compiled programs are kept on disk.
+
+    Args:
+      kind: dataclass to make an instance of.
+      argv: the command line, without the program's name.
+      name: of the program, for messages.
+      positional: a field that is given without a flag.
+    """
     import tyro  # here, because `equijax --help` needs neither it nor JAX, and other programs' --help ends in tyro
 
+    if positional is not None:
+        field = next(f for f in dataclasses.fields(kind) if f.name == positional)
+        marked = [(positional, tyro.conf.Positional[field.type])]
+        kind = dataclasses.make_dataclass(
+            kind.__name__, marked, bases=(kind,), frozen=True, namespace={"__doc__": kind.__doc__}
+        )
     chosen = tyro.cli(kind, args=argv, prog=name)
-    from equijax import compiled
+    from equijax import compiled  # after the options: JAX
 
     _vesin_without_torch()
     compiled.use_cache()
     return chosen
+
+
+def finish(summary: str, out: Path) -> int:
+    """Print the summary of a run and where its files are; 0."""
+    print(f"{summary}\nEverything is in {out}")
+    return 0
 
 
 def _vesin_without_torch() -> None:
@@ -62,7 +84,7 @@ def _vesin_without_torch() -> None:
     """
     if "torch" not in sys.modules:
         sys.modules["torch"] = None  # `import torch` fails from here
-        import vesin  # noqa: F401
+        importlib.import_module("vesin")
 
         del sys.modules["torch"]
 
