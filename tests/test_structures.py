@@ -209,7 +209,7 @@ def distinct_mesh(n):
     ],
 )
 def test_one_atom_without_a_mode_of_its_own(program, options, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(forcefield, "load", lambda path: ARGON)
+    monkeypatch.setattr(forcefield, "load", lambda path, head: ARGON)
     bulk("Ar", "fcc", a=5.3).write(tmp_path / "argon.extxyz")
     argv = [str(tmp_path / "argon.extxyz"), "--model", "none", "--out", str(tmp_path / "out"), *options.split()]
     assert program.main(argv) == 2
@@ -226,7 +226,7 @@ def test_one_atom_without_a_mode_of_its_own(program, options, message, tmp_path,
 )
 def test_few_modes_run_through(atoms, supercell, mesh, tmp_path, monkeypatch):
     """fcc on a mesh with modes, and Gamma alone of a crystal that has optical ones: numbers everywhere."""
-    monkeypatch.setattr(forcefield, "load", lambda path: ARGON)
+    monkeypatch.setattr(forcefield, "load", lambda path, head: ARGON)
     atoms.write(tmp_path / "argon.extxyz")
     common = [str(tmp_path / "argon.extxyz"), "--model", "none", "--mesh", *mesh.split()]
     options = ["--out", str(tmp_path / "phonons"), "--supercell", *supercell.split(), "--allow-unrelaxed"]

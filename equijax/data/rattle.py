@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from equijax import forcefield, outputs, structures
 from equijax.data.select import descriptors, farthest
+from equijax.forcefield import ForceField
 from equijax.graph.neighbours import check_atoms, neighbour_list
 
 MAX_ATTEMPTS = 50  # draws of one rattled structure before its shortest distance is given up
@@ -83,12 +84,13 @@ def run(options: RattleConfig) -> Picked:
     crystal = structures.read(options.structure)
     if not crystal.pbc.all() or crystal.cell.rank < 3:
         raise ValueError(f"{options.structure} is not periodic in three directions")
-    if options.model is not None:
-        check_atoms(crystal, forcefield.load(options.model).config, str(options.structure))
+    ff = None if options.model is None else forcefield.load(options.model, head=options.head)
+    if ff is not None:
+        check_atoms(crystal, ff.config, str(options.structure))
     supercell = make_supercell(crystal, options.supercell, options.min_length)
     candidates = rattled(supercell, options)
-    if options.model is not None:
-        candidates += relaxations(supercell, options)
+    if ff is not None:
+        candidates += relaxations(ff, supercell, options)
     chosen = sorted(farthest(descriptors([atoms for atoms, _ in candidates]), options.number, options.seed))
     _write(options, supercell, [candidates[i] for i in chosen])
     return Picked([candidates[i][1] for i in chosen], len(candidates), supercell.get_chemical_formula())
@@ -184,14 +186,13 @@ def shortest_distance(atoms: ase.Atoms) -> float:
     return float(np.linalg.norm(ends - atoms.positions[edges.receivers], axis=1).min())
 
 
-def relaxations(supercell: ase.Atoms, options: RattleConfig) -> list[tuple[ase.Atoms, str]]:
+def relaxations(ff: ForceField, supercell: ase.Atoms, options: RattleConfig) -> list[tuple[ase.Atoms, str]]:
     """Frames of relaxations of ions and cell by the model, from the largest rattle."""
-    ff = forcefield.load(options.model)
     starts = rattled(supercell, _with(options, candidates=options.relaxations))
     out: list[tuple[ase.Atoms, str]] = []
     with tqdm(total=options.relaxations * options.relaxation_steps, desc="relax", unit="step") as progress:
         for number, (atoms, _) in enumerate(starts, start=1):
-            atoms.calc = ff.calculator("float32", options.head)
+            atoms.calc = ff.calculator("float32")
             optimizer = FIRE(UnitCellFilter(atoms), logfile=None, maxstep=MAX_STEP_A)
             for step, _ in enumerate(optimizer.irun(fmax=FMAX, steps=options.relaxation_steps)):
                 bare = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)

@@ -46,13 +46,13 @@ def run(options: EvaluateConfig) -> Evaluation:
       FileNotFoundError, ValueError: see `equijax.load` and `equijax.data.load`.
     """
     started = time.perf_counter()
-    ff = forcefield.load(options.model)
+    ff = forcefield.load(options.model, head=options.head)
     ff = ff if options.adapter is None else files.attach(ff, options.adapter)
     read = {str(path): data.read(path, options) for path in options.data}
     structures = [s for file in read.values() for s in file.structures]
     if not structures:
         raise ValueError(f"{', '.join(read)}: nothing but isolated atoms, which set E0 and are not evaluated")
-    found = data.predictions(ff, structures, dtype=options.dtype, head=options.head)
+    found = data.predictions(ff, structures, dtype=options.dtype)
     errors = [structure_errors(s, f) for s, f in zip(structures, found, strict=True)]
     rows = _rows({path: file.structures for path, file in read.items()}, errors)
     write_csv(options.out / "structures.csv", structures, found, errors)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from equijax import forcefield, graph, outputs, plots, structures, tables
+from equijax.config import Compute
 from equijax.phonons import certificate, force_constants, volumes
 from equijax.phonons.certificate import timed
 from equijax.phonons.options import ExpansionConfig
@@ -21,8 +22,7 @@ def run(config: ExpansionConfig) -> dict:
       ValueError, MemoryError, FileNotFoundError: unusable input, before work starts.
     """
     seconds: dict[str, float] = {}
-    ff, atoms = forcefield.load(config.model), structures.read(config.structure)
-    head = ff.config.heads[ff.head_index(config.head)]
+    ff, atoms = forcefield.load(config.model, head=config.head), structures.read(config.structure)
     graph.check_atoms(atoms, ff.config, str(config.structure))
     phonon = force_constants.make_phonon(atoms, config.supercell)
     for mesh in (config.gruneisen_mesh, config.mesh):
@@ -30,28 +30,28 @@ def run(config: ExpansionConfig) -> dict:
     volumes.check_strains(config.strains)
     first, last, step = config.temperatures
     with timed(seconds, "relaxation"):
-        atoms, relaxation = symmetric.relax(ff, atoms, config.fmax, head=head, progress=True)
+        atoms, relaxation = symmetric.relax(ff, atoms, fmax=config.fmax, compute=Compute(progress=True))
     with timed(seconds, "Grueneisen parameters"):
-        modes = volumes.gruneisen(ff, atoms, config.supercell, config.gruneisen_mesh, head=head)
+        modes = volumes.gruneisen(ff, atoms, config.supercell, mesh=config.gruneisen_mesh)
     with timed(seconds, "quasi-harmonic approximation"):
         temperatures = np.arange(first, last + 1.5 * step, step)  # phonopy drops the last one
         found = volumes.quasi_harmonic(
-            ff, atoms, config.supercell, config.strains, temperatures, config.mesh, head=head, fmax=config.fmax
+            ff, atoms, config.supercell, config.strains, temperatures, config.mesh, fmax=config.fmax
         )
-    n, moving = len(found.thermal_expansion), np.isfinite(modes["gruneisen"])
-    weights = np.broadcast_to(modes["weights"][:, None], moving.shape)
+    n, moving = len(found.thermal_expansion), np.isfinite(modes.parameters)
+    weights = np.broadcast_to(modes.weights[:, None], moving.shape)
     columns = {
         "temperature_K": temperatures[:n],
         "volume_A3_per_primitive_cell": found.equilibrium_volumes[:n],
         "volume_expansion_1/K": found.thermal_expansion,
         "bulk_modulus_GPa": found.bulk_moduli[:n] * GPA_PER_EV_A3,
     }
-    report = certificate.provenance(ff, head) | {
+    report = certificate.provenance(ff) | {
         "formula": atoms.get_chemical_formula(),
         "options": asdict(config),
         "relaxation": relaxation,
-        "mean_gruneisen": float(np.average(modes["gruneisen"][moving], weights=weights[moving])),
-        "lowest_THz": float(modes["frequencies"][moving].min()),
+        "mean_gruneisen": float(np.average(modes.parameters[moving], weights=weights[moving])),
+        "lowest_THz": float(modes.frequencies[moving].min()),
         "table": columns,
         "seconds": seconds,
     }
@@ -59,12 +59,12 @@ def run(config: ExpansionConfig) -> dict:
     return report
 
 
-def write(report: dict, modes: dict, folder: Path) -> None:
+def write(report: dict, modes: volumes.Gruneisen, folder: Path) -> None:
     """expansion.csv, gruneisen.csv, expansion.png, report.json."""
     table = report["table"]
     tables.write_csv(folder / "expansion.csv", list(table), zip(*table.values(), strict=True))
-    shown = np.isfinite(modes["gruneisen"])
-    found = modes["frequencies"][shown], modes["gruneisen"][shown]
+    shown = np.isfinite(modes.parameters)
+    found = modes.frequencies[shown], modes.parameters[shown]
     tables.write_csv(folder / "gruneisen.csv", ["frequency_THz", "gruneisen"], zip(*found, strict=True))
     curve = table["temperature_K"], table["volume_expansion_1/K"]
     plots.draw_expansion(folder / "expansion.png", found, curve, title=report["formula"])
