@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from equijax import tables
 from equijax.pytrees import listing, path_name, paths_of, select
 
 # What `--strategy lora` adapts: everything but the two-number-a-basis-function density kernels.
@@ -206,16 +207,17 @@ def count(params: dict, adapters: Adapters) -> list[Count]:
 def table(params: dict, adapters: Adapters) -> str:
     """`count` as text with totals: trainable, adapted, and the whole backbone."""
     rows = count(params, adapters)
-    lines = [f"{'parameter':<42}{'shape':>16}{'rank':>6}{'trainable':>12}{'of':>12}"]
-    for r in rows:
-        shape = "x".join(map(str, r.shape))
-        lines.append(f"{r.path:<42}{shape:>16}{r.rank or 'full':>6}{r.trainable:>12,}{r.adapted:>12,}")
+    lines = [
+        [r.path, "x".join(map(str, r.shape)), r.rank or "full", f"{r.trainable:,}", f"{r.adapted:,}"] for r in rows
+    ]
     trainable, adapted = sum(r.trainable for r in rows), sum(r.adapted for r in rows)
     total = sum(math.prod(x.shape) for x in paths_of(params).values())
-    lines.append(f"{'sum':<64}{trainable:>12,}{adapted:>12,}")
-    lines.append(f"{trainable:,} trainable numbers: {100 * trainable / max(adapted, 1):.2f} % of the {adapted:,} they "
-                 f"adapt, {100 * trainable / total:.2f} % of the {total:,} of the model")  # fmt: skip
-    return "\n".join(lines)
+    lines.append(["sum", "", "", f"{trainable:,}", f"{adapted:,}"])
+    text = tables.text(["parameter", "shape", "rank", "trainable", "of"], lines)
+    return (
+        f"{text}\n{trainable:,} trainable numbers: {100 * trainable / max(adapted, 1):.2f} % of the {adapted:,} they "
+        f"adapt, {100 * trainable / total:.2f} % of the {total:,} of the model"
+    )
 
 
 def layout(path: str, ndim: int) -> Layout:

@@ -35,7 +35,7 @@ def run(config: KappaConfig) -> dict:
     graph.check_atoms(atoms, ff.config, str(config.structure))
     if min(config.temperatures, default=-1.0) <= 0:
         raise ValueError(f"temperatures {config.temperatures}: expected positive numbers")
-    if max(config.mesh) == 1:
+    if set(config.mesh) == {1}:
         raise ValueError(f"mesh {config.mesh} is Gamma alone, where no heat flows: use a finer one")
     ph3 = _phono3py(config, atoms)
     force_constants.check_mesh(ph3.phonon_supercell, ph3.phonon_primitive, config.mesh)

@@ -44,8 +44,8 @@ def run(config: ModesConfig) -> dict:
     Raises:
       ValueError, FileNotFoundError: unusable input, before work starts.
     """
-    ff = forcefield.load(config.model, head=config.head)
     atoms = structures.read(config.structure)
+    ff = forcefield.load(config.model, head=config.head)
     known = structures.read_all(config.reference) if config.reference else []
     graph.check_atoms(atoms, ff.config, str(config.structure))
     if not atoms.pbc.all():

@@ -4,13 +4,13 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from equijax import parallel
-from equijax.finetune import report
+from equijax.finetune import report, run
 from equijax.finetune.options import FinetuneConfig, resolve
-from equijax.finetune.run import run, say
 from equijax.programs import runner
 
 
@@ -20,9 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = resolve(read(sys.argv[1:] if argv is None else argv))
     if options.distributed:
         parallel.join(options.coordinator, options.processes, options.process)
-    result = run(options)
+    result = run.run(options)
     if result is not None:
-        say(report.summary(result))
+        run.say(report.summary(result))
     return 0
 
 
@@ -50,7 +50,8 @@ def read(argv: Sequence[str] | None = None) -> FinetuneConfig:
     return runner.options(FinetuneConfig, argv + flags, "equijax finetune")
 
 
-def _flag(name, value):
+def _flag(name: str, value: Any) -> list[str]:
+    """The option of the command line that says the same as an entry of the file."""
     flag = "--" + name.replace("_", "-")
     if value is None or value == []:
         return []
