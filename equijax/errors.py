@@ -1,4 +1,4 @@
-"""Errors that a user can mend: programs show their message in one line. All others are bugs and keep their traceback."""
+"""Errors that a user can mend: programs show them in one line. All others are bugs and keep their traceback."""
 
 
 class InputError(ValueError):

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from equijax import parallel
+from equijax.errors import InputError
 
 Options = TypeVar("Options")
 Result = TypeVar("Result")
@@ -51,7 +52,7 @@ def write_json(path: str | Path, document: Any, *, allow_nan: bool = True) -> No
     """Write `document` to `path` as JSON, whole or not at all; arrays, paths and dataclasses as `plain` has them.
 
     Raises:
-      ValueError: a number that is not finite, where `allow_nan` is off: such text is not JSON.
+      InputError: a number that is not finite, where `allow_nan` is off: such text is not JSON.
     """
     write_text(path, json.dumps(document, indent=1, default=plain, allow_nan=allow_nan) + "\n")
 
@@ -100,13 +101,13 @@ def open_at(path: str | Path, size: int | None) -> FileIO:
     """The file, unbuffered and empty, or cut off after `size` bytes and ready to append to.
 
     Raises:
-      ValueError: shorter than that, or missing.
+      InputError: shorter than that, or missing.
     """
     if size is None:
         return open(path, "wb", buffering=0)
     found = os.path.getsize(path) if os.path.exists(path) else 0
     if found < size:
-        raise ValueError(f"{path} has {found} bytes where the run to be continued had written {size}: put it back")
+        raise InputError(f"{path} has {found} bytes where the run to be continued had written {size}: put it back")
     file = open(path, "r+b", buffering=0)
     file.truncate(size)
     file.seek(size)

@@ -7,6 +7,7 @@ import numpy as np
 
 from equijax import data, tables
 from equijax.data import Labelled, isolated
+from equijax.errors import InputError, NotFinite
 from equijax.potential import Evaluated
 
 # (name, unit, factor from eV and A)
@@ -71,7 +72,7 @@ def label_warnings(structures: Sequence[Labelled], found: Sequence[Evaluated]) -
     out = []
     try:
         data.check_stress(structures, [f.stress for f in found])
-    except (ValueError, FloatingPointError) as error:
+    except (InputError, NotFinite) as error:
         out.append(str(error))
     off = data.off_reference(structures, [f.energy for f in found])
     if off is not None:

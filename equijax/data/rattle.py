@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from equijax import forcefield, outputs, structures
 from equijax.data.select import descriptors, farthest
+from equijax.errors import InputError
 from equijax.forcefield import ForceField
 from equijax.graph.neighbours import check_atoms, neighbour_list
 
@@ -57,11 +58,11 @@ class RattleConfig:
 
     def __post_init__(self):
         if not 1 <= self.number <= self.candidates:
-            raise ValueError(f"number {self.number} must be between 1 and the {self.candidates} candidates")
+            raise InputError(f"number {self.number} must be between 1 and the {self.candidates} candidates")
         if not self.rattle or min(self.rattle) < 0 or not 0 <= self.strain < 0.3:
-            raise ValueError(f"rattle {self.rattle} must not be negative and strain {self.strain} be in [0, 0.3)")
+            raise InputError(f"rattle {self.rattle} must not be negative and strain {self.strain} be in [0, 0.3)")
         if not 0 <= self.min_distance < 1:
-            raise ValueError(f"min_distance {self.min_distance} must be in [0, 1)")
+            raise InputError(f"min_distance {self.min_distance} must be in [0, 1)")
 
 
 class Picked(NamedTuple):
@@ -78,12 +79,12 @@ def run(options: RattleConfig) -> Picked:
 
     Raises:
       FileExistsError: structures of another run are there.
-      ValueError: a crystal that cannot be made into candidates.
+      InputError: a crystal that cannot be made into candidates.
     """
     _check_free(options.out)
     crystal = structures.read(options.structure)
     if not crystal.pbc.all() or crystal.cell.rank < 3:
-        raise ValueError(f"{options.structure} is not periodic in three directions")
+        raise InputError(f"{options.structure} is not periodic in three directions")
     ff = None if options.model is None else forcefield.load(options.model, head=options.head)
     if ff is not None:
         check_atoms(crystal, ff.config, str(options.structure))
@@ -135,7 +136,7 @@ def make_supercell(crystal: ase.Atoms, repeat: Sequence[int] | None, min_length:
         heights = crystal.get_volume() / np.linalg.norm(np.cross(*_pairs(crystal.cell.array)), axis=1)
         repeat = np.maximum(1, np.ceil(min_length / heights - 1e-6).astype(int)).tolist()
     if min(repeat) < 1:
-        raise ValueError(f"supercell {tuple(repeat)}: expected positive repetitions")
+        raise InputError(f"supercell {tuple(repeat)}: expected positive repetitions")
     bare = ase.Atoms(crystal.numbers, crystal.positions, cell=crystal.cell, pbc=True)
     whole = bare.repeat(repeat)
     return whole[np.argsort(whole.numbers, kind="stable")]
@@ -145,7 +146,7 @@ def rattled(supercell: ase.Atoms, options: RattleConfig) -> list[tuple[ase.Atoms
     """Candidates with a random strain and random displacements, each with a description.
 
     Raises:
-      ValueError: a rattle too large for the shortest distance allowed.
+      InputError: a rattle too large for the shortest distance allowed.
     """
     rng = np.random.default_rng(options.seed)
     shortest = options.min_distance * shortest_distance(supercell)
@@ -159,7 +160,7 @@ def rattled(supercell: ase.Atoms, options: RattleConfig) -> list[tuple[ase.Atoms
             if shortest_distance(atoms) >= shortest:
                 break
         else:
-            raise ValueError(
+            raise InputError(
                 f"rattling by {sigma} A brings atoms closer than {shortest:.3g} A in {MAX_ATTEMPTS} draws: "
                 "choose smaller --rattle or --strain, or a smaller --min-distance"
             )

@@ -10,6 +10,7 @@ from equijax import data, forcefield, outputs, plots, tables
 from equijax.adapters import files
 from equijax.data import Keys, Labelled
 from equijax.data.errors import QUANTITIES, label_warnings, parity, structure_errors, summarise, write_csv
+from equijax.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def run(options: EvaluateConfig) -> Evaluation:
     """Errors of `options.model` on `options.data`, written to `options.out`.
 
     Raises:
-      FileNotFoundError, ValueError: see `equijax.load` and `equijax.data.load`.
+      FileNotFoundError, InputError: see `equijax.load` and `equijax.data.load`.
     """
     started = time.perf_counter()
     ff = forcefield.load(options.model, head=options.head)
@@ -51,7 +52,7 @@ def run(options: EvaluateConfig) -> Evaluation:
     read = {str(path): data.read(path, options) for path in options.data}
     structures = [s for file in read.values() for s in file.structures]
     if not structures:
-        raise ValueError(f"{', '.join(read)}: nothing but isolated atoms, which set E0 and are not evaluated")
+        raise InputError(f"{', '.join(read)}: nothing but isolated atoms, which set E0 and are not evaluated")
     found = data.predictions(ff, structures, dtype=options.dtype)
     errors = [structure_errors(s, f) for s, f in zip(structures, found, strict=True)]
     rows = _rows({path: file.structures for path, file in read.items()}, errors)

@@ -13,6 +13,7 @@ import numpy as np
 
 from equijax import forcefield, graph, outputs, plots, structures, tables
 from equijax.config import Compute
+from equijax.errors import InputError
 from equijax.phonons import born, certificate, force_constants, projection, third_order
 from equijax.phonons.certificate import timed
 from equijax.phonons.options import KappaConfig
@@ -27,16 +28,16 @@ def run(config: KappaConfig) -> dict:
     """The whole run: checks, relaxation, force constants, conductivity, files; returns what report.json holds.
 
     Raises:
-      ValueError, MemoryError, FileNotFoundError: unusable input, before work starts.
+      InputError, MemoryError, FileNotFoundError: unusable input, before work starts.
       ImportError: phono3py is not installed.
     """
     seconds: dict[str, float] = {}
     ff, atoms = forcefield.load(config.model, head=config.head), structures.read(config.structure)
     graph.check_atoms(atoms, ff.config, str(config.structure))
     if min(config.temperatures, default=-1.0) <= 0:
-        raise ValueError(f"temperatures {config.temperatures}: expected positive numbers")
+        raise InputError(f"temperatures {config.temperatures}: expected positive numbers")
     if set(config.mesh) == {1}:
-        raise ValueError(f"mesh {config.mesh} is Gamma alone, where no heat flows: use a finer one")
+        raise InputError(f"mesh {config.mesh} is Gamma alone, where no heat flows: use a finer one")
     ph3 = _phono3py(config, atoms)
     force_constants.check_mesh(ph3.phonon_supercell, ph3.phonon_primitive, config.mesh)
     report: dict = {"relaxation": None}
@@ -56,7 +57,7 @@ def run(config: KappaConfig) -> dict:
         third_order.force_constants(ff, ph3, compute=Compute(config.dtype, memory, progress=True))
     raw = third_order.residuals(ph3)
     if raw["scale_eV_A3"] < SMALLEST_EV_A3:
-        raise ValueError(
+        raise InputError(
             f"third-order force constants of this supercell vanish, the largest is {raw['scale_eV_A3']:.1e} eV/A^3: an "
             "image on the other side cancels each; use a larger supercell"
         )

@@ -19,7 +19,7 @@ def run(config: ExpansionConfig) -> dict:
     """The whole run; returns what report.json holds.
 
     Raises:
-      ValueError, MemoryError, FileNotFoundError: unusable input, before work starts.
+      InputError, MemoryError, FileNotFoundError: unusable input, before work starts.
     """
     seconds: dict[str, float] = {}
     ff, atoms = forcefield.load(config.model, head=config.head), structures.read(config.structure)

@@ -26,6 +26,7 @@ from equijax import graph, potential
 from equijax.compiled import available_memory
 from equijax.config import Compute
 from equijax.derivatives import push_tangents
+from equijax.errors import InputError
 from equijax.potential import Potential
 
 MAX_PROGRAMS = 8  # compiled programs kept alive: XLA on CPU runs out of memory maps when there are hundreds
@@ -60,7 +61,7 @@ def hvp(
       `along`, the bilinear part of the change under both displacements.
 
     Raises:
-      ValueError: a structure the model cannot describe, tangents of the wrong shape or not finite.
+      InputError: a structure the model cannot describe, tangents of the wrong shape or not finite.
       MemoryError: one tangent needs more than `compute.memory`; said before work starts.
     """
     return hvps(ff, [atoms], [tangents], along=None if along is None else [along], compute=compute)[0]
@@ -85,7 +86,7 @@ def hvps(
       per structure [B_i, N_i, 3] eV/A. Other arguments and errors as `hvp`.
     """
     if len(images) != len(tangents):
-        raise ValueError(f"{len(images)} structures but {len(tangents)} arrays of tangents: expected one array each")
+        raise InputError(f"{len(images)} structures but {len(tangents)} arrays of tangents: expected one array each")
     tangents = [_checked(t, atoms, i) for i, (atoms, t) in enumerate(zip(images, tangents, strict=True))]
     if along is not None:
         along = [_checked([a], atoms, i)[0] for i, (atoms, a) in enumerate(zip(images, along, strict=True))]
@@ -163,9 +164,9 @@ def default_memory() -> int:
 def _checked(tangents, atoms, i):
     tangents = np.asarray(tangents, np.float64)
     if tangents.ndim != 3 or tangents.shape[1:] != (len(atoms), 3):
-        raise ValueError(f"tangents of structure {i}: shape {tangents.shape}, expected [B, {len(atoms)}, 3]")
+        raise InputError(f"tangents of structure {i}: shape {tangents.shape}, expected [B, {len(atoms)}, 3]")
     if not np.isfinite(tangents).all():
-        raise ValueError(f"tangents of structure {i} are not all finite")
+        raise InputError(f"tangents of structure {i} are not all finite")
     return tangents
 
 

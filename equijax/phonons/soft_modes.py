@@ -10,6 +10,7 @@ from tqdm import tqdm
 from equijax import forcefield, graph, outputs, plots, structures, tables
 from equijax.config import Compute
 from equijax.constraints import refuse_fixed
+from equijax.errors import InputError
 from equijax.phonons import order_parameters
 from equijax.phonons.options import ModesConfig
 from equijax.potential import Potential
@@ -42,16 +43,16 @@ def run(config: ModesConfig) -> dict:
     """The whole search: files under `config.out`, returns what report.json holds.
 
     Raises:
-      ValueError, FileNotFoundError: unusable input, before work starts.
+      InputError, FileNotFoundError: unusable input, before work starts.
     """
     atoms = structures.read(config.structure)
     ff = forcefield.load(config.model, head=config.head)
     known = structures.read_all(config.reference) if config.reference else []
     graph.check_atoms(atoms, ff.config, str(config.structure))
     if not atoms.pbc.all():
-        raise ValueError(f"{config.structure}: periodic along {atoms.pbc.tolist()}, phonons need all three directions")
+        raise InputError(f"{config.structure}: periodic along {atoms.pbc.tolist()}, phonons need all three directions")
     if min(config.mesh) < 1 or config.threshold <= 0:
-        raise ValueError(f"mesh {config.mesh} and threshold {config.threshold}: expected positive numbers")
+        raise InputError(f"mesh {config.mesh} and threshold {config.threshold}: expected positive numbers")
     phases, scans = search(ff, atoms, config)
     for i, phase in enumerate(phases):
         with outputs.beside(config.out / f"phase_{i}.extxyz") as part:

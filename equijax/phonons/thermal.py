@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from equijax import tables
+from equijax.errors import InputError
 from equijax.units import KB_EV_PER_K, KJ_PER_MOL_PER_EV, THZ_EV
 
 NUM_ACOUSTIC = 3
@@ -49,15 +50,15 @@ def harmonic(qpoints, frequencies, weights=None, temperatures=None, cutoff_THz: 
       Thermal; the three modes at Gamma with the smallest |v| are always left out, imaginary ones too.
 
     Raises:
-      ValueError: shapes that do not match, a negative temperature.
+      InputError: shapes that do not match, a negative temperature.
     """
     q, v = np.atleast_2d(qpoints), np.atleast_2d(np.asarray(frequencies, float))
     w = np.ones(len(q)) if weights is None else np.asarray(weights, float)
     T = np.arange(0.0, 1001.0, 10.0) if temperatures is None else np.asarray(temperatures, float)
     if not len(q) == len(v) == len(w):
-        raise ValueError(f"{len(q)} q vectors, {len(v)} rows of frequencies, {len(w)} weights: expected equal numbers")
+        raise InputError(f"{len(q)} q vectors, {len(v)} rows of frequencies, {len(w)} weights: expected equal numbers")
     if T.size and T.min() < 0:
-        raise ValueError(f"temperature {T.min()} K: expected 0 or more")
+        raise InputError(f"temperature {T.min()} K: expected 0 or more")
     acoustic = gamma_acoustic(q, v)
     used = (v > cutoff_THz) & ~acoustic
     energy = THZ_EV * v[used]  # [modes] eV

@@ -10,6 +10,7 @@ import phonopy
 from phonopy import Phonopy, PhonopyGruneisen
 
 from equijax.config import Compute
+from equijax.errors import InputError
 from equijax.phonons import force_constants, thermal
 from equijax.potential import Potential
 from equijax.relax import symmetric
@@ -38,10 +39,10 @@ def series(
       (phonons [S], energies [S] in eV per primitive cell).
 
     Raises:
-      ValueError: a strain of -1 or less; see also `force_constants.make_phonon`.
+      InputError: a strain of -1 or less; see also `force_constants.make_phonon`.
     """
     if min(strains) <= -1:
-        raise ValueError(f"volume strain {min(strains)}: expected above -1")
+        raise InputError(f"volume strain {min(strains)}: expected above -1")
     found, energies = [], []
     for strain in strains:
         cell = atoms.copy()
@@ -93,10 +94,10 @@ def check_strains(strains) -> None:
     """Refuse volume strains that an equation of state cannot use.
 
     Raises:
-      ValueError: fewer than 5, or one of -1 or less.
+      InputError: fewer than 5, or one of -1 or less.
     """
     if len(strains) < 5 or min(strains) <= -1:
-        raise ValueError(f"volume strains {list(strains)}: expected at least 5, all above -1, for an equation of state")
+        raise InputError(f"volume strains {list(strains)}: expected at least 5, all above -1, for an equation of state")
 
 
 def quasi_harmonic(
@@ -121,7 +122,7 @@ def quasi_harmonic(
       phonopy's QHAResult.
 
     Raises:
-      ValueError: fewer than 5 volumes.
+      InputError: fewer than 5 volumes.
     """
     strains = np.linspace(-0.04, 0.08, 7) if strains is None else np.asarray(strains)
     check_strains(strains)

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from equijax import parallel
+from equijax.errors import InputError
 from equijax.finetune import report, run
 from equijax.finetune.options import FinetuneConfig, resolve
 from equijax.programs import runner
@@ -31,7 +32,7 @@ def read(argv: Sequence[str] | None = None) -> FinetuneConfig:
 
     Raises:
       SystemExit: from the command line parser, with its message.
-      ValueError: unknown or malformed options in the file.
+      InputError: unknown or malformed options in the file.
     """
     argv = [part for a in argv for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     if "--config" not in argv[:-1]:
@@ -40,11 +41,11 @@ def read(argv: Sequence[str] | None = None) -> FinetuneConfig:
     try:
         values = yaml.safe_load(file.read_bytes())
     except yaml.YAMLError as error:
-        raise ValueError(f"{file} is neither JSON nor YAML: {error}") from error
+        raise InputError(f"{file} is neither JSON nor YAML: {error}") from error
     names = {f.name: f for f in dataclasses.fields(FinetuneConfig)}
     if not isinstance(values, dict) or (unknown := sorted(set(values) - set(names))):
         found = f"unknown options {unknown}" if isinstance(values, dict) else "no mapping of names to values"
-        raise ValueError(f"{file}: {found}; `python -m equijax.finetune --help` lists the options")
+        raise InputError(f"{file}: {found}; `python -m equijax.finetune --help` lists the options")
     given = {a.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for a in argv if a[:2] == "--"}
     flags = [x for name, value in values.items() if name not in given for x in _flag(name, value)]
     return runner.options(FinetuneConfig, argv + flags, "equijax finetune")

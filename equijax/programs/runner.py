@@ -1,7 +1,6 @@
 """How a program ends: what its user can mend is one line on standard error and status 2, a bug keeps its traceback."""
 
 import dataclasses
-import dis
 import functools
 import importlib
 import signal
@@ -9,23 +8,18 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from equijax.errors import InputError, MissingExtra, NotFinite
+
 USAGE, INTERRUPTED = 2, 128 + signal.SIGINT  # exit statuses
-ENVIRONMENT = (OSError, MemoryError)  # whoever raises them: files, disk, memory
-REFUSALS = (ValueError, ImportError, FloatingPointError)  # where a check of ours raises them
-OURS = ("equijax", "convert")
+MENDABLE = (InputError, MissingExtra, NotFinite, OSError, MemoryError)  # the last two: files, disk, memory
 
 Main = Callable[[Sequence[str] | None], int | None]
 
 
 def program(name: str) -> Callable[[Main], Callable[..., int]]:
-    """A decorator of `main(argv)`: input that cannot be used ends in one line and 2, Ctrl-C in one line and 130.
-
-    Libraries raise `REFUSALS` too, which are then bugs of ours: such an error passes, with its traceback, unless a
-    `raise` of this project made it.
-    """
+    """A decorator of `main(argv)`: what a user can mend ends in one line and 2, Ctrl-C in one line and 130."""
 
     def decorate(main: Main) -> Callable[..., int]:
         @functools.wraps(main)
@@ -36,9 +30,7 @@ def program(name: str) -> Callable[[Main], Callable[..., int]]:
                 if threading.current_thread() is threading.main_thread():
                     signal.signal(signal.SIGINT, signal.SIG_DFL)  # another one ends it without a word
                 return _end(name, "interrupted", INTERRUPTED)
-            except (*ENVIRONMENT, *REFUSALS) as error:
-                if isinstance(error, REFUSALS) and not raised_by_us(error.__traceback__):
-                    raise
+            except MENDABLE as error:
                 return _end(name, describe(error), USAGE)
 
         return run
@@ -87,18 +79,6 @@ def _vesin_without_torch() -> None:
         importlib.import_module("vesin")
 
         del sys.modules["torch"]
-
-
-def raised_by_us(traceback: TracebackType | None) -> bool:
-    """Whether a `raise` statement of this project made the error, and not a call of something else deep inside."""
-    if traceback is None:
-        return False
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    frame = traceback.tb_frame
-    instruction = frame.f_code.co_code[traceback.tb_lasti]
-    ours = frame.f_globals.get("__name__", "").split(".")[0] in OURS or frame.f_globals.get("__package__") in OURS
-    return ours and instruction == dis.opmap["RAISE_VARARGS"]
 
 
 def describe(error: BaseException) -> str:
