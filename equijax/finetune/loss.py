@@ -6,6 +6,7 @@ supercells and primitive cells share a batch.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,26 +19,40 @@ from equijax.derivatives import hessian_products
 # Conditional Huber of the universal loss: delta shrinks where the reference force is large (Batatia et al.,
 # arXiv:2401.00096, appendix): (|F| below, eV/A; factor on delta).
 FORCE_STEPS = ((100.0, 1.0), (200.0, 0.7), (300.0, 0.4), (jnp.inf, 0.1))
-TERMS = ("energy", "forces", "stress", "hvp")
+WEIGHTS = {"energy": "energy_weight", "forces": "forces_weight", "stress": "stress_weight", "hvp": "hessian_weight"}
+TERMS = tuple(WEIGHTS)
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the terms and the penalty rho applied to every difference."""
+    """Weights of the terms and the penalty rho on every difference.
 
-    kind: str = "huber"  # mse, mae, huber or universal
-    energy: float = 1.0  # on rho(dE / n), dE/n in eV/atom
-    forces: float = 1.0  # on rho(dF), eV/A
-    stress: float = 1.0  # on rho(dS), eV/A^3
-    hvp: float = 0.0  # on rho(d(Phi u)), eV/A for tangents u in A
-    delta: float = 0.01  # where Huber turns from square to linear, in the unit of each term
+    What is None takes the strategy's default, see `equijax.finetune.options.resolve`.
+    """
 
-    def __post_init__(self):
-        if self.kind not in PENALTIES:
-            raise ValueError(f"loss {self.kind!r}: expected one of {', '.join(PENALTIES)}")
-        for name in (*TERMS, "delta"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"loss {name} = {getattr(self, name)} must not be negative")
+    loss: Literal["mse", "mae", "huber", "universal"] | None = None
+    """Penalty on the differences."""
+    energy_weight: float | None = None
+    """Weight of energies per atom."""
+    forces_weight: float | None = None
+    """Weight of forces."""
+    stress_weight: float | None = None
+    """Weight of stresses."""
+    hessian_weight: float = 0.0
+    """Weight of force constants, from phonopy files in --train or by --replay-hessian."""
+    huber_delta: float = 0.01
+    """Where Huber turns linear, in the unit of each term."""
+
+    def __post_init__(self) -> None:
+        if self.loss is not None and self.loss not in PENALTIES:
+            raise ValueError(f"loss {self.loss!r}: expected one of {', '.join(PENALTIES)}")
+        for name in (*WEIGHTS.values(), "huber_delta"):
+            if (value := getattr(self, name)) is not None and not value >= 0:
+                raise ValueError(f"{name} = {value} must not be negative")
+
+    def weight(self, term: str) -> float:
+        """Weight of one of `TERMS`: on rho of eV/atom, eV/A, eV/A^3 and, for tangents in A, eV/A."""
+        return getattr(self, WEIGHTS[term])
 
 
 def square(d: jax.Array, delta: jax.Array | float) -> jax.Array:
@@ -79,30 +94,30 @@ def active(graph: jraph.GraphsTuple, options: LossConfig) -> list[str]:
     """Terms that have a weight, and labels of that kind in the batch."""
     nodes, globals_ = graph.nodes.labels, graph.globals.labels
     labels = {"energy": globals_.energy, "forces": nodes.forces, "stress": globals_.stress, "hvp": nodes.hvp}
-    return [t for t in TERMS if getattr(options, t) > 0 and labels[t] is not None]
+    return [t for t in TERMS if options.weight(t) > 0 and labels[t] is not None]
 
 
 def total(parts: dict, counts: dict, options: LossConfig) -> jax.Array:
     """sum_t weight_t sum(numerators_t) / count_t; `counts` may come from more shards than `parts`."""
-    return sum(getattr(options, t) * p.sum() / jnp.maximum(counts[t], 1.0) for t, p in parts.items())
+    return sum(options.weight(t) * p.sum() / jnp.maximum(counts[t], 1.0) for t, p in parts.items())
 
 
 def _energy(found, graph, options):
     labels = graph.globals.labels
     mask = labels.energy_mask
     d = _difference(found["energy"], labels.energy, mask) / jnp.maximum(graph.n_node, 1)
-    return PENALTIES[options.kind](d, options.delta) * labels.energy_weight, mask.sum()
+    return PENALTIES[options.loss](d, options.huber_delta) * labels.energy_weight, mask.sum()
 
 
 def _forces(found, graph, options):
     labels, mask = graph.nodes.labels.forces, graph.nodes.labels.forces_mask
     d = _difference(found["forces"], labels, mask[:, None])
-    delta = options.delta
-    if options.kind == "universal":
+    delta = options.huber_delta
+    if options.loss == "universal":
         norm = jnp.sqrt((labels**2).sum(-1, keepdims=True))
         delta = delta * jnp.select([norm < top for top, _ in FORCE_STEPS], [f for _, f in FORCE_STEPS])
     return _per_graph(
-        PENALTIES[options.kind](d, delta).sum(-1), graph, graph.globals.labels.forces_weight
+        PENALTIES[options.loss](d, delta).sum(-1), graph, graph.globals.labels.forces_weight
     ), 3.0 * mask.sum()
 
 
@@ -110,7 +125,7 @@ def _stress(found, graph, options):
     labels = graph.globals.labels
     mask = labels.stress_mask
     d = _difference(found["stress"], labels.stress, mask[:, None, None])
-    return PENALTIES[options.kind](d, options.delta).sum((1, 2)) * labels.stress_weight, 9.0 * mask.sum()
+    return PENALTIES[options.loss](d, options.huber_delta).sum((1, 2)) * labels.stress_weight, 9.0 * mask.sum()
 
 
 def _hvp(found, graph, options):
@@ -118,7 +133,7 @@ def _hvp(found, graph, options):
     number = labels.shape[1]
     mask = mask[:, None, ..., None]  # [N, 1, (2,) 1]
     d = _difference(found["hvp"], labels, mask)
-    value = PENALTIES[options.kind](d, options.delta)
+    value = PENALTIES[options.loss](d, options.huber_delta)
     return _per_graph(
         value.reshape(len(value), -1).sum(1), graph, graph.globals.labels.weight
     ), 3.0 * number * mask.sum()
