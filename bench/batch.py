@@ -21,6 +21,7 @@ from ase.build import bulk
 
 import equijax
 from equijax import derivatives, graph, testing
+from equijax.config import Compute
 from equijax.graph import packing
 
 LATTICES = {"Si": ("diamond", 5.43), "Cu": ("fcc", 3.61), "NaCl": ("rocksalt", 5.64), "Na": ("bcc", 4.2)}
@@ -95,9 +96,12 @@ def main() -> None:
     first = {}
     for name, images in streams.items():
         start = time.perf_counter()
-        ff.evaluate(images, options.dtype, progress=True)
+        ff.evaluate(images, compute=Compute(options.dtype, progress=True))
         first[name] = time.perf_counter() - start
-    calls = {name: lambda images=images: ff.evaluate(images, options.dtype) for name, images in streams.items()}
+    calls = {
+        name: lambda images=images: ff.evaluate(images, compute=Compute(options.dtype))
+        for name, images in streams.items()
+    }
     times = timed(calls, options.repeats)
     rows: list[dict] = []
     for name, images in streams.items():

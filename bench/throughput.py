@@ -27,6 +27,7 @@ from energy_forces import compiled
 from jax.sharding import PartitionSpec
 
 from equijax import derivatives, graph, potential, testing
+from equijax.config import Compute
 from equijax.phonons import hessian
 
 REPEATS = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25)  # conventional Si cells of 8 atoms per side: 64 to 125,000 atoms
@@ -130,7 +131,8 @@ def product_rows(ff, options) -> list[dict]:
         tangents = np.random.default_rng(0).normal(size=(TANGENTS, len(atoms), 3))
         forms = {"equijax": ff, "specialised": ff.specialise(["Si"])}
         calls: dict[str, Callable] = {
-            name: partial(hessian.hvp, form, atoms, tangents, dtype="float32") for name, form in forms.items()
+            name: partial(hessian.hvp, form, atoms, tangents, compute=Compute("float32"))
+            for name, form in forms.items()
         }
         times = timed(calls, options.repeats)
         each = {

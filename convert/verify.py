@@ -89,11 +89,11 @@ def compared(path: Path, config: ModelConfig, variables: dict, head: str, dtype:
     worst: dict[str, Difference] = {}
     for i, atoms in enumerate(images):
         atoms.calc = calculator
-        pairs = {"energy": (atoms.get_potential_energy() / len(atoms), ours["energy"][i] / len(atoms))}
+        pairs = {"energy": (atoms.get_potential_energy() / len(atoms), ours.energy[i] / len(atoms))}
         if config.radial_basis != "chebyshev":
-            pairs["forces"] = atoms.get_forces(), ours["forces"][bounds[i] : bounds[i + 1]]
+            pairs["forces"] = atoms.get_forces(), ours.forces[bounds[i] : bounds[i + 1]]
             if atoms.pbc.all():
-                pairs["stress"] = atoms.get_stress(voigt=False), ours["stress"][i]
+                pairs["stress"] = atoms.get_stress(voigt=False), ours.stress[i]
         for key, (theirs, mine) in pairs.items():
             found = Difference(float(np.abs(theirs - mine).max()), float(np.abs(theirs).max()))
             worst[key] = max(worst.get(key, found), found, key=lambda d, key=key: d.value / d.limit(dtype, key))

@@ -4,12 +4,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from equijax.config import Compute as Compute
     from equijax.config import ModelConfig as ModelConfig
     from equijax.forcefield import ForceField as ForceField
     from equijax.forcefield import load as load
 
 __version__ = "0.1.0"
-HOMES = {"ModelConfig": "config", "ForceField": "forcefield", "load": "forcefield"}
+HOMES = {"Compute": "config", "ModelConfig": "config", "ForceField": "forcefield", "load": "forcefield"}
 
 
 def __getattr__(name: str):

@@ -1,10 +1,15 @@
 """ASE calculator."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from equijax import compiled, derivatives, graph
+from equijax.config import Compute
 
 
 class EquijaxCalculator(Calculator):
@@ -20,33 +25,37 @@ class EquijaxCalculator(Calculator):
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
 
-    def __init__(self, forcefield, dtype: str = "float64", head: str | None = None, fast: bool = False, **kwargs):
+    def __init__(self, forcefield: Any, dtype: str = "float64", fast: bool = False, **kwargs: Any):
         super().__init__(**kwargs)
-        if dtype not in ("float32", "float64"):
-            raise ValueError(f"dtype {dtype!r}: expected 'float32' or 'float64'")
+        Compute(dtype)  # refuses another
         compiled.use_cache()
         self.forcefield, self.dtype, self.fast = forcefield, dtype, fast
-        self.head = forcefield.head_index(head)
+        self.head = forcefield.head_index
 
-    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
         """Fill `results`; ASE calls this when something changed. Non-finite forces are an error, not a result."""
         super().calculate(atoms, properties, system_changes)
         ff = self.forcefield.specialise(self.atoms.numbers) if self.fast else self.forcefield
         batch = graph.from_atoms(self.atoms, ff.config, pool=ff.pool, heads=[self.head])
         out = derivatives.evaluate(ff.config, ff.device_variables(self.dtype), batch, self.dtype)
         n = len(self.atoms)
-        if not np.isfinite(out["forces"]).all():
+        if not np.isfinite(out.forces).all():
             raise FloatingPointError(
                 f"the potential returned a non-finite force for {self.atoms.get_chemical_formula()}"
             )
-        energy = float(out["energy"][0])
+        energy = float(out.energy[0])
         self.results = {
             "energy": energy,
             "free_energy": energy,
-            "energies": out["node_energy"][:n],
-            "forces": out["forces"][:n],
+            "energies": out.node_energy[:n],
+            "forces": out.forces[:n],
         }
         if graph.has_stress(self.atoms):
-            self.results["stress"] = full_3x3_to_voigt_6_stress(out["stress"][0])
+            self.results["stress"] = full_3x3_to_voigt_6_stress(out.stress[0])
         elif "stress" in properties:
             raise PropertyNotImplementedError("stress needs three cell vectors that span a volume")

@@ -17,6 +17,27 @@ DISTANCE_TRANSFORMS = ("none", "agnesi", "soft")
 GATES = ("silu", "tanh", "abs", "none")
 
 
+DTYPES = ("float32", "float64")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How to compute: what does not change a result but in its last digits.
+
+    Raises:
+      ValueError: another dtype, or memory that is not positive.
+    """
+
+    dtype: str = "float64"  # of the model, "float32" or "float64"
+    memory: int | None = None  # bytes a device may use; None for most of what is free
+    progress: bool = False  # show a bar
+
+    def __post_init__(self):
+        _one_of("dtype", self.dtype, DTYPES)
+        if self.memory is not None and not self.memory > 0:
+            raise ValueError(f"memory = {self.memory} bytes: expected a positive number, or None")
+
+
 @dataclass(frozen=True)
 class Spline:
     """Grid of the tabulated radial functions of a specialised model: `rows` coefficients a pair of species."""

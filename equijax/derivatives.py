@@ -1,6 +1,7 @@
 """Derivatives of the energy: forces, stress, Hessian-vector and wave-vector products. The only place they are taken."""
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,16 @@ from equijax import potential
 from equijax.config import ModelConfig
 from equijax.graph.gather import gather_senders, sum_to_senders
 from equijax.potential import cast, energy, isolated_energies, per_graph
+
+
+class Derivatives(NamedTuple):
+    """Energies and first derivatives of a batch, on the device or as numpy arrays; zero for padding."""
+
+    node_energy: Any  # [N] eV
+    energy: Any  # [G] eV
+    forces: Any  # [N, 3] eV/A, -dE/dr
+    stress: Any  # [G, 3, 3] eV/A^3, dE/dstrain / volume (ASE sign)
+
 
 PAIR = "real and imaginary part"  # name of the mapped axis of length 2
 
@@ -117,13 +128,8 @@ def _wave_products(config, variables, graph, tangents, q):
     return jnp.moveaxis(jax.vmap(one)(jnp.moveaxis(q, 1, 0), waves), 2, 0)
 
 
-def energy_forces_stress(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple) -> dict[str, jax.Array]:
-    """Energies and first derivatives of a batch (interaction part: add E0 with `isolated_energies`).
-
-    Returns:
-      node_energy [N] eV, energy [G] eV, forces [N, 3] = -dE/dr in eV/A, stress [G, 3, 3] = dE/dstrain / volume in
-      eV/A^3 (ASE sign; NaN-free zero for the padding graph).
-    """
+def energy_forces_stress(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple) -> Derivatives:
+    """Energies and first derivatives of a batch (interaction part: add E0 with `isolated_energies`)."""
     positions = jnp.asarray(graph.nodes.positions)
     strain = jnp.zeros((graph.n_node.shape[0], 3, 3), positions.dtype)
 
@@ -134,7 +140,7 @@ def energy_forces_stress(config: ModelConfig, variables: dict, graph: jraph.Grap
     (_, node_energy), (dr, ds) = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(positions, strain)
     volume = jnp.abs(jnp.linalg.det(graph.globals.cell.astype(positions.dtype)))
     stress = ds / jnp.where(volume > 0, volume, 1.0)[:, None, None]
-    return {"node_energy": node_energy, "energy": per_graph(graph, node_energy), "forces": -dr, "stress": stress}
+    return Derivatives(node_energy, per_graph(graph, node_energy), -dr, stress)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -142,22 +148,21 @@ def _evaluate(config, variables, graph):
     return energy_forces_stress(config, variables, graph)
 
 
-def evaluate(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, dtype="float32") -> dict[str, np.ndarray]:
+def evaluate(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, dtype: str = "float32") -> Derivatives:
     """`energy_forces_stress` compiled, in `dtype`, with E0 added: energies are float64 numpy arrays."""
     return finish(config, variables, graph, start(config, variables, graph, dtype))
 
 
-def start(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, dtype="float32") -> dict[str, jax.Array]:
+def start(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, dtype: str = "float32") -> Derivatives:
     """The device's part of `evaluate`; returns before the device is done."""
     with jax.enable_x64(np.dtype(dtype) == np.float64):
         return _evaluate(config, cast(variables, dtype), cast(graph, dtype))
 
 
-def finish(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, started: dict) -> dict[str, np.ndarray]:
+def finish(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, started: Derivatives) -> Derivatives:
     """The host's part of `evaluate`: waits for what `start` returned."""
-    out = {k: np.asarray(v, np.float64) for k, v in started.items()}
-    e0 = isolated_energies(config, variables, graph)
-    out["node_energy"] = out["node_energy"] + e0
+    out = Derivatives(*(np.asarray(x, np.float64) for x in started))
+    node_energy = out.node_energy + isolated_energies(config, variables, graph)
     index = np.repeat(np.arange(len(graph.n_node)), np.asarray(graph.n_node))
-    out["energy"] = np.bincount(index, weights=out["node_energy"], minlength=len(graph.n_node))
-    return out
+    energy = np.bincount(index, weights=node_energy, minlength=len(graph.n_node))
+    return out._replace(node_energy=node_energy, energy=energy)

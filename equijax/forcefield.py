@@ -1,34 +1,66 @@
 """A loaded model: hyper-parameters, arrays and provenance, with everything a user calls on it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import ase
 import jax
 import numpy as np
+from ase.calculators.calculator import Calculator
 from tqdm import tqdm
 
 from equijax import checkpoint, derivatives, graph, potential
-from equijax.config import ModelConfig
+from equijax.config import Compute, ModelConfig
 from equijax.graph import packing, prefetch
 from equijax.graph.fields import Topology
+from equijax.potential import Evaluated
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ForceField:
-    """A potential; make one with `equijax.load`."""
+    """A potential; make one with `equijax.load`.
+
+    Raises:
+      ValueError: an unknown head.
+    """
 
     config: ModelConfig
     variables: dict  # {"params": ..., "constants": ...} numpy arrays
     metadata: dict
+    head: str | None = None  # the one in use, of a model that has several
     # of single structures
-    pool: graph.SizePool = field(
-        default_factory=lambda: graph.SizePool(ladders=graph.SHARED), repr=False, compare=False
-    )
-    batch_pool: graph.SizePool = field(default_factory=graph.SizePool, repr=False, compare=False)  # of `evaluate`
-    _on_device: dict = field(default_factory=dict, repr=False, compare=False)
+    pool: graph.SizePool = field(default_factory=lambda: graph.SizePool(ladders=graph.SHARED), repr=False)
+    batch_pool: graph.SizePool = field(default_factory=graph.SizePool, repr=False)  # of `evaluate`
+    _on_device: dict = field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        if self.head is not None:
+            self._index_of(self.head)
+
+    @property
+    def head_index(self) -> int:
+        """Position of the head in use among the model's heads.
+
+        Raises:
+          ValueError: a model with several, and none chosen.
+        """
+        return 0 if self.head is None and len(self.config.heads) == 1 else self._index_of(self.head)
+
+    def _index_of(self, head: str | None) -> int:
+        heads = self.config.heads
+        if head not in heads:
+            raise ValueError(f"head {head!r}: expected one of {', '.join(heads)}")
+        return heads.index(head)
+
+    def with_head(self, name: str) -> "ForceField":
+        """The same model with another head, sharing arrays and compiled programs.
+
+        Raises:
+          ValueError: an unknown head.
+        """
+        return replace(self, head=name)
 
     def device_variables(self, dtype: str = "float32") -> dict:
         """The arrays in `dtype` on the default device, transferred once; E0 stays here, in float64."""
@@ -41,28 +73,15 @@ class ForceField:
             self._on_device[dtype] = {**arrays, "constants": {**arrays["constants"], "atomic_energies": e0}}
         return self._on_device[dtype]
 
-    def head_index(self, head: str | None) -> int:
-        """Position of `head` among the model's heads.
-
-        Raises:
-          ValueError: unknown head, or none given for a model with several.
-        """
-        heads = self.config.heads
-        if head is None and len(heads) == 1:
-            return 0
-        if head not in heads:
-            raise ValueError(f"head {head!r}: expected one of {', '.join(heads)}")
-        return heads.index(head)
-
     def node_energies(self, variables: dict, vectors: jax.Array, topology: Topology) -> jax.Array:
         """Interaction energies [N] eV of a graph on the device; see `potential.energy_from_vectors`."""
         return potential.energy_from_vectors(self.config, variables, vectors, topology)
 
-    def calculator(self, dtype: str = "float64", head: str | None = None, fast: bool = False):
+    def calculator(self, dtype: str = "float64", fast: bool = False) -> Calculator:
         """An ASE calculator (energy, free_energy, energies, forces, stress); `fast`: see `specialise`."""
         from equijax.calculator import EquijaxCalculator
 
-        return EquijaxCalculator(self, dtype=dtype, head=head, fast=fast)
+        return EquijaxCalculator(self, dtype=dtype, fast=fast)
 
     def specialise(self, species, tolerance: dict | None = None) -> "ForceField":
         """The same potential for these species alone, several times faster: see `equijax.specialise`.
@@ -75,37 +94,32 @@ class ForceField:
         numbers = specialise.numbers(self.config, species)
         if self.config.spline is not None:
             return self
-        key = ("specialised", numbers, tuple(sorted((tolerance or {}).items())))
+        key = ("specialised", self.head, numbers, tuple(sorted((tolerance or {}).items())))
         if key not in self._on_device:
             config, variables, errors = specialise.specialise(self.config, self.variables, species, tolerance)
             print(specialise.summary(config, errors))
-            self._on_device[key] = ForceField(config, variables, self.metadata | {"specialised": errors})
+            self._on_device[key] = ForceField(config, variables, self.metadata | {"specialised": errors}, self.head)
         return self._on_device[key]
 
     def evaluate(
         self,
-        images: list[ase.Atoms],
-        dtype: str = "float32",
-        head: str | None = None,
+        images: Sequence[ase.Atoms],
         *,
-        progress: bool = False,
+        compute: Compute = Compute("float32"),
         errors: Literal["raise", "report"] = "raise",
         names: Sequence[str] | None = None,
-    ) -> list[dict]:
+    ) -> list[Evaluated]:
         """Energy, forces and stress of many structures in full padded batches of few shapes, in input order.
 
         Args:
           images: structures, of any mixture of sizes and elements.
-          dtype: "float32" or "float64".
-          head: required for a model with several.
-          progress: show a bar of structures done.
-          errors: what to do with a structure the model cannot describe: "raise", or "report" it in its own result,
-            {"error": message}, and go on with the rest.
+          compute: dtype, and whether to show a bar of structures done; batches need little memory.
+          errors: what to do with a structure the model cannot describe: "raise", or "report" it as the `error` of its
+            own result and go on with the rest.
           names: what messages call the structures, such as file and frame; their indices in `images` by default.
 
         Returns:
-          per structure: energy (eV), energies [n] (eV), forces [n, 3] (eV/A), stress [3, 3] (eV/A^3, ASE sign, over
-          the volume of the cell, a slab's vacuum included; NaN where the cell vectors span none).
+          one `Evaluated` a structure; stresses are over the volume of the cell, a slab's vacuum included.
 
         Raises:
           ValueError: a structure the model cannot describe, named (unknown elements and broken cells are
@@ -114,8 +128,8 @@ class ForceField:
         """
         if errors not in ("raise", "report"):
             raise ValueError(f"errors = {errors!r}: expected 'raise' or 'report'")
-        index = self.head_index(head)
-        results: list[dict] = [{} for _ in images]
+        index = self.head_index
+        results: list[Evaluated | None] = [None] * len(images)
         called = names or [f"structure {i}" for i in range(len(images))]
         called = [f"{name} ({a.get_chemical_formula()})" for name, a in zip(called, images, strict=True)]
 
@@ -126,11 +140,11 @@ class ForceField:
             except (ValueError, FloatingPointError) as error:
                 if errors == "raise":
                     raise
-                results[i] = {"error": str(error)}
+                results[i] = failed(len(images[i]), str(error))
 
         def structures() -> Iterator[packing.Structure]:
             for i, atoms in enumerate(images):
-                edges = None if results[i] else attempt(i, graph.neighbour_list, atoms, self.config.r_max)
+                edges = None if results[i] is not None else attempt(i, graph.neighbour_list, atoms, self.config.r_max)
                 if edges is not None:
                     yield packing.structure(i, atoms, edges)
 
@@ -138,14 +152,14 @@ class ForceField:
             attempt(i, graph.check_atoms, atoms, self.config)
         batches = packing.batches(structures(), self.batch_pool, len(self.config.species), packing.batch_slots())
         prepared = prefetch.ahead((b, b.build(self.config, index)) for b in batches)
-        with tqdm(total=len(images), desc="evaluate", unit="structure", disable=not progress) as bar:
-            for batch, found in self._computed(prepared, dtype):
+        with tqdm(total=len(images), desc="evaluate", unit="structure", disable=not compute.progress) as bar:
+            for batch, found in self._computed(prepared, compute.dtype):
                 for s, result in zip(batch.members, found, strict=True):
                     if attempt(s.index, finite, result):
                         results[s.index] = result
                 bar.update(len(batch.members))
             bar.update(len(images) - bar.n)
-        return results
+        return [result for result in results if result is not None]
 
     def relax(self, images: list[ase.Atoms], **options) -> list:
         """Relax many structures in batches; see `equijax.relax.batched.relax`."""
@@ -169,37 +183,42 @@ class ForceField:
         return batch, list(_split(out, [s.atoms for s in batch.members]))
 
 
-def _split(out: dict, images: list[ase.Atoms]) -> Iterator[dict]:
+def _split(out: derivatives.Derivatives, images: list[ase.Atoms]) -> Iterator[Evaluated]:
     """Results of each structure of a batch."""
     first = 0
     for g, atoms in enumerate(images):
         rows = slice(first, first + len(atoms))
         first += len(atoms)
-        stress = out["stress"][g] if graph.has_stress(atoms) else np.full((3, 3), np.nan)
-        yield {
-            "energy": float(out["energy"][g]),
-            "energies": out["node_energy"][rows],
-            "forces": out["forces"][rows],
-            "stress": stress,
-        }
+        stress = out.stress[g] if graph.has_stress(atoms) else np.full((3, 3), np.nan)
+        yield Evaluated(float(out.energy[g]), out.node_energy[rows], out.forces[rows], stress)
 
 
-def finite(result: dict, name: str) -> dict:
+def failed(num_atoms: int, error: str) -> Evaluated:
+    """The result of a structure that has none."""
+    return Evaluated(
+        np.nan, np.full(num_atoms, np.nan), np.full((num_atoms, 3), np.nan), np.full((3, 3), np.nan), error
+    )
+
+
+def finite(result: Evaluated, name: str) -> Evaluated:
     """The result itself.
 
     Raises:
       FloatingPointError: an energy or force is not finite.
     """
-    if not (np.isfinite(result["energy"]) and np.isfinite(result["forces"]).all()):
+    if not (np.isfinite(result.energy) and np.isfinite(result.forces).all()):
         raise FloatingPointError(f"{name}: the potential returned a non-finite energy or force")
     return result
 
 
-def load(path: str | Path) -> ForceField:
+def load(path: str | Path, *, head: str | None = None) -> ForceField:
     """Load a model directory written by `python -m convert` or by fine-tuning.
 
+    Args:
+      path: the directory.
+      head: the head to use, of a model that has several; needed there before anything is computed.
+
     Raises:
-      FileNotFoundError, ValueError: see `equijax.checkpoint.load`.
+      FileNotFoundError, ValueError: see `equijax.checkpoint.load`; an unknown head.
     """
-    config, variables, metadata = checkpoint.load(path)
-    return ForceField(config, variables, metadata)
+    return ForceField(*checkpoint.load(path), head=head)

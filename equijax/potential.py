@@ -1,16 +1,88 @@
 """The potential: one pure function from parameters and a graph to the energy of every atom."""
 
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import ase
 import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
+from ase.calculators.calculator import Calculator
 
+from equijax import graph as graphs
 from equijax import precision
-from equijax.config import ModelConfig
+from equijax.config import Compute, ModelConfig
 from equijax.graph.fields import Topology
 from equijax.graph.gather import gather_senders
 from equijax.nn import folded
 from equijax.nn.mace import MACE
+
+
+class Evaluated(NamedTuple):
+    """Energy and first derivatives of a structure of n atoms; NaN where there is an error."""
+
+    energy: float  # eV
+    energies: np.ndarray  # [n] eV
+    forces: np.ndarray  # [n, 3] eV/A
+    stress: np.ndarray  # [3, 3] eV/A^3, ASE sign, over the volume of the cell; NaN where the cell vectors span none
+    error: str | None = None  # why there is none
+
+
+class Potential(Protocol):
+    """What everything that works with a model needs of it: `equijax.ForceField` is one."""
+
+    @property
+    def config(self) -> Any:
+        """Hyper-parameters, a key of `POTENTIALS`: `ModelConfig`, or another with species, heads and r_max."""
+
+    @property
+    def variables(self) -> dict:
+        """{"params": ..., "constants": ...}, numpy arrays."""
+
+    @property
+    def metadata(self) -> dict:
+        """Where it comes from, for reports."""
+
+    @property
+    def head(self) -> str | None:
+        """The head in use, of a model that has several."""
+
+    @property
+    def head_index(self) -> int:
+        """Its position among the model's heads."""
+
+    @property
+    def pool(self) -> graphs.SizePool:
+        """Padded shapes of single structures."""
+
+    def with_head(self, name: str) -> "Potential":
+        """The same model with another head."""
+        ...
+
+    def device_variables(self, dtype: str = "float32") -> dict:
+        """The variables in `dtype` on the default device."""
+        ...
+
+    def node_energies(self, variables: dict, vectors: jax.Array, topology: Topology) -> jax.Array:
+        """Interaction energies [N] eV, see `energy_from_vectors`."""
+        ...
+
+    def evaluate(
+        self,
+        images: Sequence[ase.Atoms],
+        *,
+        compute: Compute = ...,
+        errors: Literal["raise", "report"] = "raise",
+        names: Sequence[str] | None = None,
+    ) -> list[Evaluated]:
+        """Energy, forces and stress of many structures."""
+        ...
+
+    def calculator(self, dtype: str = "float64", fast: bool = False) -> Calculator:
+        """An ASE calculator."""
+        ...
+
 
 MASKED_LENGTH = 2.0  # length of a masked edge in units of r_max: beyond the cutoff, away from r = 0
 

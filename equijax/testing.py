@@ -15,6 +15,7 @@ from equijax import couplings, potential
 from equijax.config import ModelConfig
 from equijax.forcefield import ForceField
 from equijax.graph.fields import Topology
+from equijax.potential import Evaluated
 
 # Largest difference accepted between two routes to the same quantity, by dtype of the computation.
 TOLERANCE = {
@@ -113,11 +114,11 @@ def rattled(name: str = "NaCl", structure: str = "rocksalt", a: float = 5.6, rep
     return atoms
 
 
-def assert_equivariant(evaluate: Callable[[Atoms], dict], atoms: Atoms, tolerance: dict, seed: int = 0) -> None:
+def assert_equivariant(evaluate: Callable[[Atoms], Evaluated], atoms: Atoms, tolerance: dict, seed: int = 0) -> None:
     """Energy invariant, forces covariant under a random improper rotation, translation and permutation.
 
     Args:
-      evaluate: structure -> {"energy": eV, "forces": [n, 3] eV/A}.
+      evaluate: structure -> its energy and forces.
       atoms: any structure.
       tolerance: "energy" (per atom) and "forces", e.g. an entry of `TOLERANCE`.
       seed: of the random transformation.
@@ -132,8 +133,8 @@ def assert_equivariant(evaluate: Callable[[Atoms], dict], atoms: Atoms, toleranc
     moved.set_cell(atoms.cell.array @ R.T)
     moved.positions = (atoms.positions @ R.T + rng.normal(size=3))[order]
     before, after = evaluate(atoms), evaluate(moved)
-    np.testing.assert_allclose(after["energy"], before["energy"], rtol=0, atol=tolerance["energy"] * len(atoms))
-    np.testing.assert_allclose(after["forces"], (before["forces"] @ R.T)[order], rtol=0, atol=tolerance["forces"])
+    np.testing.assert_allclose(after.energy, before.energy, rtol=0, atol=tolerance["energy"] * len(atoms))
+    np.testing.assert_allclose(after.forces, (before.forces @ R.T)[order], rtol=0, atol=tolerance["forces"])
 
 
 def structures() -> dict[str, Atoms]:

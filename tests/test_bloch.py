@@ -12,6 +12,7 @@ from phonopy.phonon.group_velocity import GroupVelocity
 from phonopy.structure.atoms import PhonopyAtoms
 
 from equijax import testing
+from equijax.config import Compute
 from equijax.kernels import build
 from equijax.nn import convolution
 from equijax.phonons import dynamical, hessian
@@ -180,4 +181,4 @@ def test_refuses(ff, atoms):
     with pytest.raises(ValueError, match="qpoints"):
         dynamical.dynamical_matrices(ff, atoms, [0, 0, 0])
     with pytest.raises(MemoryError, match="budget"):
-        dynamical.dynamical_matrices(ff, atoms, [[0, 0, 0]], memory=1000)
+        dynamical.dynamical_matrices(ff, atoms, [[0, 0, 0]], compute=Compute(memory=1000))

@@ -13,6 +13,7 @@ from ase.optimize import BFGS
 
 from equijax import checkpoint, derivatives, load, testing
 from equijax import potential as predict
+from equijax.config import Compute
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_stress_of_a_slab_and_of_a_molecule_in_a_box(ff, pbc):
     slab.set_cell([5.6, 5.6, 15.0])
     slab.pbc = pbc
     found = attached(ff, slab).get_stress(voigt=False)
-    np.testing.assert_allclose(ff.evaluate([slab], dtype="float64")[0]["stress"], found, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(ff.evaluate([slab], compute=Compute())[0].stress, found, rtol=0, atol=1e-12)
     energies = []
     for strain in (1e-4, -1e-4):
         moved = slab.copy()
@@ -101,16 +102,35 @@ def test_stress_of_a_molecule_is_refused(ff):
     with pytest.raises(PropertyNotImplementedError, match="three cell vectors"):
         attached(ff, Atoms("NaCl", positions=[[0, 0, 0], [0, 0, 2.4]])).get_stress()
     flat = [Atoms("NaCl", positions=[[0, 0, 0], [0, 0, 2.4]]), Atoms("Na", cell=[5, 5, 0], pbc=(1, 1, 0))]
-    assert all(np.isnan(found["stress"]).all() for found in ff.evaluate(flat))
+    assert all(np.isnan(found.stress).all() for found in ff.evaluate(flat))
 
 
 def test_heads_are_chosen_by_name():
     ff = testing.random_forcefield(testing.random_config(channels=2, heads=("pbe", "r2scan")))
-    energies = {head: attached(ff, testing.rattled(), head=head).get_potential_energy() for head in ff.config.heads}
+    energies = {
+        head: attached(ff.with_head(head), testing.rattled()).get_potential_energy() for head in ff.config.heads
+    }
     assert energies["pbe"] != energies["r2scan"]
-    for head in (None, "hf"):
-        with pytest.raises(ValueError, match="expected one of pbe, r2scan"):
-            ff.calculator(head=head)
+    for use in (lambda: ff.head_index, ff.calculator, lambda: ff.evaluate([testing.rattled()])):
+        with pytest.raises(ValueError, match="head None: expected one of pbe, r2scan"):
+            use()
+    with pytest.raises(ValueError, match="head 'hf': expected one of pbe, r2scan"):
+        ff.with_head("hf")
+
+
+def test_heads_share_arrays_and_are_loaded_by_name(tmp_path):
+    ff = testing.random_forcefield(testing.random_config(channels=2, heads=("pbe", "r2scan")))
+    checkpoint.save(tmp_path / "a", ff.config, ff.variables, {})
+    chosen = load(tmp_path / "a", head="r2scan")
+    assert (chosen.head, chosen.head_index, chosen.with_head("pbe").head_index) == ("r2scan", 1, 0)
+    assert chosen.with_head("pbe").device_variables() is chosen.device_variables()
+    with pytest.raises(ValueError, match="head 'hf': expected one of pbe, r2scan"):
+        load(tmp_path / "a", head="hf")
+
+
+def test_force_fields_can_be_keys(ff):
+    """They hold dicts of arrays: each is equal to itself alone."""
+    assert {ff: 1}[ff] == 1 and ff != ff.with_head("Default")
 
 
 def test_checkpoint_round_trip(ff, tmp_path):
@@ -118,7 +138,7 @@ def test_checkpoint_round_trip(ff, tmp_path):
     again = load(tmp_path / "a")
     assert again.config == ff.config and again.metadata == {"source": "test"}
     atoms = testing.rattled()
-    assert again.evaluate([atoms])[0]["energy"] == ff.evaluate([atoms])[0]["energy"]
+    assert again.evaluate([atoms])[0].energy == ff.evaluate([atoms])[0].energy
     checkpoint.save(tmp_path / "a", ff.config, ff.variables, {"source": "second"})
     assert load(tmp_path / "a").metadata == {"source": "second"}
     assert [p.name for p in tmp_path.iterdir()] == ["a"], "nothing is left beside"

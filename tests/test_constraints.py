@@ -9,6 +9,7 @@ from ase.build import bulk, fcc111
 from ase.constraints import FixAtoms, FixBondLength, FixCartesian, FixScaled
 
 from equijax import testing
+from equijax.config import Compute
 from equijax.constraints import free_components
 from equijax.phonons import soft_modes
 from equijax.phonons.soft_modes import ModesConfig
@@ -63,7 +64,7 @@ def test_fixed_atoms_stay_and_the_others_relax(name):
         assert np.abs(found.positions - atoms.positions)[free].max() > 0.01
         assert found.constraints
     np.testing.assert_allclose(batched.atoms.positions, alone.positions, atol=1e-4)
-    forces = FF.evaluate([alone], "float64")[0]["forces"]
+    forces = FF.evaluate([alone], compute=Compute())[0].forces
     assert np.abs(forces[free]).max() <= 1e-5
 
 

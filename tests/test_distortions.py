@@ -6,6 +6,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from equijax import testing
+from equijax.config import Compute
 from equijax.phonons import dynamical, order_parameters
 from equijax.phonons import dynamical as bloch
 from equijax.phonons.order_parameters import OrderParameter
@@ -52,7 +53,7 @@ def test_energy_of_a_small_distortion_is_half_omega_squared_amplitude_squared():
         h = 0.05
         for image, Q in zip(images, (-h, 0.0, h), strict=True):
             image.positions += Q * u
-        e = [found["energy"] for found in ff.evaluate(images, dtype="float64")]
+        e = [found.energy for found in ff.evaluate(images, compute=Compute())]
         second = (e[0] - 2 * e[1] + e[2]) / h**2 * len(atoms) / len(cell)
         np.testing.assert_allclose(second, values[-1], rtol=1e-3)
 
@@ -61,13 +62,13 @@ def test_order_parameters_of_a_star(monkeypatch):
     """A simple cubic crystal soft at X: three arms, transverse modes two-fold, one pattern each as 2q = G."""
     atoms = Atoms("Na", cell=[4.0] * 3, pbc=True)
 
-    def matrices(ff, atoms, q, symprec):
+    def matrices(ff, atoms, q, symprec, compute):
         along = np.isclose(np.asarray(q), 0.5)
         stiff = np.where(along.sum(1, keepdims=True) == 1, np.where(along, 1.0, -0.1), 1.0)
         return np.array([np.diag(row).astype(complex) for row in stiff])
 
     monkeypatch.setattr(bloch, "symmetric_matrices", matrices)
-    _, frequencies, orders = order_parameters.order_parameters(None, atoms, (2, 2, 2), 0.2, 1e-5)
+    _, frequencies, orders = order_parameters.order_parameters(None, atoms, (2, 2, 2), threshold=0.2, symprec=1e-5)
     assert len(orders) == 1 and orders[0].modes.shape == (6, 1, 3)
     assert orders[0].frequency == pytest.approx(frequencies.min())
     # single displacements of planes along one axis, doubling the cell

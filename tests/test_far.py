@@ -12,6 +12,8 @@ from ase.build import fcc111
 from ase.neighborlist import neighbor_list
 
 from equijax import graph, potential, testing
+from equijax.config import Compute
+from equijax.potential import Evaluated
 
 FF = testing.random_forcefield(
     testing.random_config(channels=2, max_ell=1, correlation=(2, 2), num_radial=3, radial_mlp=(8, 8), readout_mlp=4)
@@ -111,16 +113,17 @@ def moved(atoms: Atoms, kind: str) -> Atoms:
 def test_float32_does_not_depend_on_where_atoms_are(kind):
     """Calculator and batches, energy, forces and stress: to the rounding of float32 at the origin."""
     atoms = testing.rattled()
-    for evaluate in (lambda a: FF.evaluate([a], "float32")[0], single):
+    for evaluate in (lambda a: FF.evaluate([a])[0], single):
         here, there = evaluate(atoms), evaluate(moved(atoms, kind))
         for name, tolerance in {"energy": 1e-5, "forces": 1e-5, "stress": 1e-7}.items():
-            np.testing.assert_allclose(there[name], here[name], rtol=0, atol=tolerance, err_msg=name)
+            np.testing.assert_allclose(getattr(there, name), getattr(here, name), rtol=0, atol=tolerance, err_msg=name)
 
 
-def single(atoms: Atoms) -> dict:
+def single(atoms: Atoms) -> Evaluated:
     """The calculator's results."""
     atoms.calc = FF.calculator("float32")
-    return {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces(), "stress": atoms.get_stress()}
+    energies = atoms.get_potential_energies()
+    return Evaluated(atoms.get_potential_energy(), energies, atoms.get_forces(), atoms.get_stress())
 
 
 def test_vectors_follow_positions():
@@ -146,8 +149,8 @@ def test_large_isolated_energies_lose_nothing_in_float32(kind):
     if kind == "specialised":
         reference, heavy = FF.specialise(["Na", "Cl"]), ff.specialise(["Na", "Cl"])
     atoms = testing.rattled()
-    expected = reference.evaluate([atoms], "float64")[0]["energy"] - 8e5
-    found = heavy.evaluate([atoms], "float32")[0]["energy"]
+    expected = reference.evaluate([atoms], compute=Compute())[0].energy - 8e5
+    found = heavy.evaluate([atoms])[0].energy
     atoms.calc = heavy.calculator("float32")
     for energy in (found, atoms.get_potential_energy(), atoms.get_potential_energies().sum()):
         assert abs(energy - expected) / 8 < 1e-5

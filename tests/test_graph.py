@@ -70,9 +70,7 @@ def test_padding_and_batch_order_change_results_by_rounding_only():
             CONFIG, variables, graph.build([structures[i] for i in order], CONFIG, size), "float64"
         )
         first = np.cumsum([0, *(len(images[i]) for i in order)])
-        return {
-            i: (out["energy"][g], out["forces"][first[g] : first[g + 1]], out["stress"][g]) for g, i in enumerate(order)
-        }
+        return {i: (out.energy[g], out.forces[first[g] : first[g + 1]], out.stress[g]) for g, i in enumerate(order)}
 
     plain = run(range(len(images)), size)
     larger = graph.Size(size.nodes + 7, size.slots + 5, size.species + 1, size.graphs + 3)
@@ -108,7 +106,7 @@ def test_500_different_structures_compile_at_most_20_programs():
     together = ff.evaluate(images)
     for i in range(0, 500, 10):
         alone = ff.evaluate([images[i]])[0]
-        np.testing.assert_allclose(alone["forces"], together[i]["forces"], atol=testing.TOLERANCE["float32"]["forces"])
+        np.testing.assert_allclose(alone.forces, together[i].forces, atol=testing.TOLERANCE["float32"]["forces"])
     assert derivatives._evaluate._cache_size() - before <= 20
 
 

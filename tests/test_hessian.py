@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from equijax import graph, potential
+from equijax.config import Compute
 from equijax.phonons import hessian
 from equijax.testing import TOLERANCE, random_config, random_forcefield, rattled
 
@@ -62,7 +63,7 @@ def test_structures_of_different_size_in_one_call(ff, atoms, full):
 
 def test_a_budget_too_small_for_one_row_is_an_error_that_says_what_is_needed(ff, atoms):
     with pytest.raises(MemoryError, match="one Hessian row of .* atoms .* the budget is 0.00 GB"):
-        hessian.hessians(ff, [atoms, atoms.repeat((2, 1, 1)), atoms], rows=[[7], [5], []], memory=1000)
+        hessian.hessians(ff, [atoms, atoms.repeat((2, 1, 1)), atoms], rows=[[7], [5], []], compute=Compute(memory=1000))
 
 
 def test_tangents_are_linear_and_a_second_call_compiles_nothing(ff, atoms, full):
@@ -75,7 +76,7 @@ def test_tangents_are_linear_and_a_second_call_compiles_nothing(ff, atoms, full)
 
 def test_float32_with_sums_in_float64(ff, atoms, full):
     """Errors of single precision; edge vectors are the only edge arrays in float64."""
-    found = hessian.hessian(ff, atoms, dtype="float32")
+    found = hessian.hessian(ff, atoms, compute=Compute("float32"))
     assert 0 < np.abs(found - full).max() < 1e-5 * np.abs(full).max()
     np.testing.assert_allclose(found.sum(2), 0, rtol=0, atol=1e-6 * np.abs(full).max())
     (program, _), *_ = [p for key, p in hessian._programs.items() if "float32" in key and key[0] == ff.config]
@@ -91,7 +92,7 @@ def test_wrong_input_is_refused_before_work(ff, atoms):
     with pytest.raises(IndexError, match=r"0\.\.7"):
         hessian.hessian(ff, atoms, rows=[8])
     with pytest.raises(ValueError, match="bfloat16"):
-        hessian.hvp(ff, atoms, np.zeros((1, 8, 3)), dtype="bfloat16")
+        hessian.hvp(ff, atoms, np.zeros((1, 8, 3)), compute=Compute("bfloat16"))
     unknown = atoms.copy()
     unknown.numbers[0] = 92
     with pytest.raises(ValueError, match="element U"):

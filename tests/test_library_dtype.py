@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from equijax import checkpoint, data, graph, potential
+from equijax.config import Compute
 from equijax.finetune import replay
 from equijax.md import options, simulation
 from equijax.phonons import dynamical, hessian
@@ -41,22 +42,22 @@ def calculator():
 def dynamical_matrix():
     """The Hessian of the cell: at q = 0 all periodic images move alike."""
     root = np.repeat(np.sqrt(ATOMS.get_masses()), 3)
-    (found,) = dynamical.dynamical_matrices(FF, ATOMS, [[0.0, 0.0, 0.0]], dtype="float64") * np.outer(root, root)
+    (found,) = dynamical.dynamical_matrices(FF, ATOMS, [[0.0, 0.0, 0.0]]) * np.outer(root, root)
     return (dynamical.phase(ATOMS, [[0.0, 0.0, 0.0]])[0].conj() * found).real.reshape(8, 3, 8, 3)
 
 
 def relaxed_in_no_steps():
-    return batched.relax(FF, [ATOMS], fmax=1e3, steps=1, dtype="float64")[0].atoms.get_forces()
+    return batched.relax(FF, [ATOMS], fmax=1e3, steps=1)[0].atoms.get_forces()
 
 
 LABELLED = data.Labelled(ATOMS)
 FUNCTIONS = {
-    "evaluate": ("forces", lambda: FF.evaluate([ATOMS], "float64")[0]["forces"]),
-    "predictions": ("forces", lambda: data.predictions(FF, [LABELLED], dtype="float64")[0]["forces"]),
+    "evaluate": ("forces", lambda: FF.evaluate([ATOMS], compute=Compute())[0].forces),
+    "predictions": ("forces", lambda: data.predictions(FF, [LABELLED], dtype="float64")[0].forces),
     "calculator": ("forces", calculator),
     "pseudo labels": ("forces", lambda: replay.pseudo_label(FF, [LABELLED], dtype="float64")[0].forces),
     "screen": ("forces", relaxed_in_no_steps),
-    "hessian": ("hessian", lambda: hessian.hessian(FF, ATOMS, dtype="float64")),
+    "hessian": ("hessian", lambda: hessian.hessian(FF, ATOMS)),
     "bloch": ("hessian", dynamical_matrix),
 }
 
@@ -71,7 +72,7 @@ def test_float64_is_float64(name, reference):
 
 
 def test_float32_would_have_been_noticed(reference):
-    found = FF.evaluate([ATOMS], "float32")[0]["forces"]
+    found = FF.evaluate([ATOMS])[0].forces
     assert np.abs(found - reference["forces"]).max() > 1e-9
 
 

@@ -6,6 +6,7 @@ import pytest
 from ase import Atoms
 
 from equijax import couplings, graph, potential, testing
+from equijax.config import Compute
 from equijax.derivatives import energy_forces_stress
 from equijax.nn import blocks
 from equijax.nn.contraction import polynomial
@@ -29,8 +30,10 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_energy_is_invariant_and_forces_rotate(variant, dtype):
     ff = testing.random_forcefield(testing.random_config(channels=4, **VARIANTS[variant]))
-    evaluate = lambda atoms: ff.evaluate([atoms], dtype, head=ff.config.heads[-1])[0]  # noqa: E731
-    testing.assert_equivariant(evaluate, testing.rattled(), testing.TOLERANCE[dtype])
+    ff = ff.with_head(ff.config.heads[-1])
+    testing.assert_equivariant(
+        lambda atoms: ff.evaluate([atoms], compute=Compute(dtype))[0], testing.rattled(), testing.TOLERANCE[dtype]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +95,10 @@ def test_energy_force_and_curvature_are_continuous_at_the_cutoff(ff):
 
 
 def test_isolated_atom_has_its_reference_energy(ff):
-    out = ff.evaluate([Atoms("Na")], "float64")[0]
+    out = ff.evaluate([Atoms("Na")], compute=Compute())[0]
     far = ff.evaluate([Atoms("Na2", positions=[[0, 0, 0], [0, 0, 50.0]])], "float64")[0]
-    assert not out["forces"].any()
-    np.testing.assert_allclose(far["energy"], 2 * out["energy"], rtol=1e-14)
+    assert not out.forces.any()
+    np.testing.assert_allclose(far.energy, 2 * out.energy, rtol=1e-14)
 
 
 @pytest.mark.parametrize("degree", [1, 2, 3])

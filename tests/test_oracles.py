@@ -7,6 +7,7 @@ from ase.build import bulk
 from ase.neighborlist import neighbor_list
 
 from equijax import testing, units
+from equijax.config import Compute
 from equijax.phonons import dynamical, force_constants, thermal
 from equijax.phonons.volumes import gruneisen, quasi_harmonic
 from equijax.programs import expansion
@@ -161,7 +162,7 @@ def test_sound_is_elasticity():
             strain[j, i] += step / 2
             moved = atoms.copy()
             moved.set_cell(atoms.cell.array @ strain, scale_atoms=True)
-            values.append(ff.evaluate([moved], dtype="float64")[0]["stress"])
+            values.append(ff.evaluate([moved], compute=Compute())[0].stress)
         return (8 * (values[0] - values[1]) - (values[2] - values[3])) / (12 * h)
 
     along, shear = slopes(0, 0), slopes(1, 2)

@@ -9,6 +9,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from equijax import checkpoint
+from equijax.config import Compute
 from equijax.phonons import force_constants, hessian, thermal
 from equijax.phonons.born import looks_polar, set_born, warn_polar
 from equijax.phonons.certificate import verdict
@@ -39,7 +40,7 @@ def finite_differences(ff, phonon, step):
     copy = phonon.replicate()
     copy.generate_displacements(distance=step, is_plusminus=True)
     images = [force_constants.to_ase(cell) for cell in copy.supercells_with_displacements]
-    copy.forces = [ff.evaluate([image], dtype="float64")[0]["forces"] for image in images]
+    copy.forces = [ff.evaluate([image], compute=Compute())[0].forces for image in images]
     copy.produce_force_constants(calculate_full_force_constants=False, show_drift=False)
     return copy.force_constants
 

@@ -10,8 +10,10 @@ import pytest
 from ase.build import bulk
 
 from equijax import graph
-from equijax.forcefield import ForceField
+from equijax.config import Compute
+from equijax.forcefield import ForceField, failed
 from equijax.graph import packing, prefetch
+from equijax.potential import Evaluated
 from equijax.relax import batched
 from equijax.testing import random_config, random_forcefield, rattled
 
@@ -34,12 +36,12 @@ def mixed():
 
 def test_results_in_order_and_bad_structure_reported(ff):
     images = mixed()
-    results = ff.evaluate(images, "float64", errors="report")
-    assert "structure 2" in results[2]["error"] and "non-finite position" in results[2]["error"]
+    results = ff.evaluate(images, compute=Compute(), errors="report")
+    assert "structure 2" in results[2].error and "non-finite position" in results[2].error
     for i in (0, 1, 3, 4):
-        alone = ff.evaluate([images[i]], "float64")[0]
-        assert results[i]["energy"] == pytest.approx(alone["energy"], abs=1e-9)
-        np.testing.assert_allclose(results[i]["forces"], alone["forces"], atol=1e-9)
+        alone = ff.evaluate([images[i]], compute=Compute())[0]
+        assert results[i].energy == pytest.approx(alone.energy, abs=1e-9)
+        np.testing.assert_allclose(results[i].forces, alone.forces, atol=1e-9)
     with pytest.raises(ValueError, match="structure 2"):
         ff.evaluate(images)
     with pytest.raises(ValueError, match="expected 'raise' or 'report'"):
@@ -52,8 +54,8 @@ def test_non_finite_result_is_reported_and_stays_alone(ff):
     constants = {**ff.variables["constants"], "atomic_energies": np.array([[1.0, 1.0, np.nan]])}
     broken = ForceField(ff.config, {**ff.variables, "constants": constants}, {})
     silicon, salt = broken.evaluate(images, errors="report")
-    assert "structure 1 (Cl4Na4): the potential returned a non-finite" in salt["error"]
-    np.testing.assert_array_equal(silicon["forces"], good["forces"])
+    assert "structure 1 (Cl4Na4): the potential returned a non-finite" in salt.error
+    np.testing.assert_array_equal(silicon.forces, good.forces)
     with pytest.raises(FloatingPointError, match="structure 1"):
         broken.evaluate(images)
 
@@ -124,15 +126,15 @@ def test_background_thread_passes_on_items_errors_and_the_end():
 class Springs:
     """Every atom bound to a site by k = 2 eV/A^2: a force field whose minimum is known."""
 
-    def evaluate(self, images, dtype, head, errors):
+    def evaluate(self, images, compute, errors):
         """What `ForceField.evaluate` returns."""
         out = []
         for atoms in images:
             if len(atoms) == 1:
-                out.append({"error": "a single atom"})
+                out.append(failed(1, "a single atom"))
                 continue
             d = atoms.positions - np.arange(3 * len(atoms)).reshape(-1, 3)
-            out.append({"energy": float((d**2).sum()), "forces": -2 * d, "stress": np.full((3, 3), np.nan)})
+            out.append(Evaluated(float((d**2).sum()), (d**2).sum(1), -2 * d, np.full((3, 3), np.nan)))
         return out
 
 
@@ -152,7 +154,7 @@ def test_each_structure_converges_on_its_own():
 class Strained:
     """E = V_0 c/2 |strain|^2 + springs in fractional coordinates, for cells: strain against a cube of side 4."""
 
-    def evaluate(self, images, dtype, head, errors):
+    def evaluate(self, images, compute, errors):
         """What `ForceField.evaluate` returns, stress by the chain rule."""
         out = []
         for atoms in images:
@@ -160,8 +162,8 @@ class Strained:
             G = F @ F.T - np.eye(3)
             # E = sum G^2 -> dE/dstrain = 4 F^T G F for row vectors
             virial = 4 * F.T @ G @ F
-            out.append({"energy": float((G**2).sum()), "forces": np.zeros((len(atoms), 3)),
-                        "stress": virial / atoms.get_volume()})  # fmt: skip
+            energies, forces = np.zeros(len(atoms)), np.zeros((len(atoms), 3))
+            out.append(Evaluated(float((G**2).sum()), energies, forces, virial / atoms.get_volume()))
         return out
 
 

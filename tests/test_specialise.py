@@ -6,6 +6,7 @@ import pytest
 from ase import Atoms
 
 from equijax import specialise, testing
+from equijax.config import Compute
 from equijax.nn.folded import TERMS, spline_weights
 
 SPECIES = ("O", "Ca", "Ti")
@@ -45,16 +46,16 @@ def fast(plain):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_same_energies_forces_and_stress(variant, perovskite):
     ff = testing.random_forcefield(testing.random_config(channels=4, **VARIANTS[variant]))
-    head = ff.config.heads[-1]
+    ff = ff.with_head(ff.config.heads[-1])
     config = specialise.shrink(ff.config, (8, 20, 22), specialise.STEPS_A[1])
     folded = {"params": {}, "constants": specialise.fold(ff.config, ff.variables, config)}
-    fast = type(ff)(config, folded, {})
-    (a,), (b,) = (x.evaluate([perovskite], "float64", head) for x in (ff, fast))
+    fast = type(ff)(config, folded, {}, ff.head)
+    (a,), (b,) = (x.evaluate([perovskite], compute=Compute()) for x in (ff, fast))
     tolerance = TOLERANCE["float64"]
-    np.testing.assert_allclose(b["energies"], a["energies"], rtol=0, atol=tolerance["energy"])
-    np.testing.assert_allclose(b["forces"], a["forces"], rtol=0, atol=tolerance["forces"])
-    np.testing.assert_allclose(b["stress"], a["stress"], rtol=0, atol=tolerance["stress"])
-    assert np.abs(a["forces"]).max() > 1e3 * tolerance["forces"]
+    np.testing.assert_allclose(b.energies, a.energies, rtol=0, atol=tolerance["energy"])
+    np.testing.assert_allclose(b.forces, a.forces, rtol=0, atol=tolerance["forces"])
+    np.testing.assert_allclose(b.stress, a.stress, rtol=0, atol=tolerance["stress"])
+    assert np.abs(a.forces).max() > 1e3 * tolerance["forces"]
 
 
 def test_same_hessian(plain, fast, perovskite):
@@ -66,9 +67,9 @@ def test_same_hessian(plain, fast, perovskite):
 
 def test_subset_of_the_species_and_float32(plain, fast):
     atoms = Atoms("TiO", positions=[[0, 0, 0], [1.9, 0.1, 0.2]], cell=[4.2, 4.3, 4.4], pbc=True)
-    (a,), (b,) = (ff.evaluate([atoms], "float32") for ff in (plain, fast))
-    np.testing.assert_allclose(b["energies"], a["energies"], rtol=0, atol=TOLERANCE["float32"]["energy"])
-    np.testing.assert_allclose(b["forces"], a["forces"], rtol=0, atol=TOLERANCE["float32"]["forces"])
+    (a,), (b,) = (ff.evaluate([atoms]) for ff in (plain, fast))
+    np.testing.assert_allclose(b.energies, a.energies, rtol=0, atol=TOLERANCE["float32"]["energy"])
+    np.testing.assert_allclose(b.forces, a.forces, rtol=0, atol=TOLERANCE["float32"]["forces"])
 
 
 def test_errors_are_measured_and_stored(fast, plain, monkeypatch):

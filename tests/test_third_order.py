@@ -8,6 +8,7 @@ import pytest
 from ase.build import bulk
 
 from equijax import checkpoint
+from equijax.config import Compute
 from equijax.phonons import force_constants, hessian, third_order
 from equijax.programs import kappa
 from equijax.testing import TOLERANCE, random_config, random_forcefield
@@ -52,7 +53,7 @@ def test_phono3pys_finite_differences_converge_to_it(ff, ph3):
     for step in (0.04, 0.02):
         copy.generate_displacements(distance=step, is_plusminus=True)
         images = [force_constants.to_ase(cell) for cell in copy.supercells_with_displacements]
-        copy.forces = [found["forces"] for found in ff.evaluate(images, dtype="float64")]
+        copy.forces = [found.forces for found in ff.evaluate(images, compute=Compute())]
         copy.produce_fc3()
         errors.append(np.abs(copy.fc3 - ph3.fc3).max())
     assert errors[1] < 2e-3 * np.abs(ph3.fc3).max()

@@ -124,7 +124,7 @@ def attach(forcefield: ForceField, path: str | Path) -> ForceField:
     saved = load(path, forcefield.config, forcefield.variables)
     variables = merge(forcefield.variables, saved.adapters, saved.energies)
     metadata = {"base": forcefield.metadata, "adapter": saved.document}
-    return ForceField(forcefield.config, variables, metadata, forcefield.pool, forcefield.batch_pool)
+    return ForceField(forcefield.config, variables, metadata, forcefield.head, forcefield.pool, forcefield.batch_pool)
 
 
 def info(path: str | Path) -> dict:

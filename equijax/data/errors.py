@@ -8,6 +8,7 @@ import numpy as np
 
 from equijax import data, outputs
 from equijax.data import Labelled, isolated
+from equijax.potential import Evaluated
 
 # (name, unit, factor from eV and A)
 QUANTITIES = (("energy", "meV/atom", 1e3), ("forces", "meV/A", 1e3), ("stress", "meV/A^3", 1e3))
@@ -26,17 +27,17 @@ COLUMNS = (
 )
 
 
-def structure_errors(s: Labelled, found: dict) -> dict[str, np.ndarray]:
+def structure_errors(s: Labelled, found: Evaluated) -> dict[str, np.ndarray]:
     """Prediction minus label: energy [1] eV/atom, forces [components] eV/A, stress [9] eV/A^3; empty if unlabelled."""
     empty = np.zeros(0)
     out = {"energy": empty, "forces": empty, "stress": empty}
     if s.energy is not None:
-        out["energy"] = np.array([(found["energy"] - s.energy) / len(s.atoms)])
+        out["energy"] = np.array([(found.energy - s.energy) / len(s.atoms)])
     if s.forces is not None:
-        d = found["forces"] - s.forces
+        d = found.forces - s.forces
         out["forces"] = d[np.isfinite(s.forces)]
     if s.stress is not None:
-        out["stress"] = (found["stress"] - s.stress).ravel()
+        out["stress"] = (found.stress - s.stress).ravel()
     return out
 
 
@@ -50,7 +51,7 @@ def summarise(errors: Sequence[dict]) -> dict:
     return out
 
 
-def write_csv(path: Path, structures: Sequence[Labelled], found: Sequence[dict], errors: Sequence[dict]) -> None:
+def write_csv(path: Path, structures: Sequence[Labelled], found: Sequence[Evaluated], errors: Sequence[dict]) -> None:
     """One row a structure: source, formula, energies (eV), errors in the units of the column names."""
     with outputs.beside(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -63,18 +64,18 @@ def write_csv(path: Path, structures: Sequence[Labelled], found: Sequence[dict],
                 stress.mean() if stress.size else "",
             ]
             label = "" if s.energy is None else repr(s.energy)
-            row = [s.source, s.atoms.get_chemical_formula(), len(s.atoms), s.head or "", label, repr(f["energy"])]
+            row = [s.source, s.atoms.get_chemical_formula(), len(s.atoms), s.head or "", label, repr(f.energy)]
             writer.writerow(row + [x if x == "" else f"{x:.6g}" for x in numbers])
 
 
-def label_warnings(structures: Sequence[Labelled], found: Sequence[dict]) -> list[str]:
+def label_warnings(structures: Sequence[Labelled], found: Sequence[Evaluated]) -> list[str]:
     """What the model's own results say against the labels: unit and sign of stresses, reference of energies."""
     out = []
     try:
-        data.check_stress(structures, [f["stress"] for f in found])
+        data.check_stress(structures, [f.stress for f in found])
     except (ValueError, FloatingPointError) as error:
         out.append(str(error))
-    off = data.off_reference(structures, [f["energy"] for f in found])
+    off = data.off_reference(structures, [f.energy for f in found])
     if off is not None:
         out.append(
             f"energy labels are {off:.4g} eV/atom off the model's (median; more than {isolated.REFERENCE_EV} is "
@@ -83,15 +84,15 @@ def label_warnings(structures: Sequence[Labelled], found: Sequence[dict]) -> lis
     return out
 
 
-def parity(structures: Sequence[Labelled], found: Sequence[dict]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def parity(structures: Sequence[Labelled], found: Sequence[Evaluated]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Labels and predictions of each labelled quantity, flat, by its title: what a parity plot shows."""
     pairs = list(zip(structures, found, strict=True))
     chosen = {
         "energy (eV/atom)": [
-            (s.energy / len(s.atoms), f["energy"] / len(s.atoms)) for s, f in pairs if s.energy is not None
+            (s.energy / len(s.atoms), f.energy / len(s.atoms)) for s, f in pairs if s.energy is not None
         ],
-        "force (eV/A)": [(s.forces, f["forces"]) for s, f in pairs if s.forces is not None],
-        "stress (eV/A$^3$)": [(s.stress, f["stress"]) for s, f in pairs if s.stress is not None],
+        "force (eV/A)": [(s.forces, f.forces) for s, f in pairs if s.forces is not None],
+        "stress (eV/A$^3$)": [(s.stress, f.stress) for s, f in pairs if s.stress is not None],
     }
     return {
         title: tuple(np.concatenate([np.ravel(x) for x in side]) for side in zip(*values, strict=True))

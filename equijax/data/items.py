@@ -7,8 +7,9 @@ import jraph
 import numpy as np
 
 from equijax import graph
-from equijax.config import ModelConfig
+from equijax.config import Compute, ModelConfig
 from equijax.data.labelled import Labelled
+from equijax.potential import Evaluated, Potential
 
 
 class NodeLabels(NamedTuple):
@@ -72,14 +73,13 @@ def prepare(structures: Iterable[Labelled], config: ModelConfig) -> list[Item]:
     return items
 
 
-def predictions(ff, structures: Sequence[Labelled], *, dtype: str = "float32", head: str | None = None) -> list[dict]:
-    """`ForceField.evaluate` with the head that each structure names.
+def predictions(ff: Potential, structures: Sequence[Labelled], *, dtype: str = "float32") -> list[Evaluated]:
+    """`ForceField.evaluate` with the head that each structure names, or that of the model where it names none.
 
     Args:
       ff: a ForceField.
       structures: their sources name them in messages.
       dtype: of the computation.
-      head: of structures that name none.
 
     Raises:
       ValueError: a structure the model cannot describe or a head it does not have, by source.
@@ -88,14 +88,13 @@ def predictions(ff, structures: Sequence[Labelled], *, dtype: str = "float32", h
     prepare(structures, ff.config)
     by_head: dict[str | None, list[int]] = {}
     for i, s in enumerate(structures):
-        by_head.setdefault(s.head or head, []).append(i)
-    out: list[dict] = [{} for _ in structures]
+        by_head.setdefault(s.head, []).append(i)
+    out: dict[int, Evaluated] = {}
     for name, members in by_head.items():
-        chosen = [structures[i] for i in members]
-        found = ff.evaluate([s.atoms for s in chosen], dtype, name, names=[s.source for s in chosen])
-        for i, f in zip(members, found, strict=True):
-            out[i] = f
-    return out
+        chosen, model = [structures[i] for i in members], ff if name is None else ff.with_head(name)
+        found = model.evaluate([s.atoms for s in chosen], compute=Compute(dtype), names=[s.source for s in chosen])
+        out |= zip(members, found, strict=True)
+    return [out[i] for i in range(len(structures))]
 
 
 def size_of(items: Sequence[Item], config: ModelConfig) -> graph.Size:

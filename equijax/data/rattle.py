@@ -126,12 +126,12 @@ def shortest_distance(atoms: ase.Atoms) -> float:
 
 def relaxations(supercell: ase.Atoms, options: RattleConfig) -> list[tuple[ase.Atoms, str]]:
     """Frames of relaxations of ions and cell by the model, from the largest rattle."""
-    ff = forcefield.load(options.model)
+    ff = forcefield.load(options.model, head=options.head)
     starts = rattled(supercell, _with(options, candidates=options.relaxations))
     out: list[tuple[ase.Atoms, str]] = []
     with tqdm(total=options.relaxations * options.relaxation_steps, desc="relax", unit="step") as progress:
         for number, (atoms, _) in enumerate(starts, start=1):
-            atoms.calc = ff.calculator("float32", options.head)
+            atoms.calc = ff.calculator("float32")
             optimizer = FIRE(UnitCellFilter(atoms), logfile=None, maxstep=MAX_STEP_A)
             for step, _ in enumerate(optimizer.irun(fmax=FMAX, steps=options.relaxation_steps)):
                 bare = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)

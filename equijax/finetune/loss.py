@@ -105,13 +105,13 @@ def total(parts: dict, counts: dict, options: LossConfig) -> jax.Array:
 def _energy(found, graph, options):
     labels = graph.globals.labels
     mask = labels.energy_mask
-    d = _difference(found["energy"], labels.energy, mask) / jnp.maximum(graph.n_node, 1)
+    d = _difference(found.energy, labels.energy, mask) / jnp.maximum(graph.n_node, 1)
     return PENALTIES[options.loss](d, options.huber_delta) * labels.energy_weight, mask.sum()
 
 
 def _forces(found, graph, options):
     labels, mask = graph.nodes.labels.forces, graph.nodes.labels.forces_mask
-    d = _difference(found["forces"], labels, mask[:, None])
+    d = _difference(found.forces, labels, mask[:, None])
     delta = options.huber_delta
     if options.loss == "universal":
         norm = jnp.sqrt((labels**2).sum(-1, keepdims=True))
@@ -124,7 +124,7 @@ def _forces(found, graph, options):
 def _stress(found, graph, options):
     labels = graph.globals.labels
     mask = labels.stress_mask
-    d = _difference(found["stress"], labels.stress, mask[:, None, None])
+    d = _difference(found.stress, labels.stress, mask[:, None, None])
     return PENALTIES[options.loss](d, options.huber_delta).sum((1, 2)) * labels.stress_weight, 9.0 * mask.sum()
 
 

@@ -14,7 +14,7 @@ from ase.data import chemical_symbols, covalent_radii
 from equijax import derivatives
 from equijax.config import ModelConfig
 from equijax.finetune import loss
-from equijax.forcefield import ForceField
+from equijax.potential import Potential
 
 QUANTITIES = ("energy", "forces", "stress")  # per atom in eV; eV/A; eV/A^3
 DIMER_RANGE = (0.45, 0.85)  # of the sum of covalent radii: well inside any bond
@@ -28,9 +28,9 @@ def _sums(config, losses, variables, graph):
     n = jnp.maximum(graph.n_node, 1)
     labels = graph.globals.labels
     pairs = {
-        "energy": ((found["energy"] - labels.energy) / n, labels.energy_mask),
-        "forces": (found["forces"] - graph.nodes.labels.forces, graph.nodes.labels.forces_mask[:, None]),
-        "stress": (found["stress"] - labels.stress, labels.stress_mask[:, None, None]),
+        "energy": ((found.energy - labels.energy) / n, labels.energy_mask),
+        "forces": (found.forces - graph.nodes.labels.forces, graph.nodes.labels.forces_mask[:, None]),
+        "stress": (found.stress - labels.stress, labels.stress_mask[:, None, None]),
     }
     errors = {}
     for name, (d, mask) in pairs.items():
@@ -71,13 +71,12 @@ def label_errors(
     return out
 
 
-def dimer_scan(ff: ForceField, numbers: Iterable[int], head: str | None = None) -> list[dict]:
+def dimer_scan(ff: Potential, numbers: Iterable[int]) -> list[dict]:
     """Push every pair of elements together: does the model still repel?
 
     Args:
       ff: the model.
       numbers: atomic numbers.
-      head: of a model with several.
 
     Returns:
       per pair: `pair`, `repulsive` = fraction of the scanned distances (0.45 to 0.85 of the sum of covalent radii) with
@@ -89,9 +88,9 @@ def dimer_scan(ff: ForceField, numbers: Iterable[int], head: str | None = None) 
         r = np.linspace(*DIMER_RANGE, DIMER_POINTS) * (covalent_radii[a] + covalent_radii[b])
         images += [ase.Atoms([a, b], [[0.0, 0.0, 0.0], [0.0, 0.0, x]]) for x in r]
         distances.append(r)
-    found = ff.evaluate(images, head=head)
-    energies = np.array([f["energy"] for f in found]).reshape(len(pairs), DIMER_POINTS)
-    slopes = np.array([-f["forces"][1, 2] for f in found]).reshape(len(pairs), DIMER_POINTS)
+    found = ff.evaluate(images)
+    energies = np.array([f.energy for f in found]).reshape(len(pairs), DIMER_POINTS)
+    slopes = np.array([-f.forces[1, 2] for f in found]).reshape(len(pairs), DIMER_POINTS)
     return [
         {
             "pair": "-".join(chemical_symbols[z] for z in pair),

@@ -7,16 +7,16 @@ import jax
 import numpy as np
 
 from equijax import data, derivatives, graph, potential
-from equijax.config import ModelConfig
+from equijax.config import Compute, ModelConfig
+from equijax.potential import Potential
 
 PRODUCT_GROUP = 4  # structures per batch when force-constant products are made
 
 
 def pseudo_label(
-    forcefield,
+    forcefield: Potential,
     structures: Sequence[data.Labelled],
     *,
-    head: str | None = None,
     tangents: int = 0,
     amplitude: float = 0.1,
     seed: int = 0,
@@ -25,9 +25,8 @@ def pseudo_label(
     """The same structures with the model's own energies, forces and stresses in place of whatever labels they had.
 
     Args:
-      forcefield: the starting model, a ForceField.
+      forcefield: the starting model; its head is that of the results.
       structures: labels they carry are dropped, weights kept.
-      head: of a model with several; also the head the results belong to.
       tangents: if positive, also force-constant products along this many random tangents each.
       amplitude: rms component of a tangent, A.
       seed: of the tangents.
@@ -37,27 +36,35 @@ def pseudo_label(
       ValueError: a structure the model cannot describe, or a label that is not finite; source named.
     """
     items = data.prepare(structures, forcefield.config)  # refuses by source before anything is computed
-    found = forcefield.evaluate([s.atoms for s in structures], dtype=dtype, head=head, errors="report")
+    found = forcefield.evaluate([s.atoms for s in structures], compute=Compute(dtype), errors="report")
     out = []
     for s, f in zip(structures, found, strict=True):
-        if "error" in f:
+        if f.error is not None:
             raise ValueError(
                 f"{s.source}: the starting model gives a non-finite energy or force: leave it out of replay"
             )
-        stress = f["stress"] if s.atoms.pbc.all() else None  # of crystals alone, as for labels from files
+        stress = f.stress if s.atoms.pbc.all() else None  # of crystals alone, as for labels from files
         out.append(
-            replace(s, energy=f["energy"], forces=f["forces"], stress=stress, head=head, tangents=None, hvp=None)
+            replace(
+                s,
+                energy=f.energy,
+                forces=f.forces,
+                stress=stress,
+                head=forcefield.head,
+                tangents=None,
+                hvp=None,
+            )
         )
     if not tangents:
         return out
-    products = _products(forcefield, items, head, tangents, amplitude, seed, dtype)
+    products = _products(forcefield, items, tangents, amplitude, seed, dtype)
     return [replace(s, tangents=u, hvp=p) for s, (u, p) in zip(out, products, strict=True)]
 
 
-def _products(forcefield, items, head, tangents, amplitude, seed, dtype):
+def _products(forcefield, items, tangents, amplitude, seed, dtype):
     """(tangents [n, B, 3] A, Phi u [n, B, 3] eV/A) of each structure, by the model."""
     config, variables = forcefield.config, forcefield.device_variables(dtype)
-    index = forcefield.head_index(head)
+    index = forcefield.head_index
     rng = np.random.default_rng(seed)
     shapes = [(len(i.labelled.atoms), tangents, 3) for i in items]
     directions = [amplitude * rng.normal(size=shape) for shape in shapes]

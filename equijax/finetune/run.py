@@ -154,11 +154,11 @@ def assess(task: Task, variables: dict, graphs: dict[str, list]) -> dict:
       variables: numpy arrays.
       graphs: labelled batches by set, whose energies count from the E0s of this model.
     """
-    ff = ForceField(task.config, variables, {})
+    ff = ForceField(task.config, variables, {}, task.head)
     return {
         "errors": label_errors(task, variables, graphs),
-        "phonons": [compare.phonon_errors(ff, path, head=task.head) for path in task.options.phonons],
-        "dimers": metrics.dimer_scan(ff, task.numbers, task.head),
+        "phonons": [compare.phonon_errors(ff, path) for path in task.options.phonons],
+        "dimers": metrics.dimer_scan(ff, task.numbers),
     }
 
 
@@ -219,9 +219,9 @@ def watched(task: Task, variables: dict, losses: loss.LossConfig) -> dict[str, f
     out: dict[str, float | None] = {}
     for name in task.options.watch:
         if name == "phonons":
-            ff = ForceField(task.config, jax.device_get(variables), {})
+            ff = ForceField(task.config, jax.device_get(variables), {}, task.head)
             for path in task.options.phonons:
-                found = compare.phonon_errors(ff, path, head=task.head)
+                found = compare.phonon_errors(ff, path)
                 out |= {f"{found['crystal']}_{k}": found[k] for k in ("frequency_mae", "omega_max", "heat_capacity")}
         elif task.items[name]:
             found = metrics.label_errors(task.config, variables, task.graphs[name], losses)
@@ -251,9 +251,9 @@ def draw_parity(task: Task, final: dict, out: Path) -> None:
     """Parity plot of the test set, or of the validation set where there is none."""
     items = task.items["test"] or task.items["valid"]
     if items:
-        ff = ForceField(task.config, final, {})
+        ff = ForceField(task.config, final, {}, task.head)
         structures = [i.labelled for i in items]
-        found = data.predictions(ff, structures, dtype=task.options.dtype, head=task.head)
+        found = data.predictions(ff, structures, dtype=task.options.dtype)
         plots.draw_parity(out / "parity.png", parity(structures, found))
 
 

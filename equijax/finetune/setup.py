@@ -73,14 +73,14 @@ def prepare(options: FinetuneConfig) -> Task:
     Raises:
       FileNotFoundError, ValueError: see `equijax.data`, `equijax.finetune.replay` and `ForceField.head_index`.
     """
-    start = ForceField(*checkpoint.load(options.model))
+    start = ForceField(*checkpoint.load(options.model), head=None if options.strategy == "multihead" else options.head)
     ff, head, old_head = _heads(options, start)
     sets, isolated, split, told = _sets(options, old_head)
     constants = _constants(options)
     items = {name: data.prepare(structures, ff.config) for name, structures in sets.items()}
-    found = data.predictions(ff, sets["train"], head=ff.config.heads[head])
-    data.check_stress(sets["train"], [f["stress"] for f in found])
-    energies, e0, more = _energies(options, ff, sets["train"], isolated, [f["energy"] for f in found], head)
+    found = data.predictions(ff, sets["train"])
+    data.check_stress(sets["train"], [f.stress for f in found])
+    energies, e0, more = _energies(options, ff, sets["train"], isolated, [f.energy for f in found], head)
     again, replayed = _replay(options, start, old_head)
     numbers = sorted({*data.elements(sets["train"]), *(int(z) for c in constants for z in c.atoms.numbers)})
     eats = loader.Feed(
@@ -118,10 +118,11 @@ def _evaluation_graphs(eats: loader.Feed, items: dict) -> dict[str, list]:
 def _heads(options, start: ForceField) -> tuple[ForceField, int, str | None]:
     """The model to train, the head to train, and the head that replayed and retained structures belong to."""
     if options.strategy != "multihead":
-        return start, start.head_index(options.head), None
+        return start, start.head_index, None
     old = start.config.heads[0] if len(start.config.heads) == 1 else options.replay_head
-    config, variables = replay.add_head(start.config, start.variables, options.head or NEW_HEAD, old)
-    return ForceField(config, variables, start.metadata), len(config.heads) - 1, old
+    name = options.head or NEW_HEAD
+    config, variables = replay.add_head(start.config, start.variables, name, old)
+    return ForceField(config, variables, start.metadata, name), len(config.heads) - 1, old
 
 
 def _sets(options, old_head) -> tuple[dict[str, list[Labelled]], list[Labelled], dict | None, tuple[str, ...]]:
@@ -235,6 +236,7 @@ def _shift(ff, structures, change: np.ndarray, head: int) -> np.ndarray:
 def _replay(options, start: ForceField, old_head) -> tuple[list[Labelled], tuple[str, ...]]:
     """The chosen replay structures, weighted, with their own labels or the starting model's, and what was read."""
     chosen, told = [], []
+    teacher = start if old_head is None else start.with_head(old_head)
     for paths, by_model in ((options.replay, False), (options.replay_self, True)):
         if not paths:
             continue
@@ -244,7 +246,7 @@ def _replay(options, start: ForceField, old_head) -> tuple[list[Labelled], tuple
         picked = select.pick(known, min(options.replay_number, len(known)), options.replay_pick, options.seed)
         some = [dataclasses.replace(known[i], weight=options.replay_weight * known[i].weight) for i in picked]
         tangents = options.tangents if options.replay_hessian else 0
-        chosen += replay.pseudo_label(start, some, head=old_head, tangents=tangents) if by_model else some
+        chosen += replay.pseudo_label(teacher, some, tangents=tangents) if by_model else some
     return chosen if old_head is None else [dataclasses.replace(s, head=old_head) for s in chosen], tuple(told)
 
 

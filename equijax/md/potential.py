@@ -17,15 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from equijax import precision
-from equijax.forcefield import ForceField
 from equijax.graph.fields import Topology
 from equijax.graph.gather import gather_senders
 from equijax.md import neighbours
-from equijax.potential import MASKED_LENGTH, cast
+from equijax.potential import MASKED_LENGTH, Potential, cast
 
 
 def energy_neighbor(
-    displacement: Callable, box, ff: ForceField, numbers, *, skin: float = 0.5, head: str | None = None
+    displacement: Callable, box, ff: Potential, numbers, *, skin: float = 0.5
 ) -> tuple[neighbours.NeighborFns, Callable]:
     """Neighbour list and energy functions of a model for `jax_md.simulate`.
 
@@ -39,7 +38,6 @@ def energy_neighbor(
       ff: a force field, plain or specialised.
       numbers: [N] atomic numbers.
       skin: A beyond the cutoff that a neighbour list covers.
-      head: required for a model with several.
 
     Returns:
       neighbor_fn with `allocate(R, box=...)` and `update(R, neighbors, box=...)`, and
@@ -49,18 +47,18 @@ def energy_neighbor(
       pass `variables=ff.device_variables(dtype)`, which are constants of the program otherwise.
 
     Raises:
-      ValueError: an unknown element or head, a `displacement` that does not belong to `box`.
+      ValueError: an unknown element, a `displacement` that does not belong to `box`.
     """
     T = np.eye(3) if box is None else _matrix(np.asarray(box, np.float64))
     is_fractional, periodic = probe(displacement, T)
-    return energy_in(T, neighbours.Space(is_fractional, periodic, ff.config.r_max, skin), ff, numbers, head)
+    return energy_in(T, neighbours.Space(is_fractional, periodic, ff.config.r_max, skin), ff, numbers)
 
 
-def energy_in(T, space: neighbours.Space, ff: ForceField, numbers, head: str | None = None):
+def energy_in(T, space: neighbours.Space, ff: Potential, numbers):
     """`energy_neighbor` with the space given in so many words: cell T [3, 3] (columns) and `space`."""
     if not space.skin > 0:
         raise ValueError(f"skin {space.skin} A: expected a positive length, 0.5 for solids, 1 for hot liquids")
-    species = species_inputs(ff, numbers, head)
+    species = species_inputs(ff, numbers)
     fns = neighbours.neighbor_list(T, space)
 
     def energy_fn(R, neighbor, box=None, perturbation=None, variables=None, **unused):
@@ -74,7 +72,7 @@ def energy_in(T, space: neighbours.Space, ff: ForceField, numbers, head: str | N
     return fns, energy_fn
 
 
-def species_inputs(ff: ForceField, numbers, head: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def species_inputs(ff: Potential, numbers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The species as the model wants them: row of the table of each atom [N], the table [S], the head [N].
 
     Raises:
@@ -86,7 +84,7 @@ def species_inputs(ff: ForceField, numbers, head: str | None) -> tuple[np.ndarra
         raise ValueError(f"atomic numbers {unknown}: this model knows {list(ff.config.species)}")
     present, slot = np.unique(numbers, return_inverse=True)
     table = np.array([ff.config.species.index(z) for z in present], np.int32)
-    return slot.astype(np.int32), table, np.full(len(numbers), ff.head_index(head), np.int32)
+    return slot.astype(np.int32), table, np.full(len(numbers), ff.head_index, np.int32)
 
 
 @precision.exact

@@ -36,7 +36,7 @@ def simulate(config: MDConfig) -> None:
     with jax.enable_x64(config.dtype == "float64"), warnings.catch_warnings():
         # jax_md asks for float64 sums, which JAX turns into float32 with a warning each unless x64 is on
         warnings.filterwarnings("ignore", "Explicitly requested dtype float64", UserWarning)
-        ff = load(config.model)
+        ff = load(config.model, head=config.head)
         system = prepare(config, ff)
         begun = inputs(ff, system.atoms)
         saved = continued(config, system, begun, path) if config.restart else None

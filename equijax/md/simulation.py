@@ -67,9 +67,9 @@ def prepare(config, ff: ForceField) -> System:
         refuse_fixed(atoms, name, "npt scales all positions with the cell; use nvt or nve, or remove the constraints")
     cell = complete_cell(atoms.cell.array)
     space = neighbours.Space(False, tuple(bool(p) for p in atoms.pbc), ff.config.r_max, config.skin)
-    neighbor_fn, energy_fn = energy_in(cell.T, space, ff, atoms.numbers, config.head)
+    neighbor_fn, energy_fn = energy_in(cell.T, space, ff, atoms.numbers)
     rows = [ff.config.species.index(z) for z in atoms.numbers]
-    e0 = np.asarray(ff.variables["constants"]["atomic_energies"], np.float64)[ff.head_index(config.head), rows].sum()
+    e0 = np.asarray(ff.variables["constants"]["atomic_energies"], np.float64)[ff.head_index, rows].sum()
     stochastic = config.ensemble == "nvt" and config.thermostat == "langevin"
     dof = int(free.sum()) - (0 if stochastic else len(rigid_motions(atoms, free)))
     init, apply, box_of, conserved = integrator(config, atoms, cell, energy_fn, dof)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from equijax import checkpoint, outputs
+from equijax.potential import Potential
 
 PACKAGES = ("equijax", "jax", "phonopy", "phono3py", "numpy", "ase", "spglib", "seekpath", "symfc")
 # Imaginary frequencies smaller than this are called stable, THz. Noise of 1e-5, 1e-4, 1e-3 eV/A^2 on force constants
@@ -39,9 +40,12 @@ def machine() -> dict[str, str | int]:
     return {"device": devices[0].device_kind, "devices": len(devices), "platform": platform.platform()}
 
 
-def provenance(ff, head: str) -> dict:
+def provenance(ff: Potential) -> dict:
     """Certificate entries that say what computed it: model, versions, machine."""
-    model = {"sha256": checkpoint.fingerprint(ff.config, ff.variables), "head": head} | ff.metadata
+    model = {
+        "sha256": checkpoint.fingerprint(ff.config, ff.variables),
+        "head": ff.config.heads[ff.head_index],
+    } | ff.metadata
     return {"model": model, "versions": versions(), "machine": machine()}
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from equijax.forcefield import ForceField
 from equijax.phonons import force_constants
 from equijax.phonons.reference import harmonic, name_of
+from equijax.potential import Potential
 
 MESH = (6, 6, 6)  # Gamma-centred
 TEMPERATURE_K = 300.0
@@ -15,14 +15,13 @@ IMAGINARY_THZ = 0.1  # a mode is imaginary below minus this
 THRESHOLDS_THZ = (0.05, 0.1, 0.5)  # at which imaginary modes are compared, q by q
 
 
-def phonon_errors(ff: ForceField, path: str | Path, mesh: Sequence[int] = MESH, head: str | None = None) -> dict:
+def phonon_errors(ff: Potential, path: str | Path, mesh: Sequence[int] = MESH) -> dict:
     """Phonons of a model on the supercell of reference phonons, against these.
 
     Args:
       ff: the model; its force constants are exact second derivatives in float64.
       path: a file of phonopy or phono3py, see `reference.read`; Born charges in it count on both sides.
       mesh: Gamma-centred q-mesh.
-      head: of a model with several.
 
     Returns:
       frequency_mae (THz), omega_max and its reference (THz), entropy (J/K/mol), free_energy (kJ/mol), heat_capacity
@@ -31,7 +30,7 @@ def phonon_errors(ff: ForceField, path: str | Path, mesh: Sequence[int] = MESH, 
     """
     reference = harmonic(path)
     phonon = reference.replicate()
-    force_constants.force_constants(ff, phonon, head=head)
+    force_constants.force_constants(ff, phonon)
     phonon.nac_params = reference.nac_params
     found, wanted = _spectrum(phonon, mesh), _spectrum(reference, mesh)
     out = {"crystal": name_of(reference, path)}

@@ -13,12 +13,15 @@ and half of the work goes away. The result is exact: no displacement step, no su
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import ase
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from phonopy import Phonopy
 from phonopy.harmonic.dynamical_matrix import DynamicalMatrix
 from phonopy.harmonic.dynmat_to_fc import DynmatToForceConstants
@@ -27,16 +30,20 @@ from phonopy.phonon.degeneracy import degenerate_sets
 from tqdm import tqdm
 
 from equijax import potential, structures, units
+from equijax.config import Compute
 from equijax.derivatives import wave_response
 from equijax.graph import regular
 from equijax.phonons import hessian
 from equijax.phonons.stars import relations
+from equijax.potential import Potential
 
 MAX_PROGRAMS = 8  # compiled programs kept alive
 _programs: OrderedDict = OrderedDict()
 
 
-def dynamical_matrices(ff, atoms: ase.Atoms, qpoints, **options) -> np.ndarray:
+def dynamical_matrices(
+    ff: Potential, atoms: ase.Atoms, qpoints: npt.ArrayLike, *, compute: Compute = Compute()
+) -> np.ndarray:
     """Exact dynamical matrices on the primitive cell.
 
     D[q, ia, jb] = sum_S Phi[0 ia, S jb] e^{2 pi i q.(S + x_j - x_i)} / sqrt(m_i m_j): phonopy's phase convention.
@@ -45,21 +52,22 @@ def dynamical_matrices(ff, atoms: ase.Atoms, qpoints, **options) -> np.ndarray:
       ff: a ForceField.
       atoms: N atoms, periodic; their masses are used.
       qpoints: [Q, 3] in units of the reciprocal vectors of `atoms`.
-      options: dtype "float64" or "float32" of the model; memory, bytes a device may use; progress, show a bar; head,
-        of a model with several.
+      compute: dtype of the model; memory a device may use; progress, show a bar.
 
     Returns:
       [Q, 3N, 3N] complex, eV/(A^2 amu); Hermitian to rounding, nothing is symmetrised.
 
     Raises:
       ValueError: a structure the model cannot describe or not periodic, q-points of the wrong shape or not finite.
-      MemoryError: one column needs more than `memory`.
+      MemoryError: one column needs more than `compute.memory`.
     """
-    responses = _responses(ff, atoms, qpoints, slopes=False, **options)[:, 0]
+    responses = _responses(ff, atoms, qpoints, slopes=False, compute=compute)[:, 0]
     return phase(atoms, qpoints) * responses / _masses(atoms)
 
 
-def derivatives(ff, atoms: ase.Atoms, qpoints, **options) -> tuple[np.ndarray, np.ndarray]:
+def derivatives(
+    ff: Potential, atoms: ase.Atoms, qpoints: npt.ArrayLike, *, compute: Compute = Compute()
+) -> tuple[np.ndarray, np.ndarray]:
     """Dynamical matrices and their derivatives with respect to q, by automatic differentiation of the Bloch phases.
 
     Args: as `dynamical_matrices`.
@@ -67,7 +75,7 @@ def derivatives(ff, atoms: ase.Atoms, qpoints, **options) -> tuple[np.ndarray, n
     Returns:
       D [Q, 3N, 3N] and dD/dq [Q, 3, 3N, 3N] in eV/(A amu) along Cartesian x, y, z; q in 1/A without 2 pi, as phonopy's.
     """
-    out = _responses(ff, atoms, qpoints, slopes=True, **options) / _masses(atoms)
+    out = _responses(ff, atoms, qpoints, slopes=True, compute=compute) / _masses(atoms)
     wave = phase(atoms, qpoints)[:, None]
     r = np.repeat(atoms.positions, 3, axis=0)
     between = np.moveaxis(r[None, :] - r[:, None], -1, 0)  # [3, 3N, 3N] r_j - r_i
@@ -75,7 +83,9 @@ def derivatives(ff, atoms: ase.Atoms, qpoints, **options) -> tuple[np.ndarray, n
     return (wave * out[:, :1])[:, 0], wave * (along + 2j * np.pi * between * out[:, :1])
 
 
-def group_velocities(ff, atoms: ase.Atoms, qpoints, cutoff_thz: float = 1e-4, **options) -> np.ndarray:
+def group_velocities(
+    ff: Potential, atoms: ase.Atoms, qpoints: npt.ArrayLike, *, cutoff_thz: float = 1e-4, compute: Compute = Compute()
+) -> np.ndarray:
     """Group velocities v = d omega / d k = <e| dD/dq |e> / (2 omega), [Q, 3N, 3] in THz A (0.1 km/s).
 
     Degenerate modes are those that diagonalise the derivative along (1, 2, 3), as in phonopy; velocities of modes below
@@ -83,7 +93,7 @@ def group_velocities(ff, atoms: ase.Atoms, qpoints, cutoff_thz: float = 1e-4, **
     """
     direction = np.array([1.0, 2.0, 3.0]) / np.sqrt(14.0)
     velocities = []
-    for D, dD in zip(*derivatives(ff, atoms, qpoints, **options), strict=True):
+    for D, dD in zip(*derivatives(ff, atoms, qpoints, compute=compute), strict=True):
         values, vectors = np.linalg.eigh(D)
         omega = to_thz(values)
         for modes in degenerate_sets(omega):
@@ -101,7 +111,9 @@ def frequencies(matrices: np.ndarray) -> np.ndarray:
     return to_thz(np.linalg.eigvalsh(matrices))
 
 
-def symmetric_matrices(ff, atoms: ase.Atoms, qpoints, symprec: float = 1e-5, **options) -> np.ndarray:
+def symmetric_matrices(
+    ff: Potential, atoms: ase.Atoms, qpoints: npt.ArrayLike, *, symprec: float = 1e-5, compute: Compute = Compute()
+) -> np.ndarray:
     """`dynamical_matrices` of which only those at inequivalent q are computed; the rest follow by symmetry.
 
     C_{g(i) g(j)}(R q) = R C_ij(q) R^T for every operation g = (R, t) of the space group found at `symprec` (A),
@@ -111,7 +123,7 @@ def symmetric_matrices(ff, atoms: ase.Atoms, qpoints, symprec: float = 1e-5, **o
     q, masses = np.asarray(qpoints, float), _masses(atoms)
     related = relations(atoms, atoms.numbers, q, symprec)
     chosen = sorted({first for first, *_ in related})
-    matrices = dynamical_matrices(ff, atoms, q[chosen], **options) * masses
+    matrices = dynamical_matrices(ff, atoms, q[chosen], compute=compute) * masses
     computed = dict(zip(chosen, matrices, strict=True))
     n = len(atoms)
     out = []
@@ -124,7 +136,9 @@ def symmetric_matrices(ff, atoms: ase.Atoms, qpoints, symprec: float = 1e-5, **o
     return np.array(out) / masses
 
 
-def force_constants(ff, phonon: Phonopy, full: bool = False, symmetry: bool = True, **options) -> np.ndarray:
+def force_constants(
+    ff: Potential, phonon: Phonopy, *, full: bool = False, symmetry: bool = True, compute: Compute = Compute()
+) -> np.ndarray:
     """Force constants of a supercell from the primitive cell alone, set in `phonon.force_constants` and returned.
 
     Dynamical matrices at the commensurate q are transformed back (phonopy's DynmatToForceConstants). With the supercell
@@ -135,7 +149,7 @@ def force_constants(ff, phonon: Phonopy, full: bool = False, symmetry: bool = Tr
       phonon: gives the primitive cell and the supercell.
       full: [n_s, n_s, 3, 3] instead of the compact [n_p, n_s, 3, 3].
       symmetry: compute one q of each star only.
-      options: as `dynamical_matrices`.
+      compute: as `dynamical_matrices`.
 
     Returns:
       eV/A^2; the same numbers as from derivatives of the whole supercell.
@@ -143,9 +157,9 @@ def force_constants(ff, phonon: Phonopy, full: bool = False, symmetry: bool = Tr
     atoms, transform = primitive(phonon), DynmatToForceConstants(phonon.primitive, phonon.supercell, is_full_fc=full)
     q = transform.commensurate_points
     matrices = (
-        symmetric_matrices(ff, atoms, q, phonon.symmetry.tolerance, **options)
+        symmetric_matrices(ff, atoms, q, symprec=phonon.symmetry.tolerance, compute=compute)
         if symmetry
-        else dynamical_matrices(ff, atoms, q, **options)
+        else dynamical_matrices(ff, atoms, q, compute=compute)
     )
     transform.dynamical_matrices = matrices
     transform.run()
@@ -154,27 +168,28 @@ def force_constants(ff, phonon: Phonopy, full: bool = False, symmetry: bool = Tr
 
 
 def band_structure(
-    ff, phonon: Phonopy, paths, labels=None, path_connections=None, with_eigenvectors: bool = False, **options
+    ff: Potential, phonon: Phonopy, paths: Sequence[np.ndarray], *, compute: Compute = Compute(), **options: Any
 ) -> BandStructure:
     """phonopy's BandStructure of exact dynamical matrices: no supercell and no interpolation between q.
 
     Args:
       ff: a ForceField.
       phonon: gives the primitive cell; needs no force constants.
-      paths: list of [Q_i, 3] q-points, with labels and connections as `Phonopy.run_band_structure`.
-      options: as `dynamical_matrices`.
+      paths: list of [Q_i, 3] q-points.
+      compute: as `dynamical_matrices`.
+      options: labels, path_connections and with_eigenvectors of phonopy's BandStructure.
     """
-    table = _Table(phonon, ff, np.concatenate(paths), options)
-    return BandStructure(paths, table, with_eigenvectors, path_connections=path_connections, labels=labels)
+    table = _Table(phonon, ff, np.concatenate(paths), compute)
+    return BandStructure(paths, table, **options)
 
 
 class _Table(DynamicalMatrix):
     """phonopy's interface to dynamical matrices computed beforehand."""
 
-    def __init__(self, phonon, ff, qpoints, options):
+    def __init__(self, phonon: Phonopy, ff: Potential, qpoints: np.ndarray, compute: Compute):
         cells = phonon.primitive, phonon.supercell
         super().__init__(phonon.supercell, phonon.primitive, np.zeros((*map(len, cells), 3, 3)))
-        matrices = dynamical_matrices(ff, primitive(phonon), qpoints, **options)
+        matrices = dynamical_matrices(ff, primitive(phonon), qpoints, compute=compute)
         self._at = dict(zip(map(tuple, qpoints), matrices, strict=True))
 
     def run(self, q):
@@ -187,7 +202,7 @@ def primitive(phonon: Phonopy) -> ase.Atoms:
     return structures.to_ase(phonon.primitive)
 
 
-def interaction_range(ff, atoms: ase.Atoms, phonon: Phonopy | None = None, tolerance: float = 1e-3) -> dict:
+def interaction_range(ff: Potential, atoms: ase.Atoms, phonon: Phonopy | None = None, tolerance: float = 1e-3) -> dict:
     """How far force constants reach, and the supercell that the finite route would have needed to hold them.
 
     Messages travel T r_max in T interactions and two atoms couple through a third: no force constant reaches beyond
@@ -248,19 +263,19 @@ def _masses(atoms):
     return np.outer(root, root)
 
 
-def _responses(ff, atoms, qpoints, slopes, dtype="float64", memory=None, progress=False, head=None):
+def _responses(ff, atoms, qpoints, slopes, compute):
     """Phi(q) with phases per cell and no masses, [Q, 1, 3N, 3N]; with `slopes` [Q, 4, 3N, 3N], the derivatives by q."""
-    q = _checked(atoms, qpoints, dtype)
+    q, dtype = _checked(atoms, qpoints), compute.dtype
     n = len(atoms)
-    graph = regular.from_atoms(atoms, ff.config, heads=[ff.head_index(head)])
+    graph = regular.from_atoms(atoms, ff.config, heads=[ff.head_index])
     real = not slopes and bool(np.allclose(2 * q, np.rint(2 * q), rtol=0, atol=1e-12))
     pairs = np.repeat(q, 3 * n, axis=0)
     u = np.tile(hessian.unit_tangents(n, range(n)), (len(q), 1, 1))
     out = np.zeros((len(pairs), 4 if slopes else 1, n, 3), complex)
     with jax.enable_x64(True):
         arguments = ff.device_variables(dtype), jax.device_put(potential.cast(graph, "float64"))
-        program, chunk = _fitting_program((ff.config, dtype, real, slopes), arguments, len(pairs), memory)
-        for first in tqdm(range(0, len(pairs), chunk), desc="columns of D(q)", disable=not progress):
+        program, chunk = _fitting_program((ff.config, dtype, real, slopes), arguments, len(pairs), compute.memory)
+        for first in tqdm(range(0, len(pairs), chunk), desc="columns of D(q)", disable=not compute.progress):
             part = slice(first, first + chunk)
             count = len(pairs[part])
             block = [np.concatenate([x[part], np.zeros((chunk - count, *x.shape[1:]))]) for x in (pairs, u)]
@@ -269,14 +284,12 @@ def _responses(ff, atoms, qpoints, slopes, dtype="float64", memory=None, progres
     return np.moveaxis(out.reshape(len(q), 3 * n, -1, 3 * n), 1, 3)
 
 
-def _checked(atoms, qpoints, dtype):
+def _checked(atoms, qpoints):
     q = np.asarray(qpoints, float)
     if q.ndim != 2 or q.shape[1] != 3 or not np.isfinite(q).all():
         raise ValueError(f"qpoints: shape {q.shape}, expected finite numbers [Q, 3] in units of reciprocal vectors")
     if not atoms.pbc.all():
         raise ValueError(f"{atoms.get_chemical_formula()}: periodic along {atoms.pbc.tolist()}, expected all three")
-    if dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype {dtype!r}: expected 'float32' or 'float64'")
     return q
 
 
@@ -286,7 +299,7 @@ def _fitting_program(kind, arguments, num, memory):
     `kind` is what `_columns` takes before its arrays: config, dtype, real, slopes.
     """
     *_, real, slopes = kind
-    memory = hessian.default_memory() if memory is None else int(memory)
+    memory = hessian.default_memory() if memory is None else memory
     width = len(arguments[1].senders) * (1 if real else 2) * (4 if slopes else 1)
     platform = jax.default_backend() if jax.default_backend() in hessian.CHUNK_SLOTS else "gpu"
     chunk = max(1, min(hessian.CHUNK_SLOTS[platform] // width, num))

@@ -13,7 +13,9 @@ from phonopy.harmonic.displacement import generate_systematic_displacements
 from phonopy.interface.fc_calculator import get_fc2
 from phonopy.structure.atoms import PhonopyAtoms
 
+from equijax.config import Compute
 from equijax.phonons import hessian, projection
+from equijax.potential import Potential
 from equijax.structures import primitive_matrix, to_ase, to_phonopy
 
 FINITE_STEP_A = 0.01  # of the finite-difference spot check
@@ -99,16 +101,14 @@ def tangents(entries, num_atoms: int) -> np.ndarray:
     return out
 
 
-def force_constants(
-    ff, phonon: Phonopy, full: bool = False, dtype: str = "float64", memory=None, progress: bool = False, head=None
-) -> np.ndarray:
+def force_constants(ff: Potential, phonon: Phonopy, *, full: bool = False, compute: Compute = Compute()) -> np.ndarray:
     """Second-order force constants Phi = d2E/dr dr of a supercell, set in `phonon.force_constants` and returned.
 
     Args:
       ff: a ForceField.
       phonon: gives supercell, primitive cell and symmetry; its displacement dataset is left alone.
       full: [n_s, n_s, 3, 3] instead of the compact [n_p, n_s, 3, 3].
-      dtype, memory, progress, head: see `hessian.hvp`.
+      compute: see `hessian.hvp`.
 
     Returns:
       eV/A^2, nothing symmetrised; `residuals` says how well they obey the laws.
@@ -118,7 +118,7 @@ def force_constants(
     """
     dataset = _dataset(phonon)
     u = tangents(dataset["first_atoms"], len(phonon.supercell))
-    gradients = hessian.hvp(ff, to_ase(phonon.supercell), u, dtype, memory, progress, head)
+    gradients = hessian.hvp(ff, to_ase(phonon.supercell), u, compute=compute)
     for entry, gradient in zip(dataset["first_atoms"], gradients, strict=True):
         entry["forces"] = -gradient
     phonon.force_constants = get_fc2(
@@ -214,7 +214,7 @@ def project(phonon: Phonopy, method: str = "symfc") -> dict[str, float]:
     return raw
 
 
-def spot_check(ff, phonon: Phonopy, seed: int = 0, head: str | None = None) -> dict:
+def spot_check(ff: Potential, phonon: Phonopy, seed: int = 0) -> dict:
     """One random column of the force constants against fourth-order finite differences of the forces, float64.
 
     (4 D(h) - D(2h)) / 3, D(h) = (g(r + h) - g(r - h)) / 2h, of one atom of the primitive cell along a random direction.
@@ -228,7 +228,7 @@ def spot_check(ff, phonon: Phonopy, seed: int = 0, head: str | None = None) -> d
     direction = rng.normal(size=3)
     direction /= np.linalg.norm(direction)
     g, steps = [], FINITE_STEP_A * np.array([1.0, -1.0, 2.0, -2.0])
-    calculator = ff.calculator(dtype="float64", head=head)  # its padded shapes are those of other crystals too
+    calculator = ff.calculator("float64")  # its padded shapes are those of other crystals too
     for step in steps:
         moved = to_ase(phonon.supercell)
         moved.positions[atom] += step * direction

@@ -11,18 +11,22 @@ over reverse differentiation, H t = d/de grad E(r + e t) at e = 0, exact, with n
 
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import partial
 
 import ase
 import jax
 import numpy as np
+import numpy.typing as npt
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from equijax import graph, potential
 from equijax.compiled import available_memory
+from equijax.config import Compute
 from equijax.derivatives import push_tangents
+from equijax.potential import Potential
 
 MAX_PROGRAMS = 8  # compiled programs kept alive: XLA on CPU runs out of memory maps when there are hundreds
 MAX_STEPS = 32  # chunks in one call, each call linearises the gradient once
@@ -34,14 +38,12 @@ _programs: OrderedDict = OrderedDict()
 
 
 def hvp(
-    ff,
+    ff: Potential,
     atoms: ase.Atoms,
-    tangents,
-    dtype: str = "float64",
-    memory=None,
-    progress: bool = False,
-    head: str | None = None,
-    along=None,
+    tangents: npt.ArrayLike,
+    *,
+    along: npt.ArrayLike | None = None,
+    compute: Compute = Compute(),
 ) -> np.ndarray:
     """Hessian-vector products H t of one structure, or their derivatives along a direction a, sum_ij E_ijk a_i t_j.
 
@@ -49,12 +51,9 @@ def hvp(
       ff: a ForceField.
       atoms: N atoms.
       tangents: [B, N, 3] A, displacement patterns.
-      dtype: of the model. "float32" halves memory; edge vectors, and the sums over edges that make each atom's row,
-        stay in float64. Results are float64 arrays.
-      memory: bytes a device may use, default `default_memory()`.
-      progress: show rows done and time left.
-      head: of a model with several.
       along: [N, 3] A, the direction a; None for H t itself.
+      compute: dtype, memory and progress. "float32" halves memory; edge vectors, and the sums over edges that make
+        each atom's row, stay in float64, and results are float64 arrays. Memory is `default_memory()` by default.
 
     Returns:
       [B, N, 3] eV/A: the change of the gradient, minus the change of the forces, to first order in the tangent; with
@@ -62,12 +61,19 @@ def hvp(
 
     Raises:
       ValueError: a structure the model cannot describe, tangents of the wrong shape or not finite.
-      MemoryError: one tangent needs more than `memory`; said before work starts.
+      MemoryError: one tangent needs more than `compute.memory`; said before work starts.
     """
-    return hvps(ff, [atoms], [tangents], dtype, memory, progress, head, None if along is None else [along])[0]
+    return hvps(ff, [atoms], [tangents], along=None if along is None else [along], compute=compute)[0]
 
 
-def hvps(ff, images, tangents, dtype="float64", memory=None, progress=False, head=None, along=None) -> list[np.ndarray]:
+def hvps(
+    ff: Potential,
+    images: Sequence[ase.Atoms],
+    tangents: Sequence[npt.ArrayLike],
+    *,
+    along: Sequence[npt.ArrayLike] | None = None,
+    compute: Compute = Compute(),
+) -> list[np.ndarray]:
     """`hvp` of many structures of different size: structures are packed into few padded shapes.
 
     Args:
@@ -80,8 +86,6 @@ def hvps(ff, images, tangents, dtype="float64", memory=None, progress=False, hea
     """
     if len(images) != len(tangents):
         raise ValueError(f"{len(images)} structures but {len(tangents)} arrays of tangents: expected one array each")
-    if dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype {dtype!r}: expected 'float32' or 'float64'")
     tangents = [_checked(t, atoms, i) for i, (atoms, t) in enumerate(zip(images, tangents, strict=True))]
     if along is not None:
         along = [_checked([a], atoms, i)[0] for i, (atoms, a) in enumerate(zip(images, along, strict=True))]
@@ -90,10 +94,10 @@ def hvps(ff, images, tangents, dtype="float64", memory=None, progress=False, hea
         name = f"structure {i} ({atoms.get_chemical_formula()})"
         graph.check_atoms(atoms, ff.config, name)
         structures.append((atoms, graph.neighbour_list(atoms, ff.config.r_max, name)))
-    memory = default_memory() if memory is None else int(memory)
-    pool, index = graph.SizePool(ladders=graph.SHARED), ff.head_index(head)
+    memory = default_memory() if compute.memory is None else compute.memory
+    pool, index = graph.SizePool(ladders=graph.SHARED), ff.head_index
     results: list = [None] * len(images)
-    with tqdm(total=sum(map(len, tangents)), desc="Hessian rows", unit="row", disable=not progress) as bar:
+    with tqdm(total=sum(map(len, tangents)), desc="Hessian rows", unit="row", disable=not compute.progress) as bar:
         for members in _groups(structures, [len(t) for t in tangents]):
             chosen = [structures[i] for i in members]
             needed = graph.size_of(chosen, ff.config)
@@ -103,25 +107,33 @@ def hvps(ff, images, tangents, dtype="float64", memory=None, progress=False, hea
             if along is not None:
                 direction = _stack([along[i] for i in members], size.nodes)
                 batch = batch._replace(nodes=batch.nodes._replace(along=direction))
-            pushed = _push_batch(ff, batch, size, [tangents[i] for i in members], dtype, memory, bar)
+            pushed = _push_batch(ff, batch, size, [tangents[i] for i in members], compute.dtype, memory, bar)
             for i, out in zip(members, pushed, strict=True):
                 results[i] = out
     return results
 
 
-def hessian(ff, atoms: ase.Atoms, rows=None, **options) -> np.ndarray:
+def hessian(
+    ff: Potential, atoms: ase.Atoms, *, rows: Sequence[int] | None = None, compute: Compute = Compute()
+) -> np.ndarray:
     """Hessian H[i, a, j, b] = d2E / dr_ia dr_jb in eV/A^2, [N, 3, N, 3], or [R, 3, N, 3] of the atoms in `rows`.
 
-    Options and errors are those of `hvp`.
+    `compute` and errors are those of `hvp`.
     """
-    return hessians(ff, [atoms], None if rows is None else [rows], **options)[0]
+    return hessians(ff, [atoms], rows=None if rows is None else [rows], compute=compute)[0]
 
 
-def hessians(ff, images, rows=None, **options) -> list[np.ndarray]:
+def hessians(
+    ff: Potential,
+    images: Sequence[ase.Atoms],
+    *,
+    rows: Sequence[Sequence[int]] | None = None,
+    compute: Compute = Compute(),
+) -> list[np.ndarray]:
     """`hessian` of many structures in one call; `rows` is None or one sequence of atom indices a structure."""
     rows = [range(len(atoms)) for atoms in images] if rows is None else rows
     tangents = [unit_tangents(len(atoms), r) for atoms, r in zip(images, rows, strict=True)]
-    out = hvps(ff, images, tangents, **options)
+    out = hvps(ff, images, tangents, compute=compute)
     return [h.reshape(-1, 3, len(atoms), 3) for h, atoms in zip(out, images, strict=True)]
 
 

@@ -6,6 +6,7 @@ symmetries, so they are sampled, and one is kept for each space group and size o
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ase
@@ -14,7 +15,9 @@ import spglib
 from ase.build.supercells import lattice_points_in_supercell
 from ase.geometry.minkowski_reduction import minkowski_reduce
 
+from equijax.config import Compute
 from equijax.phonons import dynamical, stars
+from equijax.potential import Potential
 
 DEGENERATE_THZ = 0.01  # modes closer than this belong together
 PROBE_A = 0.05  # largest displacement of the distortion whose space group is looked at
@@ -35,7 +38,15 @@ def mesh_points(mesh) -> np.ndarray:
     return np.array(list(itertools.product(*(np.arange(n) / n for n in mesh))))
 
 
-def order_parameters(ff, atoms: ase.Atoms, mesh, threshold: float, symprec: float, **options):
+def order_parameters(
+    ff: Potential,
+    atoms: ase.Atoms,
+    mesh: Sequence[int],
+    *,
+    threshold: float,
+    symprec: float,
+    compute: Compute = Compute(),
+):
     """Frequencies on a mesh, and the order parameters of its imaginary modes, most unstable first.
 
     Args:
@@ -50,7 +61,7 @@ def order_parameters(ff, atoms: ase.Atoms, mesh, threshold: float, symprec: floa
       q [Q, 3], frequencies [Q, 3N] THz, list of OrderParameter: one per star and degenerate set of unstable modes.
     """
     q = mesh_points(mesh)
-    matrices = dynamical.symmetric_matrices(ff, atoms, q, symprec, **options)
+    matrices = dynamical.symmetric_matrices(ff, atoms, q, symprec=symprec, compute=compute)
     frequencies = dynamical.frequencies(matrices)
     found = []
     for star in stars.stars(atoms, q, symprec):

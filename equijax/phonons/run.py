@@ -2,12 +2,15 @@
 
 import ase.io
 import numpy as np
+from phonopy import Phonopy
 
 from equijax import forcefield, graph, outputs, plots, structures
+from equijax.config import Compute
 from equijax.phonons import born, certificate, force_constants
 from equijax.phonons.certificate import timed
 from equijax.phonons.options import PhononsConfig
 from equijax.phonons.thermal import gamma_acoustic, harmonic, write_dos
+from equijax.potential import Potential
 from equijax.relax import symmetric
 
 
@@ -19,8 +22,7 @@ def run(config: PhononsConfig) -> dict:
       ValueError, MemoryError, FileNotFoundError: unusable input, before work starts.
     """
     seconds: dict[str, float] = {}
-    ff = forcefield.load(config.model)
-    head = ff.config.heads[ff.head_index(config.head)]
+    ff = forcefield.load(config.model, head=config.head)
     atoms = structures.read(config.structure)
     phonon = force_constants.make_phonon(atoms, config.supercell, config.primitive, config.symprec)
     force_constants.check_mesh(phonon.supercell, phonon.primitive, config.mesh)
@@ -32,7 +34,12 @@ def run(config: PhononsConfig) -> dict:
     if config.relax:
         with timed(seconds, "relaxation"):
             atoms, report["relaxation"] = symmetric.relax(
-                ff, atoms, config.fmax, cell=not config.fixed_cell, symprec=config.symprec, head=head, progress=True
+                ff,
+                atoms,
+                fmax=config.fmax,
+                cell=not config.fixed_cell,
+                symprec=config.symprec,
+                compute=Compute(progress=True),
             )
         phonon = force_constants.make_phonon(atoms, config.supercell, config.primitive, config.symprec)
         if config.born is not None:
@@ -40,14 +47,15 @@ def run(config: PhononsConfig) -> dict:
     with outputs.beside(config.out / "structure.extxyz") as part:
         ase.io.write(part, atoms)
     with timed(seconds, "forces"):
-        report |= describe(ff, atoms, phonon, config, head)
+        report |= describe(ff, atoms, phonon, config)
     with timed(seconds, "force constants"):
         memory = None if config.memory is None else int(config.memory * 1e9)
-        force_constants.force_constants(ff, phonon, config.full, config.dtype, memory, progress=True, head=head)
+        compute = Compute(config.dtype, memory, progress=True)
+        force_constants.force_constants(ff, phonon, full=config.full, compute=compute)
     report["raw_residuals"] = force_constants.residuals(phonon)
     if config.check:
         with timed(seconds, "spot check"):
-            report["spot_check"] = force_constants.spot_check(ff, phonon, config.seed, head)
+            report["spot_check"] = force_constants.spot_check(ff, phonon, config.seed)
     if config.projection != "none":
         force_constants.project(phonon, config.projection)
         report["projected_residuals"] = force_constants.residuals(phonon)
@@ -58,9 +66,9 @@ def run(config: PhononsConfig) -> dict:
     return report
 
 
-def describe(ff, atoms, phonon, config: PhononsConfig, head: str) -> dict:
+def describe(ff: Potential, atoms: ase.Atoms, phonon: Phonopy, config: PhononsConfig) -> dict:
     """Certificate entries known before the force constants, warnings included."""
-    residual = symmetric.static_residuals(ff, atoms, head)
+    residual = symmetric.static_residuals(ff, atoms)
     if not config.allow_unrelaxed:
         symmetric.refuse_unrelaxed(residual, str(config.structure))
     notes = symmetric.warn_unrelaxed(residual) + symmetric.warn_fixed(atoms) + born.warn_polar(phonon)
@@ -75,7 +83,7 @@ def describe(ff, atoms, phonon, config: PhononsConfig, head: str) -> dict:
         "projection": config.projection,
         "spot_check": None,
         "born": config.born,
-    } | certificate.provenance(ff, head)
+    } | certificate.provenance(ff)
 
 
 def results(phonon, config: PhononsConfig) -> dict:

@@ -10,8 +10,10 @@ import spglib
 from tqdm import tqdm
 
 from equijax import structures
+from equijax.config import Compute
 from equijax.constraints import refuse_fixed
 from equijax.phonons import order_parameters
+from equijax.potential import Potential
 from equijax.relax import symmetric
 
 TOLERANCES_A = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)  # at which space groups are named
@@ -62,7 +64,7 @@ class ModesConfig:
     """Head of a model that has several."""
 
 
-def search(ff, atoms: ase.Atoms, config: ModesConfig) -> tuple[list[dict], list[dict]]:
+def search(ff: Potential, atoms: ase.Atoms, config: ModesConfig) -> tuple[list[dict], list[dict]]:
     """Phases reached from `atoms`, the first one itself relaxed; and the E(Q) scans.
 
     A phase: atoms, round, parent (index), space_group, space_groups by tolerance, from_space_group, q of the mode
@@ -71,9 +73,7 @@ def search(ff, atoms: ase.Atoms, config: ModesConfig) -> tuple[list[dict], list[
     """
     refuse_fixed(atoms, atoms.get_chemical_formula(), "modes are followed with all atoms free; remove the constraints")
     start = _primitive(atoms)
-    start, report = symmetric.relax(
-        ff, start, config.fmax, cell=not config.fixed_cell, steps=config.steps, head=config.head
-    )
+    start, report = symmetric.relax(ff, start, fmax=config.fmax, cell=not config.fixed_cell, steps=config.steps)
     extent = np.array(config.mesh) * _heights(start)
     entry = {"round": 0} | dict.fromkeys(FOLLOWED)
     phases, scans = [_phase(ff, start, report, entry, None, config)], []
@@ -96,7 +96,7 @@ def _spectrum(ff, phase, extent, config):
     """Order parameters of a phase's unstable modes; its verdict is entered into the phase."""
     mesh = np.maximum(1, np.ceil(extent / _heights(phase["atoms"]) - 0.1)).astype(int)
     _, frequencies, orders = order_parameters.order_parameters(
-        ff, phase["atoms"], mesh, config.threshold, symmetric.SYMPREC_A, head=config.head
+        ff, phase["atoms"], mesh, threshold=config.threshold, symprec=symmetric.SYMPREC_A
     )
     phase |= {"mesh": mesh.tolist(), "lowest_THz": float(frequencies.min()), "stable": not orders}
     return orders
@@ -112,7 +112,7 @@ def _follow(ff, phases, scans, parent, orders, config):
             tqdm.write(f"phase {parent}: the mode of {order.frequency:.2f} THz at q {q} needs more than "
                        f"{config.max_atoms} atoms and is not followed (--max-atoms)")  # fmt: skip
         for direction, cell, u, group in tqdm(found[: config.max_directions], desc="distortions", leave=False):
-            scan = energy_scan(ff, cell, u, len(cell) // len(atoms), config.head)
+            scan = energy_scan(ff, cell, u, len(cell) // len(atoms))
             q = sorted(
                 {tuple(np.round(p, 4).tolist()) for p, c in zip(order.qpoints, direction, strict=True) if abs(c) > 0}
             )
@@ -121,15 +121,16 @@ def _follow(ff, phases, scans, parent, orders, config):
             scans.append(scan)
             if scan["well_meV_atom"] > 1e3 * SHALLOWEST_EV:
                 cell.positions += scan["Q_min"] * u
-                relaxed, report = symmetric.relax(ff, cell, config.fmax, cell=not config.fixed_cell, steps=config.steps,
-                                              head=config.head)  # fmt: skip
+                relaxed, report = symmetric.relax(
+                    ff, cell, fmax=config.fmax, cell=not config.fixed_cell, steps=config.steps
+                )
                 entry = {"round": phases[parent]["round"] + 1} | {key: scan[key] for key in FOLLOWED}
                 phase = _phase(ff, _primitive(relaxed), report, entry, phases[0], config)
                 if not any(_same(phase, other) for other in phases):
                     phases.append(phase)
 
 
-def energy_scan(ff, cell: ase.Atoms, u: np.ndarray, cells: int, head: str | None = None) -> dict:
+def energy_scan(ff: Potential, cell: ase.Atoms, u: np.ndarray, cells: int) -> dict:
     """E(Q) of a distortion on both sides of zero, per atom of the supercell, and its lowest minimum.
 
     Args:
@@ -142,14 +143,14 @@ def energy_scan(ff, cell: ase.Atoms, u: np.ndarray, cells: int, head: str | None
     """
     half = SCAN_A / np.linalg.norm(u, axis=1).max()
     coarse = np.concatenate([-half[::-1], [0.0], half])
-    energy = _energies(ff, cell, u, coarse, head)
+    energy = _energies(ff, cell, u, coarse)
     flat, lowest = energy[len(half)], int(energy.argmin())
     best, depth = 0.0, 0.0
     Q, values = coarse, energy
     if energy[lowest] < flat:
         around = np.clip([lowest - 1, lowest + 1], 0, len(coarse) - 1)
         fine = np.linspace(*coarse[around], len(coarse))
-        energy = _energies(ff, cell, u, fine, head)
+        energy = _energies(ff, cell, u, fine)
         i = int(np.clip(energy.argmin(), 1, len(fine) - 2))
         a, b, c = np.polyfit(fine[i - 1 : i + 2] - fine[i], energy[i - 1 : i + 2] - flat, 2)
         best, depth = (
@@ -161,19 +162,19 @@ def energy_scan(ff, cell: ase.Atoms, u: np.ndarray, cells: int, head: str | None
             "well_meV_atom": 1e3 * depth, "cells": cells}  # fmt: skip
 
 
-def _energies(ff, cell, u, amplitudes, head):
+def _energies(ff, cell, u, amplitudes):
     """Energies per atom at some amplitudes, eV."""
     images = []
     for amplitude in amplitudes:
         image = cell.copy()
         image.positions += amplitude * u
         images.append(image)
-    return np.array([found["energy"] for found in ff.evaluate(images, dtype="float64", head=head)]) / len(cell)
+    return np.array([found.energy for found in ff.evaluate(images, compute=Compute())]) / len(cell)
 
 
 def _phase(ff, atoms, report, entry, first, config):
     """The entry of a relaxed structure, before its spectrum is known."""
-    energy = ff.evaluate([atoms], dtype="float64", head=config.head)[0]["energy"] / len(atoms)
+    energy = ff.evaluate([atoms], compute=Compute())[0].energy / len(atoms)
     named = {str(t): symmetric.space_group(atoms, t) for t in TOLERANCES_A}
     zero = energy if first is None else first["energy_eV_atom"]
     return entry | {

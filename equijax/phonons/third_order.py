@@ -8,14 +8,18 @@ differentiated along u, and the result is applied to the second displacements v 
 are the forces phono3py asks for, with no step length and no terms of higher order. It spreads them by symmetry.
 """
 
+from typing import Any  # phono3py, an extra, is not imported for its types
+
 import numpy as np
 from phonopy import Phonopy
 from phonopy.interface.fc_calculator import get_fc2
 
 from equijax import structures
+from equijax.config import Compute
 from equijax.phonons import force_constants as force_constants_module
 from equijax.phonons import hessian
 from equijax.phonons.force_constants import supercell_matrix, to_primitive
+from equijax.potential import Potential
 
 
 def make_phono3py(atoms, supercell, phonon_supercell=None, primitive="auto", symprec: float = 1e-5):
@@ -63,9 +67,7 @@ def displacement_pairs(ph3) -> dict:
     return get_third_order_displacements(ph3.supercell, ph3.symmetry, 1.0, is_plusminus=False, is_diagonal=True)
 
 
-def force_constants(
-    ff, ph3, full: bool = False, dtype: str = "float64", memory=None, progress: bool = False, head=None
-) -> np.ndarray:
+def force_constants(ff: Potential, ph3: Any, *, full: bool = False, compute: Compute = Compute()) -> np.ndarray:
     """Third-order force constants of a supercell, set in `ph3.fc3` and returned; `ph3.fc2` is set too.
 
     Args:
@@ -73,7 +75,7 @@ def force_constants(
       ph3: a phono3py.Phono3py; its displacement datasets are left alone. Where it has a larger supercell for phonons,
         the second-order force constants are those of that one.
       full: [n_s, n_s, n_s, 3, 3, 3] instead of the compact [n_p, n_s, n_s, 3, 3, 3].
-      dtype, memory, progress, head: see `hessian.hvp`.
+      compute: see `hessian.hvp`.
 
     Returns:
       eV/A^3, nothing symmetrised; `residuals` says how well they obey the laws.
@@ -84,32 +86,31 @@ def force_constants(
     """
     from phono3py.phonon3.fc3 import get_fc3
 
-    options = {"dtype": dtype, "memory": memory, "progress": progress, "head": head}
     dataset = displacement_pairs(ph3)
-    fill_forces(ff, ph3, dataset, **options)
+    fill_forces(ff, ph3, dataset, compute=compute)
     fc2, fc3 = get_fc3(ph3.supercell, ph3.primitive, dataset, ph3.symmetry, is_compact_fc=not full)
     if ph3.phonon_supercell_matrix is not None:
         phonon = Phonopy(ph3.unitcell, ph3.phonon_supercell_matrix, primitive_matrix=ph3.primitive_matrix,
                          symprec=ph3.symmetry.tolerance, log_level=0)  # fmt: skip
-        fc2 = force_constants_module.force_constants(ff, phonon, full, **options)
+        fc2 = force_constants_module.force_constants(ff, phonon, full=full, compute=compute)
     ph3.fc2, ph3.fc3 = fc2, fc3
     return fc3
 
 
-def fill_forces(ff, ph3, dataset: dict, **options) -> None:
+def fill_forces(ff: Potential, ph3: Any, dataset: dict, *, compute: Compute = Compute()) -> None:
     """Enter the forces of every displacement and pair of `displacement_pairs` into it, in place.
 
-    Options are those of `hessian.hvp`.
+    `compute` is that of `hessian.hvp`.
     """
     atoms, first = structures.to_ase(ph3.supercell), dataset["first_atoms"]
     directions = force_constants_module.tangents(first, len(atoms))
-    for entry, Hu in zip(first, hessian.hvp(ff, atoms, directions, **options), strict=True):
+    for entry, Hu in zip(first, hessian.hvp(ff, atoms, directions, compute=compute), strict=True):
         entry["forces"] = -Hu
     fc2 = get_fc2(ph3.supercell, dataset, primitive=ph3.primitive, is_compact_fc=False, symmetry=ph3.symmetry)
     for entry, along in zip(first, directions, strict=True):
         pairs = entry["second_atoms"]
         which, sign, tangents = _distinct(force_constants_module.tangents(pairs, len(atoms)))
-        T = hessian.hvp(ff, atoms, tangents, along=along, **options)
+        T = hessian.hvp(ff, atoms, tangents, along=along, compute=compute)
         for pair, i, s in zip(pairs, which, sign, strict=True):
             Hv = np.einsum("jab,a->jb", fc2[pair["number"]], pair["displacement"])
             pair["forces"] = entry["forces"] - Hv - s * T[i]

@@ -1,16 +1,28 @@
 """Phonons over a series of volumes: mode Grueneisen parameters and quasi-harmonic thermal expansion."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import ase
 import numpy as np
+import numpy.typing as npt
 import phonopy
 from phonopy import Phonopy, PhonopyGruneisen
 
+from equijax.config import Compute
 from equijax.phonons import force_constants, thermal
+from equijax.potential import Potential
 from equijax.relax import symmetric
 
 
 def series(
-    ff, atoms: ase.Atoms, supercell, strains, relax_ions: bool = True, fmax: float = 1e-5, head=None, **options
+    ff: Potential,
+    atoms: ase.Atoms,
+    supercell: npt.ArrayLike,
+    strains: Sequence[float] | np.ndarray,
+    *,
+    fmax: float | None = 1e-5,
+    compute: Compute = Compute(),
 ) -> tuple[list[Phonopy], np.ndarray]:
     """Force constants of uniformly strained cells; all of them share compiled programs where the padded shape agrees.
 
@@ -19,8 +31,8 @@ def series(
       atoms: relaxed unit cell.
       supercell: see `force_constants.make_phonon`.
       strains: [S] volume strains dV / V.
-      relax_ions: relax the ions in each cell, which symmetry may leave free, to `fmax` eV/A.
-      head, options: passed to `force_constants.force_constants`.
+      fmax: eV/A, to which the ions that symmetry leaves free are relaxed in each cell; None leaves them.
+      compute: see `hessian.hvp`.
 
     Returns:
       (phonons [S], energies [S] in eV per primitive cell).
@@ -34,30 +46,36 @@ def series(
     for strain in strains:
         cell = atoms.copy()
         cell.set_cell(atoms.cell.array * (1 + strain) ** (1 / 3), scale_atoms=True)
-        if relax_ions:
-            cell, _ = symmetric.relax(ff, cell, fmax, cell=False, head=head)
+        if fmax is not None:
+            cell, _ = symmetric.relax(ff, cell, fmax=fmax, cell=False)
         phonon = force_constants.make_phonon(cell, supercell)
-        force_constants.force_constants(ff, phonon, head=head, **options)
-        energy = ff.evaluate([cell], dtype="float64", head=head)[0]["energy"]
+        force_constants.force_constants(ff, phonon, compute=compute)
+        energy = ff.evaluate([cell], compute=Compute())[0].energy
         energies.append(energy * len(phonon.primitive) / len(cell))
         found.append(phonon)
     return found, np.array(energies)
 
 
 def gruneisen(
-    ff, atoms: ase.Atoms, supercell, mesh=(8, 8, 8), strain: float = 0.01, **options
+    ff: Potential,
+    atoms: ase.Atoms,
+    supercell: npt.ArrayLike,
+    *,
+    mesh: Sequence[int] = (8, 8, 8),
+    strain: float = 0.01,
+    compute: Compute = Compute(),
 ) -> dict[str, np.ndarray]:
     """Mode Grueneisen parameters -d ln v / d ln V on a mesh, by phonopy from three volumes.
 
     Args:
-      ff, atoms, supercell, options: see `series`.
+      ff, atoms, supercell, compute: see `series`.
       mesh: Gamma-centred q mesh.
       strain: dV / V to either side.
 
     Returns:
       qpoints [q, 3], weights [q], frequencies [q, B] THz, gruneisen [q, B], NaN for the acoustic modes at Gamma.
     """
-    (centre, larger, smaller), _ = series(ff, atoms, supercell, (0.0, strain, -strain), **options)
+    (centre, larger, smaller), _ = series(ff, atoms, supercell, (0.0, strain, -strain), compute=compute)
     found = PhonopyGruneisen(centre, larger, smaller)
     found.set_mesh(mesh, is_gamma_center=True)
     qpoints, weights, frequencies, _, parameters = found.get_mesh()  # pyright: ignore[reportGeneralTypeIssues] (annotated as returning None)
@@ -75,13 +93,22 @@ def check_strains(strains) -> None:
         raise ValueError(f"volume strains {list(strains)}: expected at least 5, all above -1, for an equation of state")
 
 
-def quasi_harmonic(ff, atoms: ase.Atoms, supercell, strains=None, temperatures=None, mesh=(21, 21, 21), **options):
+def quasi_harmonic(
+    ff: Potential,
+    atoms: ase.Atoms,
+    supercell: npt.ArrayLike,
+    strains: Sequence[float] | np.ndarray | None = None,
+    temperatures: npt.ArrayLike | None = None,
+    mesh: Sequence[int] = (21, 21, 21),
+    **options: Any,
+):
     """Thermal expansion, bulk modulus and C_P by phonopy's quasi-harmonic approximation.
 
     Args:
-      ff, atoms, supercell, options: see `series`.
+      ff, atoms, supercell, compute: see `series`.
       strains: [S] volume strains, at least 5; default -4 % to 8 %.
       temperatures: K, ascending; default 0, 10, ..., 1000.
+      options: fmax and compute of `series`.
       mesh: q mesh, odd numbers (phonopy shifts even ones off Gamma); Gamma acoustic modes are left out.
 
     Returns:

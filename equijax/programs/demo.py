@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import equijax
 from equijax import outputs, plots
+from equijax.config import Compute
 from equijax.finetune import run as run_module
 from equijax.finetune.options import FinetuneConfig, resolve
 from equijax.finetune.run import RUN
@@ -68,16 +69,16 @@ def run(config: DemoConfig) -> int:
     check_earlier(out)
     started = time.perf_counter()
     panels, rows = {}, []
-    conversion_s, ff = timed(convert, config.model, out / "model")
+    conversion_s, ff = timed(convert, config.model, out / "model", config.head)
     with tqdm(total=TASKS, desc="demo", unit="step") as progress:
-        errors = [step(progress, f"evaluate {name}", evaluate, ff, name, config.head)[1] for name in LABELLED]
+        errors = [step(progress, f"evaluate {name}", evaluate, ff, name)[1] for name in LABELLED]
         for name, title in CRYSTALS.items():
-            _, (reference, before, row) = step(progress, f"phonons of {title}", phonons_of, ff, name, out, config.head)
+            _, (reference, before, row) = step(progress, f"phonons of {title}", phonons_of, ff, name, out)
             panels[title] = {"reference": reference, "converted": before}
             rows.append(row)
         tuning_s, (tuned, tuning) = step(progress, "fine-tune", fine_tune, out, config)
         _, (_, after, row) = step(
-            progress, "phonons again", phonons_of, tuned, TUNED, out / "finetuned", config.head, ", fine-tuned"
+            progress, "phonons again", phonons_of, tuned, TUNED, out / "finetuned", ", fine-tuned"
         )
         panels[CRYSTALS[TUNED]]["fine-tuned"] = after
         rows.append(row)
@@ -141,7 +142,7 @@ def fine_tune(out: Path, config: DemoConfig) -> tuple[equijax.ForceField, list[d
         }
         for name in sets
     ]
-    return equijax.load(out / "finetuned" / "best"), rows
+    return equijax.load(out / "finetuned" / "best", head=config.head), rows
 
 
 def check_earlier(out: Path) -> None:
@@ -165,13 +166,13 @@ def step(progress: tqdm, title: str, function, *args):
     return seconds, result
 
 
-def convert(source: str | None, out: Path) -> equijax.ForceField:
+def convert(source: str | None, out: Path, head: str | None) -> equijax.ForceField:
     """Run `python -m convert` as a user would, and load what it wrote."""
     with resources.as_file(ASSETS / "mini.model") as bundled:
         done = subprocess.run([sys.executable, "-m", "convert", source or str(bundled), str(out)], check=False)
     if done.returncode:
         raise SystemExit(done.returncode)  # the converter has said why
-    return equijax.load(out)
+    return equijax.load(out, head=head)
 
 
 def read_labels(atoms: ase.Atoms) -> tuple[float, np.ndarray, np.ndarray]:
@@ -186,12 +187,12 @@ def read_labels(atoms: ase.Atoms) -> tuple[float, np.ndarray, np.ndarray]:
     return atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress(voigt=False)
 
 
-def evaluate(ff: equijax.ForceField, name: str, head: str | None) -> dict:
+def evaluate(ff: equijax.ForceField, name: str) -> dict:
     """Mean absolute errors of a bundled file of labelled structures, and the time of the first and a second call."""
     with resources.as_file(ASSETS / f"{name}.extxyz") as path:
         images = ase.io.read(path, ":")
-    first_s, _ = timed(ff.evaluate, images, head=head)
-    second_s, results = timed(ff.evaluate, images, head=head)
+    first_s, _ = timed(ff.evaluate, images)
+    second_s, results = timed(ff.evaluate, images)
     labels = [read_labels(atoms) for atoms in images]
     pairs = list(zip(results, labels, images, strict=True))
     atoms = sum(len(a) for a in images)
@@ -199,16 +200,16 @@ def evaluate(ff: equijax.ForceField, name: str, head: str | None) -> dict:
         "file": name,
         "structures": len(images),
         "atoms": atoms,
-        "energy (meV/atom)": 1e3 * float(np.mean([abs(r["energy"] - e) / len(a) for r, (e, _, _), a in pairs])),
-        "forces (meV/A)": 1e3 * mean_difference([(r["forces"], f) for r, (_, f, _), _ in pairs]),
-        "stress (meV/A^3)": 1e3 * mean_difference([(r["stress"], s) for r, (_, _, s), _ in pairs]),
+        "energy (meV/atom)": 1e3 * float(np.mean([abs(r.energy - e) / len(a) for r, (e, _, _), a in pairs])),
+        "forces (meV/A)": 1e3 * mean_difference([(r.forces, f) for r, (_, f, _), _ in pairs]),
+        "stress (meV/A^3)": 1e3 * mean_difference([(r.stress, s) for r, (_, _, s), _ in pairs]),
         "first call (s)": first_s,
         "again (s)": second_s,
         "us/atom": 1e6 * second_s / atoms,
     }
 
 
-def phonons_of(ff: equijax.ForceField, name: str, out: Path, head: str | None, note: str = ""):
+def phonons_of(ff: equijax.ForceField, name: str, out: Path, note: str = ""):
     """Force constants of a bundled crystal on the supercell of its reference phonons.
 
     Returns:
@@ -217,8 +218,8 @@ def phonons_of(ff: equijax.ForceField, name: str, out: Path, head: str | None, n
     with resources.as_file(ASSETS / f"{name}_phonopy.yaml") as path:
         reference = phonopy.load(path, log_level=0)
     phonon = phonopy.Phonopy(reference.unitcell, reference.supercell_matrix, reference.primitive_matrix)
-    first_s, _ = timed(force_constants.force_constants, ff, phonon, progress=True, head=head)
-    second_s, _ = timed(force_constants.force_constants, ff, phonon, head=head)
+    first_s, _ = timed(force_constants.force_constants, ff, phonon, compute=Compute(progress=True))
+    second_s, _ = timed(force_constants.force_constants, ff, phonon)
     with outputs.beside(out / f"{name}_phonopy_params.yaml") as part:
         phonon.save(part, settings={"force_constants": True})
     found, wanted = spectrum(phonon), spectrum(reference)

@@ -47,7 +47,7 @@ def run(options: EvaluateConfig) -> int:
       FileNotFoundError, ValueError: see `equijax.load` and `equijax.data.load`.
     """
     started = time.perf_counter()
-    ff = equijax.load(options.model)
+    ff = equijax.load(options.model, head=options.head)
     ff = ff if options.adapter is None else files.attach(ff, options.adapter)
     read = {str(path): data.read(path, options) for path in options.data}
     print("\n".join(text for file in read.values() for text in file.messages))
@@ -55,7 +55,7 @@ def run(options: EvaluateConfig) -> int:
     structures = [s for chosen in by_file.values() for s in chosen]
     if not structures:
         raise ValueError(f"{', '.join(by_file)}: nothing but isolated atoms, which set E0 and are not evaluated")
-    found = data.predictions(ff, structures, dtype=options.dtype, head=options.head)
+    found = data.predictions(ff, structures, dtype=options.dtype)
     errors = [structure_errors(s, f) for s, f in zip(structures, found, strict=True)]
     rows, first = [], 0
     for path, chosen in by_file.items():

@@ -10,6 +10,7 @@ import numpy as np
 import tyro
 
 from equijax import forcefield, graph, outputs, structures
+from equijax.config import Compute
 from equijax.phonons import certificate, force_constants, volumes
 from equijax.phonons.certificate import timed
 from equijax.programs import runner
@@ -60,8 +61,7 @@ def run(config: ExpansionConfig) -> dict:
       ValueError, MemoryError, FileNotFoundError: unusable input, before work starts.
     """
     seconds: dict[str, float] = {}
-    ff, atoms = forcefield.load(config.model), structures.read(config.structure)
-    head = ff.config.heads[ff.head_index(config.head)]
+    ff, atoms = forcefield.load(config.model, head=config.head), structures.read(config.structure)
     graph.check_atoms(atoms, ff.config, str(config.structure))
     phonon = force_constants.make_phonon(atoms, config.supercell)
     for mesh in (config.gruneisen_mesh, config.mesh):
@@ -69,13 +69,13 @@ def run(config: ExpansionConfig) -> dict:
     volumes.check_strains(config.strains)
     first, last, step = config.temperatures
     with timed(seconds, "relaxation"):
-        atoms, relaxation = symmetric.relax(ff, atoms, config.fmax, head=head, progress=True)
+        atoms, relaxation = symmetric.relax(ff, atoms, fmax=config.fmax, compute=Compute(progress=True))
     with timed(seconds, "Grueneisen parameters"):
-        modes = volumes.gruneisen(ff, atoms, config.supercell, config.gruneisen_mesh, head=head)
+        modes = volumes.gruneisen(ff, atoms, config.supercell, mesh=config.gruneisen_mesh)
     with timed(seconds, "quasi-harmonic approximation"):
         temperatures = np.arange(first, last + 1.5 * step, step)  # phonopy drops the last one
         found = volumes.quasi_harmonic(
-            ff, atoms, config.supercell, config.strains, temperatures, config.mesh, head=head, fmax=config.fmax
+            ff, atoms, config.supercell, config.strains, temperatures, config.mesh, fmax=config.fmax
         )
     n, moving = len(found.thermal_expansion), np.isfinite(modes["gruneisen"])
     weights = np.broadcast_to(modes["weights"][:, None], moving.shape)
@@ -85,7 +85,7 @@ def run(config: ExpansionConfig) -> dict:
         "volume_expansion_1/K": found.thermal_expansion,
         "bulk_modulus_GPa": found.bulk_moduli[:n] * GPA_PER_EV_A3,
     }
-    report = certificate.provenance(ff, head) | {
+    report = certificate.provenance(ff) | {
         "formula": atoms.get_chemical_formula(),
         "options": asdict(config),
         "relaxation": relaxation,

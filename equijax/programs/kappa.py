@@ -14,6 +14,7 @@ import numpy as np
 import tyro
 
 from equijax import forcefield, graph, outputs, structures
+from equijax.config import Compute
 from equijax.phonons import born, certificate, force_constants, projection, third_order
 from equijax.phonons.certificate import timed
 from equijax.programs import runner
@@ -83,8 +84,7 @@ def run(config: KappaConfig) -> dict:
       ImportError: phono3py is not installed.
     """
     seconds: dict[str, float] = {}
-    ff, atoms = forcefield.load(config.model), structures.read(config.structure)
-    head = ff.config.heads[ff.head_index(config.head)]
+    ff, atoms = forcefield.load(config.model, head=config.head), structures.read(config.structure)
     graph.check_atoms(atoms, ff.config, str(config.structure))
     if min(config.temperatures, default=-1.0) <= 0:
         raise ValueError(f"temperatures {config.temperatures}: expected positive numbers")
@@ -96,17 +96,17 @@ def run(config: KappaConfig) -> dict:
     if config.relax:
         with timed(seconds, "relaxation"):
             atoms, report["relaxation"] = symmetric.relax(
-                ff, atoms, config.fmax, symprec=config.symprec, head=head, progress=True
+                ff, atoms, fmax=config.fmax, symprec=config.symprec, compute=Compute(progress=True)
             )
         ph3 = _phono3py(config, atoms)
     with timed(seconds, "forces"):
-        residual = symmetric.static_residuals(ff, atoms, head)
+        residual = symmetric.static_residuals(ff, atoms)
     if not config.allow_unrelaxed:
         symmetric.refuse_unrelaxed(residual, str(config.structure))
     notes = symmetric.warn_unrelaxed(residual) + symmetric.warn_fixed(atoms) + born.warn_polar(ph3)
     memory = None if config.memory is None else int(config.memory * 1e9)
     with timed(seconds, "force constants"):
-        third_order.force_constants(ff, ph3, dtype=config.dtype, memory=memory, progress=True, head=head)
+        third_order.force_constants(ff, ph3, compute=Compute(config.dtype, memory, progress=True))
     raw = third_order.residuals(ph3)
     if raw["scale_eV_A3"] < SMALLEST_EV_A3:
         raise ValueError(
@@ -118,7 +118,7 @@ def run(config: KappaConfig) -> dict:
         ph3.fc2 = projection.project(ph3.fc2, ph3.phonon_supercell, ph3.phonon_primitive, ph3.phonon_supercell_symmetry)
     with timed(seconds, "conductivity"):
         conductivity, frequencies = solve(ph3, config)
-    report |= certificate.provenance(ff, head) | {
+    report |= certificate.provenance(ff) | {
         "formula": atoms.get_chemical_formula(),
         "space_group": symmetric.space_group(atoms, config.symprec),
         "options": asdict(config),

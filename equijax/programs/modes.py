@@ -44,7 +44,7 @@ def run(config: ModesConfig) -> dict:
     Raises:
       ValueError, FileNotFoundError: unusable input, before work starts.
     """
-    ff = forcefield.load(config.model)
+    ff = forcefield.load(config.model, head=config.head)
     atoms = structures.read(config.structure)
     known = structures.read_all(config.reference) if config.reference else []
     graph.check_atoms(atoms, ff.config, str(config.structure))

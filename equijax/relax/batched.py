@@ -1,6 +1,7 @@
 """Relaxation of many structures side by side: one batched evaluation a step, a FIRE state for each structure."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import ase
 import numpy as np
@@ -8,7 +9,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 from tqdm import tqdm
 
+from equijax.config import Compute
 from equijax.constraints import free_components, refuse_fixed
+from equijax.potential import Evaluated, Potential
 
 # Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006); time in sqrt(amu A^2 / eV) with unit masses
 DT, DT_MAX, N_MIN, GROW, SHRINK, ALPHA, ALPHA_DECAY = 0.1, 1.0, 5, 1.1, 0.5, 0.1, 0.99
@@ -40,19 +43,18 @@ class _Fire:
     downhill: int = 0
     steps: int = 0
     fmax: float = np.inf
-    result: dict = field(default_factory=dict)
+    result: Evaluated | None = None
+    evaluated: ase.Atoms | None = None  # what `result` belongs to
 
 
 def relax(
-    ff,
-    images: list[ase.Atoms],
+    ff: Potential,
+    images: Sequence[ase.Atoms],
     *,
     fmax: float = 0.01,
     steps: int = 500,
     cell: bool = False,
-    dtype: str = "float64",
-    head: str | None = None,
-    progress: bool = False,
+    compute: Compute = Compute(),
 ) -> list[Relaxed]:
     """Relax structures in batches; those that have converged leave the batch.
 
@@ -62,9 +64,7 @@ def relax(
       fmax: largest force allowed on an atom, eV/A; with `cell`, also of the virial per atom, eV.
       steps: at most this many evaluations of each structure.
       cell: relax the cell of structures that are periodic in three directions.
-      dtype: float64 for fmax below 1e-3.
-      head: required for a model with several.
-      progress: show a bar of converged structures.
+      compute: dtype, float64 for fmax below 1e-3; progress shows a bar of converged structures.
 
     Returns:
       one `Relaxed` per structure in input order; a bad structure is reported in its `error`, the others go on.
@@ -82,9 +82,9 @@ def relax(
     fires = [_start(atoms, cell and bool(atoms.pbc.all())) for atoms in images]
     outcomes: list[Relaxed | None] = [None] * len(images)
     left = list(range(len(images)))
-    with tqdm(total=len(images), desc="relax", unit="structure", disable=not progress) as bar:
+    with tqdm(total=len(images), desc="relax", unit="structure", disable=not compute.progress) as bar:
         for _ in range(steps):
-            results = ff.evaluate([fires[i].atoms for i in left], dtype=dtype, head=head, errors="report")
+            results = ff.evaluate([fires[i].atoms for i in left], compute=compute, errors="report")
             for i, result in zip(left, results, strict=True):
                 outcomes[i] = _advance(fires[i], result, images[i], fmax)
             remaining = [i for i in left if outcomes[i] is None]
@@ -101,20 +101,20 @@ def _start(atoms: ase.Atoms, cell: bool) -> _Fire:
     return _Fire(atoms, atoms.cell.array.copy(), x, np.zeros_like(x), free_components(atoms))
 
 
-def _advance(fire: _Fire, result: dict, original: ase.Atoms, fmax: float) -> Relaxed | None:
+def _advance(fire: _Fire, result: Evaluated, original: ase.Atoms, fmax: float) -> Relaxed | None:
     """Judge one structure by its new forces, or take its next step."""
-    error = result.get("error")
-    if error is None and not np.isfinite(result["forces"]).all():
+    error = result.error
+    if error is None and not np.isfinite(result.forces).all():
         error = "the potential returned a non-finite force"
     if error is not None:
         return Relaxed(original, False, fire.steps, float("nan"), error)
     n = len(fire.atoms)
     fire.steps += 1
-    fire.result = result | {"atoms": fire.atoms.copy()}
-    force = result["forces"] * fire.free
+    fire.result, fire.evaluated = result, fire.atoms.copy()
+    force = result.forces * fire.free
     if len(fire.x) > n:
         F = fire.x[n:] / n
-        virial = -fire.atoms.get_volume() * result["stress"]
+        virial = -fire.atoms.get_volume() * result.stress
         # dE = -f.dr - virial:d(strain), with dr = dq F^T and d(strain) = dF F^-1
         force = np.vstack([force @ F, np.linalg.solve(F, virial.T).T / n])
     fire.fmax = float(np.linalg.norm(force, axis=1).max())
@@ -148,7 +148,8 @@ def _step(fire: _Fire, force: np.ndarray) -> None:
 
 
 def _outcome(fire: _Fire, converged: bool) -> Relaxed:
-    atoms, result = fire.result["atoms"], fire.result
-    stress = {"stress": full_3x3_to_voigt_6_stress(result["stress"])} if np.isfinite(result["stress"]).all() else {}
-    atoms.calc = SinglePointCalculator(atoms, energy=result["energy"], forces=result["forces"], **stress)
+    atoms, result = fire.evaluated, fire.result
+    assert atoms is not None and result is not None  # `relax` evaluates before it judges
+    stress = {"stress": full_3x3_to_voigt_6_stress(result.stress)} if np.isfinite(result.stress).all() else {}
+    atoms.calc = SinglePointCalculator(atoms, energy=result.energy, forces=result.forces, **stress)
     return Relaxed(atoms, converged, fire.steps, fire.fmax)

@@ -12,7 +12,9 @@ from ase.optimize import BFGS
 from ase.spacegroup.symmetrize import refine_symmetry
 from tqdm import tqdm
 
+from equijax.config import Compute
 from equijax.constraints import free_components, refuse_fixed
+from equijax.potential import Potential
 from equijax.units import GPA_PER_EV_A3
 
 SYMPREC_A = 1e-4  # symmetry is found and kept to this
@@ -25,17 +27,17 @@ FREE_CELL = "a cell is relaxed with all atoms free; relax with the cell fixed, o
 
 
 def relax(
-    ff,
+    ff: Potential,
     atoms: ase.Atoms,
+    *,
     fmax: float = 1e-4,
     cell: bool = True,
     symmetry: bool = True,
     steps: int = 500,
     symprec: float = SYMPREC_A,
-    head: str | None = None,
-    progress: bool = False,
+    compute: Compute = Compute(),
 ) -> tuple[ase.Atoms, dict]:
-    """Relax ions, and the cell if asked, with ASE's BFGS in float64.
+    """Relax ions, and the cell if asked, with ASE's BFGS, in float64 by default.
 
     Args:
       ff: a ForceField.
@@ -45,8 +47,7 @@ def relax(
       symmetry: refine the structure to its space group at `symprec`, then keep that group.
       steps: at most.
       symprec: A.
-      head: of a model with several.
-      progress: show step and largest force.
+      compute: dtype; progress shows step and largest force.
 
     Returns:
       (atoms, report): report holds what `residuals` returns, converged, steps, energy change, volume change and the
@@ -68,10 +69,10 @@ def relax(
     if symmetry and relaxed.pbc.all() and not fixed:
         refine_symmetry(relaxed, symprec=symprec)
         relaxed.set_constraint(FixSymmetry(relaxed, symprec=symprec, adjust_positions=True, adjust_cell=cell))
-    relaxed.calc = ff.calculator(dtype="float64", head=head)
+    relaxed.calc = ff.calculator(dtype=compute.dtype)
     energy, volume = relaxed.get_potential_energy(), relaxed.cell.volume
     optimiser = BFGS(FrechetCellFilter(relaxed) if cell else relaxed, logfile=None, maxstep=MAX_STEP_A)
-    with tqdm(total=steps, desc="relax", unit="step", disable=not progress) as bar:
+    with tqdm(total=steps, desc="relax", unit="step", disable=not compute.progress) as bar:
         converged = False
         for converged in optimiser.irun(fmax=fmax, steps=steps):  # noqa: B007
             bar.update(optimiser.nsteps - bar.n)
@@ -113,10 +114,10 @@ def residuals(atoms: ase.Atoms) -> dict:
     return out
 
 
-def static_residuals(ff, atoms: ase.Atoms, head: str | None = None) -> dict:
+def static_residuals(ff: Potential, atoms: ase.Atoms) -> dict:
     """`residuals` of a structure as it is, in float64."""
     atoms = atoms.copy()
-    atoms.calc = ff.calculator(dtype="float64", head=head)
+    atoms.calc = ff.calculator(dtype="float64")
     return residuals(atoms)
 
 

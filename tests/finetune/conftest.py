@@ -30,7 +30,7 @@ def folder(student, tmp_path_factory):
     for name, images in (("train", salt[:6]), ("test", salt[6:]), ("other", silicon)):
         for atoms, found in zip(images, teacher.evaluate(images), strict=True):
             labels = {k: found[k] for k in ("energy", "forces")}
-            atoms.calc = SinglePointCalculator(atoms, **labels, stress=found["stress"].ravel()[[0, 4, 8, 5, 2, 1]])
+            atoms.calc = SinglePointCalculator(atoms, **labels, stress=found.stress.ravel()[[0, 4, 8, 5, 2, 1]])
         ase.io.write(path / f"{name}.extxyz", images)
     return path
 

@@ -11,6 +11,7 @@ import pytest
 
 from equijax import checkpoint, derivatives, potential, pytrees, testing
 from equijax.adapters import files, lora
+from equijax.config import Compute
 from equijax.forcefield import ForceField
 from equijax.programs import adapters
 
@@ -64,13 +65,13 @@ def test_merged_equals_unmerged(base):
     with jax.enable_x64(True):
         params = jax.jit(lora.apply)(base.variables["params"], jax.tree.map(lambda x: x.astype(np.float64), changed))
     atoms = [testing.rattled()]
-    a = with_params(base, merged["params"]).evaluate(atoms, "float64")[0]
-    b = with_params(base, jax.tree.map(np.asarray, params)).evaluate(atoms, "float64")[0]
-    original = base.evaluate(atoms, "float64")[0]
+    a = with_params(base, merged["params"]).evaluate(atoms, compute=Compute())[0]
+    b = with_params(base, jax.tree.map(np.asarray, params)).evaluate(atoms, compute=Compute())[0]
+    original = base.evaluate(atoms, compute=Compute())[0]
     tolerance = testing.TOLERANCE["float64"]
-    assert abs(a["energy"] - b["energy"]) <= tolerance["energy"] * len(atoms[0])
-    np.testing.assert_allclose(a["forces"], b["forces"], rtol=0, atol=tolerance["forces"])
-    assert abs(a["energy"] - original["energy"]) > 1e-3
+    assert abs(a.energy - b.energy) <= tolerance["energy"] * len(atoms[0])
+    np.testing.assert_allclose(a.forces, b.forces, rtol=0, atol=tolerance["forces"])
+    assert abs(a.energy - original.energy) > 1e-3
     back = pytrees.paths_of(lora.unmerge(merged, changed))
     for path, x in pytrees.paths_of(base.variables).items():
         np.testing.assert_allclose(back[path], x, rtol=0, atol=1e-12, err_msg=path)
@@ -79,7 +80,7 @@ def test_merged_equals_unmerged(base):
 def test_equivariant_with_any_adapters(base):
     adapted = with_params(base, lora.merge(base.variables, trained(base, 2, scale=0.5))["params"])
     testing.assert_equivariant(
-        lambda atoms: adapted.evaluate([atoms], "float64")[0], testing.rattled(), testing.TOLERANCE["float64"]
+        lambda atoms: adapted.evaluate([atoms], compute=Compute())[0], testing.rattled(), testing.TOLERANCE["float64"]
     )
 
 
@@ -240,11 +241,11 @@ def test_adapters_of_another_architecture(base):
 def test_switching_adapters_does_not_recompile(base, tmp_path):
     """Adapters of different materials, ranks and species over one backbone: one compiled program."""
     atoms = [testing.rattled()]
-    energies = {base.evaluate(atoms)[0]["energy"]}
+    energies = {base.evaluate(atoms)[0].energy}
     compiled = derivatives._evaluate._cache_size()
     changes = (trained(base, 1), trained(base, 2, 1), trained(base, 2, 2, rows=(1,)), trained(base, 0.5, rows=None))
     for i, change in enumerate(changes):
         path = files.save(tmp_path / str(i), change, base.config, base.variables)
-        energies.add(files.attach(base, path).evaluate(atoms)[0]["energy"])
+        energies.add(files.attach(base, path).evaluate(atoms)[0].energy)
     assert derivatives._evaluate._cache_size() == compiled
     assert len(energies) == 5

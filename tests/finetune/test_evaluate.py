@@ -27,7 +27,7 @@ def labelled(model, tmp_path_factory):
     images = [testing.rattled(seed=i) for i in range(4)]
     wrong = []
     for atoms, found in zip(images, model.evaluate(images), strict=True):
-        values = {"energy": found["energy"] - 0.8, "forces": found["forces"] - 0.2, "stress": found["stress"]}
+        values = {"energy": found.energy - 0.8, "forces": found.forces - 0.2, "stress": found.stress}
         wrong.append(data.to_atoms(data.Labelled(atoms, **values)))
     wrong[3].calc.results.pop("stress")
     ase.io.write(path / "salt.extxyz", wrong)

@@ -11,6 +11,7 @@ import pytest
 from phonopy.structure.atoms import PhonopyAtoms
 
 from equijax import data, potential
+from equijax.config import Compute
 from equijax.finetune import loss
 from equijax.phonons import force_constants, hessian
 
@@ -114,9 +115,9 @@ def test_supercells_waves_and_forces_share_a_batch(items, student, tmp_path):
         numerators, count = (found := terms(student, g, ALL))["hvp"]
         assert count == 3 * 3 * (8 + 2 * 2)
         np.testing.assert_allclose(numerators[:3], [0, 3 * 3 * 8 * 0.25, 3 * 3 * 2 * 0.25], rtol=1e-5, atol=1e-9)
-        alone = student.evaluate([items[0].labelled.atoms], "float64")[0]
+        alone = student.evaluate([items[0].labelled.atoms], compute=Compute())[0]
         np.testing.assert_allclose(
-            found["forces"][0][0], ((alone["forces"] - items[0].labelled.forces) ** 2).sum(), rtol=1e-6
+            found["forces"][0][0], ((alone.forces - items[0].labelled.forces) ** 2).sum(), rtol=1e-6
         )
 
         variables = jax.tree.map(jnp.asarray, potential.cast(student.variables, "float64"))

@@ -11,6 +11,7 @@ import pytest
 import equijax
 from equijax import data, potential
 from equijax.adapters import files
+from equijax.config import Compute
 from equijax.finetune import optimizer, report, run, setup, trainer
 from equijax.finetune.options import resolve
 from equijax.programs import evaluate, finetune
@@ -66,8 +67,8 @@ def test_zero_shot_is_the_untouched_model_and_refitted_energies_a_row_of_their_o
         line.startswith("WORSE: retain energy MAE (eV/atom) against the untouched") for line in result["verdict"]
     )
     assert json.loads((out / "report.json").read_text())["e0"] == "refitted"
-    found = equijax.load(folder / "model").evaluate([s.atoms for s in _structures(shifted)], "float64")
-    expected = np.mean([abs(f["energy"] - s.energy) / len(s.atoms)
+    found = equijax.load(folder / "model").evaluate([s.atoms for s in _structures(shifted)], compute=Compute())
+    expected = np.mean([abs(f.energy - s.energy) / len(s.atoms)
                         for f, s in zip(found, _structures(shifted), strict=True)])  # fmt: skip
     assert untouched["valid"]["energy_mae"] == pytest.approx(expected, rel=1e-5)
 
@@ -118,8 +119,8 @@ def test_a_run_of_a_library_user_is_in_float64(folder, arguments, tmp_path):
     for x in jax.tree.leaves(saved):
         assert x.dtype == np.float64 and np.abs(x - x.astype(np.float32)).max() > 0
     structures = _structures(test)
-    found = start.evaluate([s.atoms for s in structures], "float64")
-    expected = np.mean([np.abs(f["forces"] - s.forces) for f, s in zip(found, structures, strict=True)])
+    found = start.evaluate([s.atoms for s in structures], compute=Compute())
+    expected = np.mean([np.abs(f.forces - s.forces) for f, s in zip(found, structures, strict=True)])
     assert result["before"]["errors"]["valid"]["forces_mae"] == pytest.approx(expected, rel=1e-10)
 
 

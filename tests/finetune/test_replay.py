@@ -7,6 +7,7 @@ import pytest
 from ase.build import bulk
 
 from equijax import data, graph, testing
+from equijax.config import Compute
 from equijax.data import select
 from equijax.finetune import loader, replay
 from equijax.forcefield import ForceField
@@ -50,17 +51,17 @@ def test_pseudo_labels_are_the_model_s_own(model):
     old = data.Labelled(testing.rattled(), energy=1.0, forces=np.ones((8, 3)), weight=0.5, source="x:0")
     other = data.Labelled(testing.rattled("Si", "diamond", 5.4), source="x:1")
     found = replay.pseudo_label(model, [old, other], tangents=2)
-    expected = model.evaluate([old.atoms, other.atoms], "float64")
+    expected = model.evaluate([old.atoms, other.atoms], compute=Compute())
     for s, e in zip(found, expected, strict=True):
-        assert s.energy == e["energy"]
-        np.testing.assert_array_equal(s.forces, e["forces"])
-        np.testing.assert_array_equal(s.stress, e["stress"])
+        assert s.energy == e.energy
+        np.testing.assert_array_equal(s.forces, e.forces)
+        np.testing.assert_array_equal(s.stress, e.stress)
     assert (found[0].weight, found[0].source) == (0.5, "x:0")
     step, s = 1e-3, found[1]
     moved = [s.atoms.copy() for _ in range(2)]
     for atoms, sign in zip(moved, (1, -1), strict=True):
         atoms.positions += sign * step * s.tangents[:, 1]
-    plus, minus = (f["forces"] for f in model.evaluate(moved, "float64"))
+    plus, minus = (f.forces for f in model.evaluate(moved, compute=Compute()))
     np.testing.assert_allclose(s.hvp[:, 1], -(plus - minus) / (2 * step), atol=1e-6)
 
 
@@ -85,12 +86,12 @@ def test_new_heads_predict_what_the_copied_head_does(model):
     third = ForceField(*replay.add_head(start.config, start.variables, "third", like="new"), {})
     assert third.config.heads == ("Default", "new", "third")
 
-    def energies(ff, head=None):
-        return ff.evaluate([testing.rattled()], "float64", head)[0]["energy"]
+    def energies(ff):
+        return ff.evaluate([testing.rattled()], compute=Compute())[0].energy
 
-    assert abs(energies(start, "new") - energies(start, "Default")) > 1e-3
+    assert abs(energies(start.with_head("new")) - energies(start.with_head("Default"))) > 1e-3
     for head, like in (("Default", "Default"), ("new", "new"), ("third", "new")):
-        assert energies(third, head) == pytest.approx(energies(start, like), abs=1e-9)
+        assert energies(third.with_head(head)) == pytest.approx(energies(start.with_head(like)), abs=1e-9)
     with pytest.raises(ValueError, match="head 'new' exists already"):
         replay.add_head(start.config, start.variables, "new")
     with pytest.raises(ValueError, match="head to copy None: expected one of Default, new"):

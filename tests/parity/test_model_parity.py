@@ -49,10 +49,10 @@ def test_same_numbers_as_mace_torch(case, tmp_path):
         for i, (name, atoms) in enumerate(images.items()):
             atoms.calc = oracle
             rows = slice(first, first := first + len(atoms))
-            error = {"energy": (atoms.get_potential_energy() - ours["energy"][i]) / len(atoms),
-                     "forces": atoms.get_forces() - ours["forces"][rows]}  # fmt: skip
+            error = {"energy": (atoms.get_potential_energy() - ours.energy[i]) / len(atoms),
+                     "forces": atoms.get_forces() - ours.forces[rows]}  # fmt: skip
             if atoms.pbc.all():
-                error["stress"] = atoms.get_stress(voigt=False) - ours["stress"][i]
+                error["stress"] = atoms.get_stress(voigt=False) - ours.stress[i]
             for key, value in error.items():
                 worst = np.abs(value).max()
                 assert worst <= tolerance[key], f"{name}, {dtype}: {key} differs by {worst:.2e}"

@@ -67,9 +67,9 @@ def differences(path: Path) -> dict[str, float]:
         batch = graph.from_atoms(images, config, heads=[config.heads.index(head)] * len(images))
         ours = derivatives.evaluate(config, variables, batch, "float64")
         error = {
-            "energy": (ours["energy"][: len(images)] - theirs[f"energy{i}"]) / sizes,
-            "forces": ours["forces"][: sizes.sum()] - theirs[f"forces{i}"],
-            "stress": ours["stress"][: len(images)][crystal] - theirs[f"stress{i}"],
+            "energy": (ours.energy[: len(images)] - theirs[f"energy{i}"]) / sizes,
+            "forces": ours.forces[: sizes.sum()] - theirs[f"forces{i}"],
+            "stress": ours.stress[: len(images)][crystal] - theirs[f"stress{i}"],
         }
         worst = {key: float(np.maximum(worst[key], np.abs(value).max())) for key, value in error.items()}
     return {key: float(f"{value:.1e}") for key, value in worst.items()}
