@@ -8,10 +8,9 @@ from typing import Annotated
 
 import tyro
 
-from equijax import checkpoint, outputs
+from equijax import checkpoint, forcefield, outputs
 from equijax.adapters.files import attach, info, load
 from equijax.adapters.lora import table
-from equijax.forcefield import ForceField
 from equijax.programs import runner
 
 
@@ -47,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _merge(options: Merge) -> int:
     outputs.check_replaceable(options.out, outputs.MODEL)
-    merged = attach(ForceField(*checkpoint.load(options.model)), options.adapter)
+    merged = attach(forcefield.load(options.model), options.adapter)
     checkpoint.save(options.out, merged.config, merged.variables, merged.metadata)
     print(f"wrote {options.out}: {options.model} with {options.adapter} folded in")
     return 0
@@ -60,6 +59,6 @@ def _info(options: Info) -> int:
         for path, rank in document["ranks"].items():
             print(f"{path:<42}{'full' if rank is None else rank:>6}")
     else:
-        config, variables, _ = checkpoint.load(options.model)
-        print(table(variables["params"], load(options.adapter, config, variables).adapters))
+        base = forcefield.load(options.model)
+        print(table(base.variables["params"], load(options.adapter, base).adapters))
     return 0
