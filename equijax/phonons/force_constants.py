@@ -228,7 +228,7 @@ def spot_check(ff: Potential, phonon: Phonopy, seed: int = 0) -> dict:
     direction = rng.normal(size=3)
     direction /= np.linalg.norm(direction)
     g, steps = [], FINITE_STEP_A * np.array([1.0, -1.0, 2.0, -2.0])
-    calculator = ff.calculator("float64")  # its padded shapes are those of other crystals too
+    calculator = ff.calculator(dtype="float64")  # its padded shapes are those of other crystals too
     for step in steps:
         moved = to_ase(phonon.supercell)
         moved.positions[atom] += step * direction
