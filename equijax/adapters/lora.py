@@ -116,9 +116,7 @@ def init_lora(
     return Adapters(arrays, float(alpha), rows)
 
 
-def init_delta(
-    params: dict, targets: Iterable[str] = (".*",), *, rows: Iterable[int] | None = None
-) -> Adapters:
+def init_delta(params: dict, targets: Iterable[str] = (".*",), *, rows: Iterable[int] | None = None) -> Adapters:
     """Full-size residuals of everything that `targets` match, zero at the start; arguments as for `init_lora`."""
     rows = None if rows is None else tuple(sorted({int(i) for i in rows}))
     shapes, leaves = _shapes(params, targets, rows), paths_of(params)
@@ -233,9 +231,7 @@ def layout(path: str, ndim: int) -> Layout:
     raise ValueError(f"parameter {path} with {ndim} axes: no rule says how it is a stack of matrices")
 
 
-def _shapes(
-    params: dict, targets: Iterable[str], rows: tuple[int, ...] | None
-) -> dict[str, tuple[int, int, int]]:
+def _shapes(params: dict, targets: Iterable[str], rows: tuple[int, ...] | None) -> dict[str, tuple[int, int, int]]:
     """(b, m, n) of every target that is not empty."""
     leaves = paths_of(params)
     shapes = {}

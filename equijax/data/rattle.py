@@ -1,7 +1,7 @@
 """Rattled, strained and relaxing supercells worth a DFT calculation."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ase
@@ -61,7 +61,7 @@ class RattleConfig:
             raise ValueError(f"min_distance {self.min_distance} must be in [0, 1)")
 
 
-def make_supercell(crystal: ase.Atoms, repeat: Sequence[int] | None, min_length: float) -> ase.Atoms:
+def make_supercell(crystal: ase.Atoms, repeat: Sequence[int] | None, *, min_length: float) -> ase.Atoms:
     """The crystal repeated, without calculator or constraints, atoms of one element together.
 
     Args:
@@ -140,12 +140,11 @@ def relaxations(supercell: ase.Atoms, options: RattleConfig) -> list[tuple[ase.A
     return out
 
 
-def _pairs(cell):
+def _pairs(cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Second and third, third and first, first and second cell vectors."""
     return cell[[1, 2, 0]], cell[[2, 0, 1]]
 
 
-def _with(options, candidates):
+def _with(options: RattleConfig, *, candidates: int) -> RattleConfig:
     """The same draws, a few candidates, at the largest rattle alone."""
-    values = asdict(options) | {"candidates": candidates, "number": 1, "rattle": (max(options.rattle),)}
-    return RattleConfig(**values)
+    return replace(options, candidates=candidates, number=1, rattle=(max(options.rattle),))

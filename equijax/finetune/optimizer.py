@@ -76,13 +76,14 @@ def optimizer(options: TrainConfig, total_steps: int) -> optax.GradientTransform
 
 def learning_rate(options: TrainConfig, total_steps: int) -> optax.Schedule:
     """Linear warm-up, then cosine to zero or constant (plateau scales the constant from inside the state)."""
+    rate = float(options.lr)
     after = max(1, total_steps - options.warmup)
     main = {
-        "cosine": optax.cosine_decay_schedule(options.lr, after),
-        "constant": optax.constant_schedule(options.lr),
-        "plateau": optax.constant_schedule(options.lr),
+        "cosine": optax.cosine_decay_schedule(rate, after),
+        "constant": optax.constant_schedule(rate),
+        "plateau": optax.constant_schedule(rate),
     }[options.schedule]
-    ramp = optax.linear_schedule(options.lr / (options.warmup + 1), options.lr, options.warmup)
+    ramp = optax.linear_schedule(rate / (options.warmup + 1), rate, options.warmup)
     return optax.join_schedules([ramp, main], [options.warmup])
 
 

@@ -155,9 +155,7 @@ def resolve(options: FinetuneOptions) -> FinetuneOptions:
     training, loss = DEFAULTS[options.strategy]
     if options.training.optimizer == "schedule_free":
         training = dataclasses.replace(training, schedule="constant")
-    return dataclasses.replace(
-        options, training=_filled(options.training, training), loss=_filled(options.loss, loss)
-    )
+    return dataclasses.replace(options, training=_filled(options.training, training), loss=_filled(options.loss, loss))
 
 
 def _filled(given: Part, defaults: Part) -> Part:

@@ -20,9 +20,7 @@ class Trainable(NamedTuple):
     pull: float = 0.0  # L2 towards zero
 
 
-def trainable(
-    options: FinetuneOptions, config: ModelConfig, *, variables: dict, numbers: Sequence[int]
-) -> Trainable:
+def trainable(options: FinetuneOptions, config: ModelConfig, *, variables: dict, numbers: Sequence[int]) -> Trainable:
     """What `options.strategy` trains.
 
     Args:
@@ -85,12 +83,16 @@ def merged(variables: dict, trained: Trainable, *, best: Any, energies: np.ndarr
       energies: [H, Z] eV, isolated atoms.
     """
     if isinstance(best, lora.Adapters):
-        return lora.merge(variables, best, energies)
+        return lora.merge(variables, best, energies=energies)
     params = jax.tree.map(
         lambda new, old: np.asarray(new).astype(np.asarray(old).dtype),
         trained.combine(variables["params"], best),
         variables["params"],
     )
-    constants = variables["constants"]
-    old = np.asarray(constants["atomic_energies"])
-    return {**variables, "params": params, "constants": {**constants, "atomic_energies": energies.astype(old.dtype)}}
+    return with_energies({**variables, "params": params}, energies)
+
+
+def with_energies(variables: dict, energies: np.ndarray) -> dict:
+    """Variables with other isolated-atom energies [H, Z] eV, in the dtype of the old."""
+    old = np.asarray(variables["constants"]["atomic_energies"])
+    return {**variables, "constants": {**variables["constants"], "atomic_energies": energies.astype(old.dtype)}}

@@ -210,8 +210,9 @@ def fit(state: TrainState, progress: Progress, *, hooks: Hooks, options: TrainCo
     Raises:
       TrainingDiverged: a loss or gradient is not finite; the message names the structures.
     """
+    epochs = int(options.epochs)
     with stop_signal() as stopped:
-        while progress.epoch < options.epochs and progress.stale < options.patience:
+        while progress.epoch < epochs and progress.stale < options.patience:
             for batch in hooks.batches(progress.epoch)[progress.batch :]:
                 state, metrics = hooks.step(state, batch.graph)
                 metrics = jax.device_get(metrics)
@@ -226,7 +227,7 @@ def fit(state: TrainState, progress: Progress, *, hooks: Hooks, options: TrainCo
                     return Fitted(state, progress, "interrupted")
             mean = progress.loss_sum / max(progress.batch, 1)
             progress = dataclasses.replace(progress, epoch=progress.epoch + 1, batch=0, loss_sum=0.0)
-            if progress.epoch % options.evaluate_every and progress.epoch < options.epochs:
+            if progress.epoch % options.evaluate_every and progress.epoch < epochs:
                 continue
             found = hooks.evaluate(evaluated(state, options))
             state = observe(state, options, value=found["loss"])

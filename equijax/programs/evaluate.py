@@ -11,6 +11,7 @@ from equijax import data, outputs
 from equijax.adapters import files
 from equijax.data import Keys
 from equijax.data.errors import QUANTITIES, label_warnings, parity, structure_errors, summarise, write_csv
+from equijax.data.labelled import sha256
 from equijax.plots import draw_parity
 from equijax.programs import runner
 
@@ -44,12 +45,12 @@ def run(options: EvaluateConfig) -> int:
     """Errors of `options.model` on `options.data`, printed and written to `options.out`.
 
     Raises:
-      FileNotFoundError, ValueError: see `equijax.load` and `equijax.data.load`.
+      FileNotFoundError, ValueError: see `equijax.load` and `equijax.data.read_file`.
     """
     started = time.perf_counter()
     ff = equijax.load(options.model, head=options.head)
     ff = ff if options.adapter is None else files.attach(ff, options.adapter)
-    read = {str(path): data.read(path, options) for path in options.data}
+    read = {str(path): data.read_file(path, options) for path in options.data}
     print("\n".join(text for file in read.values() for text in file.messages))
     by_file = {path: file.structures for path, file in read.items()}
     structures = [s for chosen in by_file.values() for s in chosen]
@@ -63,11 +64,11 @@ def run(options: EvaluateConfig) -> int:
         first += len(chosen)
     if len(by_file) > 1:
         rows.append({"file": "all", **summarise(errors)})
-    write_csv(options.out / "structures.csv", structures, found, errors)
+    write_csv(options.out / "structures.csv", structures, found=found, errors=errors)
     draw_parity(options.out / "parity.png", parity(structures, found))
     warnings = [*(w for file in read.values() for w in file.warnings), *label_warnings(structures, found)]
     report = {"model": str(options.model), "head": options.head, "dtype": options.dtype, "metadata": ff.metadata,
-              "dataset_sha256": data.sha256(structures), "errors": rows, "warnings": warnings,
+              "dataset_sha256": sha256(structures), "errors": rows, "warnings": warnings,
               "seconds": time.perf_counter() - started}  # fmt: skip
     outputs.write_json(options.out / "report.json", report)
     print(table(rows))

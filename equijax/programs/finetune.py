@@ -48,7 +48,9 @@ def _stored(file: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is neither JSON nor YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{file}: no mapping of names to values; `python -m equijax.finetune --help` lists the options")
+        raise ValueError(
+            f"{file}: no mapping of names to values; `python -m equijax.finetune --help` lists the options"
+        )
     if unknown := sorted(set(values) - option_names()):
         raise ValueError(f"{file}: unknown options {unknown}; `python -m equijax.finetune --help` lists the options")
     return values

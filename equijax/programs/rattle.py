@@ -34,11 +34,11 @@ def run(options: RattleConfig) -> int:
         raise ValueError(f"{options.structure} is not periodic in three directions")
     if options.model is not None:
         check_atoms(crystal, equijax.load(options.model).config, str(options.structure))
-    supercell = make_supercell(crystal, options.supercell, options.min_length)
+    supercell = make_supercell(crystal, options.supercell, min_length=options.min_length)
     candidates = rattled(supercell, options)
     if options.model is not None:
         candidates += relaxations(supercell, options)
-    chosen = sorted(farthest(descriptors([atoms for atoms, _ in candidates]), options.number, options.seed))
+    chosen = sorted(farthest(descriptors([atoms for atoms, _ in candidates]), options.number, seed=options.seed))
     picked = [candidates[i] for i in chosen]
     write(options, supercell, picked)
     print(f"{len(picked)} of {len(candidates)} structures of {supercell.get_chemical_formula()} are in {options.out}:")
