@@ -41,7 +41,7 @@ def one_structure():
 
 def write_errors(path):
     structure, found = one_structure()
-    errors.write_csv(path, [structure], [found], [errors.structure_errors(structure, found)])
+    errors.write_csv(path, [structure], found=[found], errors=[errors.structure_errors(structure, found)])
 
 
 def chain():
