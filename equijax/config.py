@@ -35,7 +35,8 @@ class Compute:
     progress: bool = False  # show a bar
 
     def __post_init__(self):
-        _one_of("dtype", self.dtype, DTYPES)
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype {self.dtype!r}: expected {' or '.join(map(repr, DTYPES))}")
         if self.memory is not None and not self.memory > 0:
             raise InputError(f"memory = {self.memory} bytes: expected a positive number, or None")
 

@@ -17,10 +17,11 @@ from functools import partial
 
 import ase
 import jax
+import jraph
 import numpy as np
 from ase.data import atomic_numbers, covalent_radii
 
-from equijax import couplings, graph, potential
+from equijax import couplings, derivatives, graph, potential
 from equijax.config import ModelConfig, Spline
 from equijax.errors import InputError
 from equijax.kernels import convolution, polynomial
@@ -241,13 +242,9 @@ def _evaluate(config, variables, structures):
     @partial(
         jax.jit, compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     )
-    def compute(variables, batch, tangent):
-        gradient = lambda r: jax.value_and_grad(  # noqa: E731
-            lambda r: potential.total_energy(config, variables, batch, r)
-        )(r)[1]
-        positions = batch.nodes.positions
+    def compute(variables: dict, batch: jraph.GraphsTuple, tangent: jax.Array) -> tuple[jax.Array, ...]:
         energies = potential.per_graph(batch, potential.energy(config, variables, batch))
-        return energies, *jax.jvp(gradient, (positions,), (tangent,))
+        return energies, *derivatives.gradient_and_product(config, variables, batch, tangent)
 
     with jax.enable_x64(True):
         cast = potential.cast(variables, "float64"), potential.cast(batch, "float64")

@@ -19,7 +19,7 @@ class Lost(NotFinite):
         self.step = step
 
 
-def blocks(
+def run_blocks(
     apply_fn: Callable,
     state,
     neighbors: neighbours.NeighborList,

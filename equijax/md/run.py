@@ -15,7 +15,7 @@ from equijax import outputs
 from equijax.errors import InputError
 from equijax.forcefield import load
 from equijax.md import files, neighbours
-from equijax.md.blocks import Lost, blocks
+from equijax.md.blocks import Lost, run_blocks
 from equijax.md.options import MDConfig
 from equijax.md.simulation import System, frame_of, inputs, observe_all, prepare
 
@@ -147,7 +147,7 @@ def _write(config: MDConfig, system: System, step: int, seen: dict, log, frames)
 def _advance(config, system, first, state, neighbors, record) -> None:
     with tqdm(total=config.steps, initial=first, unit="step", desc=config.ensemble) as progress:
         begin = None  # the first block compiles: it is left out of the speed
-        done = blocks(
+        done = run_blocks(
             system.apply, state, neighbors, system.neighbor_fn, start=first, steps=config.steps,
             block=config.log_every, box_of=system.box_of, variables=system.variables,
         )  # fmt: skip

@@ -16,7 +16,7 @@ import numpy as np
 from ase.geometry import complete_cell
 from ase.io.jsonio import encode
 
-from equijax import checkpoint, graph, precision, structures, units
+from equijax import checkpoint, derivatives, graph, precision, structures, units
 from equijax.constraints import free_components, refuse_fixed
 from equijax.errors import InputError, MissingExtra
 from equijax.forcefield import ForceField
@@ -195,7 +195,7 @@ def observer(system: System) -> Callable:
         def deformed(R, p):
             return system.energy_fn(R, neighbor=neighbors, box=box, perturbation=p, variables=variables)
 
-        energy, (gradient, virial) = jax.value_and_grad(deformed, argnums=(0, 1))(R, jnp.eye(3, dtype=R.dtype))
+        energy, gradient, virial = derivatives.gradient_and_virial(deformed, R)
         kinetic = 0.5 * (state.momentum**2 / state.mass).sum()
         volume = jnp.abs(jnp.linalg.det(box)) if volume_known else jnp.nan
         pressure = (2.0 * kinetic - jnp.trace(virial)) / (3.0 * volume) * units.GPA_PER_EV_A3

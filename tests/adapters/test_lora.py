@@ -31,7 +31,7 @@ def trained(base, rank: int | float = 1, seed: int = 0, rows=ROWS, scale: float 
 
 
 def with_params(base, params) -> ForceField:
-    return ForceField(base.config, {**base.variables, "params": params}, {}, base.pool)
+    return ForceField(base.config, {**base.variables, "params": params}, {}, pool=base.pool)
 
 
 def test_nothing_changes_before_training(base):

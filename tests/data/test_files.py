@@ -10,6 +10,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 
 from equijax import data, testing
 from equijax.data import select
+from equijax.derivatives import Derivatives
 from equijax.finetune import evaluate, loss, setup
 from equijax.programs import finetune
 
@@ -75,11 +76,8 @@ def test_weights_and_heads_are_honoured(tmp_path):
     assert data.sha256(again) == data.sha256([first]) != data.sha256([second])
     items = data.prepare([first], CONFIG)
     g = data.batch(items, CONFIG, np.zeros((2, 3)))
-    wrong = {
-        "energy": g.globals.labels.energy + 8.0,
-        "forces": g.nodes.labels.forces + 1.0,
-        "stress": g.globals.labels.stress + 1,
-    }
+    labels = g.globals.labels
+    wrong = Derivatives(np.zeros(8), labels.energy + 8.0, g.nodes.labels.forces + 1.0, labels.stress + 1)
     options = loss.LossConfig(kind="mae")
     terms = [loss._NUMERATORS[term](wrong, g, options)[0][0] for term in ("energy", "forces", "stress")]
     np.testing.assert_allclose(terms, [0.0, 2.0 * 24, 6.0 * 9])

@@ -29,7 +29,7 @@ def folder(student, tmp_path_factory):
     silicon = [testing.rattled("Si", "diamond", 5.4, seed=i) for i in range(2)]
     for name, images in (("train", salt[:6]), ("test", salt[6:]), ("other", silicon)):
         for atoms, found in zip(images, teacher.evaluate(images), strict=True):
-            labels = {k: found[k] for k in ("energy", "forces")}
+            labels = {"energy": found.energy, "forces": found.forces}
             atoms.calc = SinglePointCalculator(atoms, **labels, stress=found.stress.ravel()[[0, 4, 8, 5, 2, 1]])
         ase.io.write(path / f"{name}.extxyz", images)
     return path

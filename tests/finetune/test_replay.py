@@ -70,7 +70,7 @@ def test_failed_pseudo_labels_are_an_error(model):
     with pytest.raises(ValueError, match="x:7: atom 0 of element Cu"):
         replay.pseudo_label(model, [copper])
     broken = ForceField(model.config, {**model.variables, "constants": {
-        **model.variables["constants"], "atomic_energies": np.full((1, 3), np.nan)}}, {}, model.pool)  # fmt: skip
+        **model.variables["constants"], "atomic_energies": np.full((1, 3), np.nan)}}, {}, pool=model.pool)  # fmt: skip
     with pytest.raises(ValueError, match="x:8: the starting model gives a non-finite"):
         replay.pseudo_label(broken, [data.Labelled(testing.rattled(), energy=1.0, source="x:8")])
 
