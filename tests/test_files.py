@@ -39,7 +39,7 @@ def one_structure():
 
 def write_errors(path):
     structure, found = one_structure()
-    errors.write_csv(path, [structure], [found], [errors.structure_errors(structure, found)])
+    errors.write_csv(path, [structure], found=[found], errors=[errors.structure_errors(structure, found)])
 
 
 HISTORY = [{"epoch": e, "train_loss": 1.0, "loss": 1.0, "forces_mae": 1.0} for e in (1, 2)]
