@@ -148,9 +148,8 @@ def run(options: StrategiesConfig, files: dict, *, material: str, name: str, bef
     started, processor = time.perf_counter(), time.process_time()
     made = setup.begin(recipe_of(options, files, material=material, case=CASES[name]))
     row = {"material": material, "strategy": name, "epochs": options.epochs}
-    row |= {
-        k: v for k, v in (before or assessed(made, made.ff.variables, when="before")).items() if k.endswith("_before")
-    }
+    before = before or assessed(made, made.ff.variables, when="before")
+    row |= {k: v for k, v in before.items() if k.endswith("_before")}
     if name == "zero-shot":
         same = {k.replace("_before", "_after"): v for k, v in row.items() if k.endswith("_before")}
         return row | same | dict.fromkeys(("trainable", "best_epoch"), 0) | dict.fromkeys(SECONDS, 0.0)

@@ -10,8 +10,7 @@ from jax.sharding import Mesh
 
 from equijax import graph, parallel, potential
 from equijax.config import ModelConfig
-from equijax.data import items as items_module
-from equijax.data.items import Item
+from equijax.data.items import Item, batch, plan, prepare, size_of, without_first_order
 from equijax.data.phonopy_files import ForceConstants, products, waves
 
 EVALUATION_SLOTS = 16384  # edge slots N*K in a batch without gradients
@@ -66,8 +65,8 @@ def _groups(training: TrainingSet, rng: np.random.Generator) -> list[list[Item]]
 
     Replay structures are added to each; a shuffled deck is dealt and shuffled again when it is empty.
     """
-    plan = items_module.plan(training.items, training.batch_size, slots=training.slots, rng=rng)
-    groups = [[training.items[i] for i in group] for group in plan]
+    chosen = plan(training.items, training.batch_size, slots=training.slots, rng=rng)
+    groups = [[training.items[i] for i in group] for group in chosen]
     deck: list[int] = []
     for group in groups:
         while len(deck) < training.replay_size:
@@ -82,7 +81,7 @@ def _constants(training: TrainingSet, number: int) -> list[list[Item]]:
     make, out = waves if training.primitive else products, []
     for i, reference in enumerate(training.constants):
         seed = int(np.random.default_rng([training.seed, number, i]).integers(2**31))
-        out.append(items_module.prepare(make(reference, training.tangents, seed=seed), training.config))
+        out.append(prepare(make(reference, training.tangents, seed=seed), training.config))
     return out
 
 
@@ -90,7 +89,7 @@ def _batch(training: TrainingSet, groups: Sequence[Sequence[Item]]) -> Batch:
     """One batch: a graph a device, all padded to one shape; devices without a group get a silent copy of the first."""
     members = tuple(item for group in groups for item in group)
     names = tuple(item.labelled.source for item in members)
-    needed = [items_module.size_of(group, training.config) for group in groups]
+    needed = [size_of(group, training.config) for group in groups]
     size = shape(training.pool, largest(needed))
     if training.mesh is None:
         return Batch(labelled_graph(training, groups[0], size=size), names, members)
@@ -118,9 +117,9 @@ def labelled_graph(
     training: TrainingSet, group: Sequence[Item], *, size: graph.Size | None = None
 ) -> jraph.GraphsTuple:
     """One padded, labelled graph in the dtype of the run; force-constant products alone, without empty other labels."""
-    g = items_module.batch(group, training.config, energies=training.energies, size=size, head=training.head)
+    g = batch(group, training.config, energies=training.energies, size=size, head=training.head)
     if all(not item.labelled.has_first_order for item in group):
-        g = items_module.without_first_order(g)
+        g = without_first_order(g)
     return potential.cast(g, training.dtype)
 
 
@@ -139,12 +138,12 @@ def evaluation_graphs(
     training: TrainingSet, items: Sequence[Item], *, graphs: int | None = None
 ) -> list[jraph.GraphsTuple]:
     """A whole set in batches of up to `graphs` structures, like-coordinated ones together, in few shapes."""
-    width = [items_module.size_of([item], training.config) for item in items]
+    width = [size_of([item], training.config) for item in items]
     order = sorted(range(len(items)), key=lambda i: (width[i].slots, width[i].nodes))
-    plan = items_module.plan(items, graphs or len(items), slots=EVALUATION_SLOTS, order=order)
+    groups = plan(items, graphs or len(items), slots=EVALUATION_SLOTS, order=order)
     out = []
-    for group in ([items[i] for i in chosen] for chosen in plan):
-        size = shape(training.evaluation_pool, items_module.size_of(group, training.config))
+    for group in ([items[i] for i in chosen] for chosen in groups):
+        size = shape(training.evaluation_pool, size_of(group, training.config))
         out.append(labelled_graph(training, group, size=size))
     return out
 
@@ -157,7 +156,7 @@ def settle(training: TrainingSet, epochs: int) -> None:
     needed = []
     for number in range(epochs):
         groups = _groups(training, np.random.default_rng([training.seed, number]))
-        needed += [graph.round_up(items_module.size_of(group, training.config)) for group in groups]
+        needed += [graph.round_up(size_of(group, training.config)) for group in groups]
     if not needed:
         return
     everything = largest(needed)
