@@ -37,7 +37,7 @@ class Compute:
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
-            raise ValueError(f"dtype {self.dtype!r}: expected {' or '.join(map(repr, DTYPES))}")
+            raise InputError(f"dtype {self.dtype!r}: expected {' or '.join(map(repr, DTYPES))}")
         if self.memory is not None and not self.memory > 0:
             raise InputError(f"memory = {self.memory} bytes: expected a positive number, or None")
 
