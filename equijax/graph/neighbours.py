@@ -1,12 +1,11 @@
 """Neighbour lists of structures, and what is refused before one is made. Host-side numpy."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import ase
 import ase.data
 import numpy as np
-import numpy.typing as npt
 from ase.geometry import complete_cell
 
 from equijax.config import ModelConfig
@@ -162,7 +161,7 @@ def _volume(vectors: np.ndarray):
     return float(np.sqrt(max(np.linalg.det(vectors @ vectors.T), 0.0)))
 
 
-def _some(indices: npt.ArrayLike):
+def _some(indices: Sequence[int] | np.ndarray):
     shown = ", ".join(str(int(i)) for i in indices[:5])
     return f"atom{'s' if len(indices) > 1 else ''} {shown}" + (
         f" and {len(indices) - 5} more" if len(indices) > 5 else ""

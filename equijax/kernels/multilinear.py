@@ -177,7 +177,8 @@ def _pull_jvp(family: Family, primals: Sequence[Any], tangents: Sequence[Any], s
         for j, d in enumerate(dx):
             if j != s and type(d) is not ad.Zero:
                 term = family.variant(s, _drop(_set(x, j, d), s) + y, index, **static)
-                totals[i] = term if type(totals[i]) is ad.Zero else totals[i] + term
+                total: Any = totals[i]
+                totals[i] = term if isinstance(total, ad.Zero) else total + term
     return outs, totals
 
 
