@@ -62,7 +62,7 @@ def morse():
 @pytest.fixture
 def loaded(monkeypatch, morse):
     """The command line loads the pair potential, whatever model it is given."""
-    monkeypatch.setattr(md, "load", lambda path: morse)
+    monkeypatch.setattr(md, "load", lambda path, head=None: morse)
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +359,7 @@ BREAKDOWNS = {
 @pytest.mark.parametrize("name", BREAKDOWNS)
 def test_breakdown_keeps_the_last_good_checkpoint(monkeypatch, morse, tmp_path, metal, capsys, name):
     kind, options, message = BREAKDOWNS[name]
-    monkeypatch.setattr(md, "load", lambda path: kind(morse.config, morse.variables, {}))
+    monkeypatch.setattr(md, "load", lambda path, head=None: kind(morse.config, morse.variables, {}))
     monkeypatch.setattr(jaxmd, "MAX_RERUNS", 1)
     argv = [metal, "--model", "any", "--out", tmp_path, "--log-every", 1, "--trajectory-every", 1,
             "--checkpoint-every", 1, "--steps", 3000]  # fmt: skip

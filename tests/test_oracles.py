@@ -9,7 +9,7 @@ from ase.neighborlist import neighbor_list
 from equijax import testing, units
 from equijax.config import Compute
 from equijax.phonons import dynamical, force_constants, thermal
-from equijax.phonons.volumes import gruneisen, quasi_harmonic
+from equijax.phonons.volumes import gruneisen, quasi_harmonic, series
 from equijax.programs import expansion
 
 STIFFNESS, SPACING = 3.0, 2.5  # eV/A^2, A
@@ -110,15 +110,16 @@ def test_gruneisen_parameters_of_a_scale_free_potential():
     n = 8
     ff = testing.pair_forcefield(lambda r: (3.0 / r) ** n, 4.5, (18,))
     found = gruneisen(ff, ARGON, (3, 3, 3), mesh=(3, 3, 3), strain=0.003)
-    moving = np.isfinite(found["gruneisen"])
+    moving = np.isfinite(found.parameters)
     assert moving.sum() > 6
-    np.testing.assert_allclose(found["gruneisen"][moving], (n + 2) / 6, rtol=1e-3)
+    np.testing.assert_allclose(found.parameters[moving], (n + 2) / 6, rtol=1e-3)
 
 
 def test_thermal_expansion_of_argon(argon):
     """alpha_V = gamma C_V / (B V) with the mean Grueneisen parameter of the classical limit: phonopy's QHA obeys it."""
     cell, T = bulk("Ar", "fcc", a=5.4), np.array([0.0, 20.0, 30.0, 40.0, 50.0])
-    found = quasi_harmonic(argon, cell, (3, 3, 3), np.linspace(-0.05, 0.1, 7), T, mesh=(5, 5, 5))
+    cells = series(argon, cell, (3, 3, 3), np.linspace(-0.05, 0.1, 7))
+    found = quasi_harmonic(*cells, temperatures=T, mesh=(5, 5, 5))
     assert (np.diff(found.equilibrium_volumes) > 0).all()
     alpha = found.thermal_expansion[2]
     bulk_modulus = found.bulk_moduli[2]  # eV/A^3
@@ -129,7 +130,7 @@ def test_thermal_expansion_of_argon(argon):
 
 def test_expansion_from_the_command_line(argon, tmp_path, capsys, monkeypatch):
     """A run from a file to tables; a model directory cannot hold a pair potential, so loading is replaced."""
-    monkeypatch.setattr(expansion.forcefield, "load", lambda path: argon)
+    monkeypatch.setattr(expansion.forcefield, "load", lambda path, head=None: argon)
     bulk("Ar", "fcc", a=5.4).write(tmp_path / "argon.extxyz")
     options = f"--model none --supercell 3 3 3 --out {tmp_path}/out --mesh 5 5 5 --temperatures 0 20 5"
     common = [str(tmp_path / "argon.extxyz"), *options.split()]

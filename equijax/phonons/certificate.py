@@ -3,8 +3,10 @@
 import importlib.metadata
 import platform
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -50,7 +52,7 @@ def provenance(ff: Potential) -> dict:
 
 
 @contextmanager
-def timed(seconds: dict[str, float], name: str):
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     """Enter the wall time of a block as `seconds[name]`."""
     start = time.perf_counter()
     yield
@@ -66,7 +68,7 @@ def write(report: dict, path: str | Path) -> None:
     outputs.write_json(path, report, allow_nan=False, default=_plain)
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, Path):

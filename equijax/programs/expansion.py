@@ -74,11 +74,10 @@ def run(config: ExpansionConfig) -> dict:
         modes = volumes.gruneisen(ff, atoms, config.supercell, mesh=config.gruneisen_mesh)
     with timed(seconds, "quasi-harmonic approximation"):
         temperatures = np.arange(first, last + 1.5 * step, step)  # phonopy drops the last one
-        found = volumes.quasi_harmonic(
-            ff, atoms, config.supercell, config.strains, temperatures, config.mesh, fmax=config.fmax
-        )
-    n, moving = len(found.thermal_expansion), np.isfinite(modes["gruneisen"])
-    weights = np.broadcast_to(modes["weights"][:, None], moving.shape)
+        cells, energies = volumes.series(ff, atoms, config.supercell, config.strains, fmax=config.fmax)
+        found = volumes.quasi_harmonic(cells, energies, temperatures=temperatures, mesh=config.mesh)
+    n, moving = len(found.thermal_expansion), np.isfinite(modes.parameters)
+    weights = np.broadcast_to(modes.weights[:, None], moving.shape)
     columns = {
         "temperature_K": temperatures[:n],
         "volume_A3_per_primitive_cell": found.equilibrium_volumes[:n],
@@ -89,8 +88,8 @@ def run(config: ExpansionConfig) -> dict:
         "formula": atoms.get_chemical_formula(),
         "options": asdict(config),
         "relaxation": relaxation,
-        "mean_gruneisen": float(np.average(modes["gruneisen"][moving], weights=weights[moving])),
-        "lowest_THz": float(modes["frequencies"][moving].min()),
+        "mean_gruneisen": float(np.average(modes.parameters[moving], weights=weights[moving])),
+        "lowest_THz": float(modes.frequencies[moving].min()),
         "table": columns,
         "seconds": seconds,
     }
@@ -98,15 +97,15 @@ def run(config: ExpansionConfig) -> dict:
     return report
 
 
-def write(report: dict, modes: dict, folder: Path) -> None:
+def write(report: dict, modes: volumes.Gruneisen, folder: Path) -> None:
     """expansion.csv, gruneisen.csv, expansion.png, report.json."""
     table = report["table"]
     with outputs.beside(folder / "expansion.csv") as part, open(part, "w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(table)
         rows.writerows([f"{x:.10g}" for x in row] for row in zip(*table.values(), strict=True))
-    shown = np.isfinite(modes["gruneisen"])
-    frequencies, parameters = modes["frequencies"][shown], modes["gruneisen"][shown]
+    shown = np.isfinite(modes.parameters)
+    frequencies, parameters = modes.frequencies[shown], modes.parameters[shown]
     with outputs.beside(folder / "gruneisen.csv") as part:
         np.savetxt(part, np.column_stack([frequencies, parameters]), delimiter=",", fmt="%.10g",
                    header="frequency_THz,gruneisen", comments="")  # fmt: skip

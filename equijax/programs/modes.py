@@ -63,7 +63,7 @@ def run(config: ModesConfig) -> dict:
               "scans": scans}  # fmt: skip
     if known:
         found = {label(p["atoms"]) for p in phases[1:] if p["stable"]}
-        report["scores"] = scores(found, {label(a) for a in known})
+        report["scores"] = scores(found, {label(a) for a in known})._asdict()
     outputs.write_json(config.out / "report.json", report)
     outputs.write_text(config.out / "table.txt", table(phases) + "\n")
     return report
