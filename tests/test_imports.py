@@ -9,8 +9,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # A room is a folder or a module of `equijax`; it imports from the lines above its own. `__init__` is what
 # `import equijax` gives; the doors are the modules that `python -m equijax.NAME` runs.
 LAYERS = (
+    {"errors", "faces"},
     {"units", "config", "pytrees", "couplings", "precision", "parallel", "compiled", "structures", "constraints"},
     {"outputs"},
+    {"tables"},
     {"graph"},
     {"kernels"},
     {"nn"},
@@ -23,6 +25,7 @@ LAYERS = (
     {"adapters"},
     {"finetune"},
     {"__init__"},
+    {"demonstration"},
     {"programs"},
     {"doors"},
 )
@@ -30,6 +33,7 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 TORCH = {"torch", "mace", "e3nn"}
 CONVERT_MAY_IMPORT = {
     "__init__",
+    "errors",
     "config",
     "couplings",
     "graph",

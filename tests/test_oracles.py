@@ -6,7 +6,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.neighborlist import neighbor_list
 
-from equijax import testing, units
+from equijax import forcefield, testing, units
 from equijax.config import Compute
 from equijax.phonons import dynamical, force_constants, thermal
 from equijax.phonons.volumes import gruneisen, quasi_harmonic, series
@@ -130,7 +130,7 @@ def test_thermal_expansion_of_argon(argon):
 
 def test_expansion_from_the_command_line(argon, tmp_path, capsys, monkeypatch):
     """A run from a file to tables; a model directory cannot hold a pair potential, so loading is replaced."""
-    monkeypatch.setattr(expansion.forcefield, "load", lambda path, head=None: argon)
+    monkeypatch.setattr(forcefield, "load", lambda path, head: argon)
     bulk("Ar", "fcc", a=5.4).write(tmp_path / "argon.extxyz")
     options = f"--model none --supercell 3 3 3 --out {tmp_path}/out --mesh 5 5 5 --temperatures 0 20 5"
     common = [str(tmp_path / "argon.extxyz"), *options.split()]

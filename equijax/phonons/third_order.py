@@ -19,6 +19,7 @@ from phonopy.interface.fc_calculator import get_fc2
 
 from equijax import structures
 from equijax.config import Compute
+from equijax.errors import InputError, MissingExtra
 from equijax.phonons import force_constants as force_constants_module
 from equijax.phonons import hessian
 from equijax.phonons.force_constants import supercell_matrix, to_primitive
@@ -49,8 +50,8 @@ def make_phono3py(
       primitive, symprec: see `force_constants.make_phonon`.
 
     Raises:
-      ValueError: not periodic, or a supercell that is not integer or has no volume.
-      ImportError: phono3py is not installed.
+      InputError: not periodic, or a supercell that is not integer or has no volume.
+      MissingExtra: phono3py is not installed.
     """
     matrices = [None if s is None else supercell_matrix(s) for s in (supercell, phonon_supercell)]
     cell = structures.to_phonopy(atoms)
@@ -69,7 +70,7 @@ def _phono3py() -> ModuleType:
     try:
         import phono3py
     except ImportError as error:
-        raise ImportError("third-order force constants need phono3py: pip install 'equijax[kappa]'") from error
+        raise MissingExtra("third-order force constants need phono3py: pip install 'equijax[kappa]'") from error
     return phono3py
 
 
@@ -98,8 +99,8 @@ def force_constants(ff: Potential, ph3: Any, *, full: bool = False, compute: Com
       eV/A^3, nothing symmetrised; `residuals` says how well they obey the laws.
 
     Raises:
-      ValueError, MemoryError: see `hessian.hvp`.
-      ImportError: phono3py is not installed.
+      InputError, MemoryError: see `hessian.hvp`.
+      MissingExtra: phono3py is not installed.
     """
     from phono3py.phonon3.fc3 import get_fc3
 
@@ -155,11 +156,11 @@ def residuals(ph3: Any) -> Residuals:
     """How well the third-order force constants of a Phono3py object obey the laws.
 
     Raises:
-      ValueError: no force constants.
+      InputError: no force constants.
     """
     fc = ph3.fc3
     if fc is None:
-        raise ValueError("the Phono3py object has no third-order force constants; call third_order.force_constants")
+        raise InputError("the Phono3py object has no third-order force constants; call third_order.force_constants")
     fc = fc if len(fc) == len(ph3.primitive) else fc[ph3.primitive.p2s_map]
     home, back = to_primitive(ph3)
     swapped, first_two = 0.0, 0.0

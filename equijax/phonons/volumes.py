@@ -11,6 +11,7 @@ from phonopy import Phonopy, PhonopyGruneisen
 from phonopy.qha.qha import QHAResult
 
 from equijax.config import Compute
+from equijax.errors import InputError
 from equijax.phonons import force_constants, thermal
 from equijax.potential import Potential
 from equijax.relax import symmetric
@@ -19,9 +20,9 @@ MIN_VOLUMES = 5  # of an equation of state
 
 
 class Gruneisen(NamedTuple):
-    """Mode Grueneisen parameters -d ln v / d ln V on a mesh."""
+    """Mode Grueneisen parameters on a mesh."""
 
-    qpoints: np.ndarray  # [q, 3]
+    qpoints: np.ndarray  # [q, 3] in reciprocal lattice vectors
     weights: np.ndarray  # [q]
     frequencies: np.ndarray  # [q, B] THz
     parameters: np.ndarray  # [q, B], NaN for the acoustic modes at Gamma
@@ -50,10 +51,10 @@ def series(
       (phonons [S], energies [S] in eV per primitive cell).
 
     Raises:
-      ValueError: a strain of -1 or less; see also `force_constants.make_phonon`.
+      InputError: a strain of -1 or less; see also `force_constants.make_phonon`.
     """
     if min(strains) <= -1:
-        raise ValueError(f"volume strain {min(strains)}: expected above -1")
+        raise InputError(f"volume strain {min(strains)}: expected above -1")
     found, energies = [], []
     for strain in strains:
         cell = atoms.copy()
@@ -96,10 +97,10 @@ def check_strains(strains: Sequence[float] | np.ndarray) -> None:
     """Refuse volume strains that an equation of state cannot use.
 
     Raises:
-      ValueError: fewer than 5, or one of -1 or less.
+      InputError: fewer than 5, or one of -1 or less.
     """
     if len(strains) < MIN_VOLUMES or min(strains) <= -1:
-        raise ValueError(
+        raise InputError(
             f"volume strains {list(strains)}: expected at least {MIN_VOLUMES}, all above -1, for an equation of state"
         )
 
@@ -119,9 +120,9 @@ def quasi_harmonic(
       mesh: q mesh, odd numbers (phonopy shifts even ones off Gamma); Gamma acoustic modes are left out.
 
     Raises:
-      ValueError: fewer than 5 volumes.
+      InputError: fewer than 5 volumes.
     """
     if len(phonons) < MIN_VOLUMES:
-        raise ValueError(f"{len(phonons)} volumes: expected at least {MIN_VOLUMES} for an equation of state")
+        raise InputError(f"{len(phonons)} volumes: expected at least {MIN_VOLUMES} for an equation of state")
     temperatures = np.arange(0.0, 1011.0, 10.0) if temperatures is None else temperatures
     return phonopy.run_qha(phonons, temperatures, internal_energies=energies, mesh=mesh, exclude_gamma_acoustic=True)
