@@ -17,7 +17,7 @@ print(f"a = {np.sqrt(2) * atoms.cell.lengths()[0]:.4f} A, {report['space_group_a
 # a phonopy.Phonopy with exact force constants: no displacement step, nothing symmetrised
 phonon = phonons.make_phonon(atoms, (3, 3, 3))
 force_constants.force_constants(ff, phonon)
-for law, residual in phonons.residuals(phonon).items():
+for law, residual in phonons.residuals(phonon)._asdict().items():
     print(f"{law}: {residual:.1e}")
 
 # from here on phonopy's own methods
