@@ -3,7 +3,7 @@
 from importlib import resources
 
 import numpy as np
-from ase.build import bulk, molecule
+from ase.build import bulk
 
 import equijax
 from convert.__main__ import main as convert

@@ -1,4 +1,4 @@
-"""Fine-tune on ten structures of silicon with low-rank adapters, for two epochs; what was learnt, and the adapter alone."""
+"""Fine-tune on ten structures of silicon with low-rank adapters, for two epochs; the adapter alone does the same."""
 
 import shutil
 from importlib import resources
