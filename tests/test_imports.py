@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A room is a folder or a module of `equijax`; it imports from the lines above its own. `__init__` is what
 # `import equijax` gives; the doors are the modules that `python -m equijax.NAME` runs.
 LAYERS = (
+<<<<<<< HEAD
     {
         "units",
         "faces",
@@ -21,7 +22,12 @@ LAYERS = (
         "structures",
         "constraints",
     },
+=======
+    {"errors"},
+    {"units", "config", "pytrees", "couplings", "precision", "parallel", "compiled", "structures", "constraints"},
+>>>>>>> programsroom
     {"outputs"},
+    {"tables"},
     {"graph"},
     {"kernels"},
     {"nn"},
@@ -34,6 +40,7 @@ LAYERS = (
     {"adapters"},
     {"finetune"},
     {"__init__"},
+    {"demonstration"},
     {"programs"},
     {"doors"},
 )
@@ -41,6 +48,7 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 TORCH = {"torch", "mace", "e3nn"}
 CONVERT_MAY_IMPORT = {
     "__init__",
+    "errors",
     "config",
     "couplings",
     "graph",

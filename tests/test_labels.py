@@ -10,9 +10,14 @@ from ase.stress import voigt_6_to_full_3x3_stress
 
 from equijax import data, testing
 from equijax.data import select
+<<<<<<< HEAD
 from equijax.derivatives import Derivatives
 from equijax.finetune import loss, setup
 from equijax.programs import evaluate, finetune
+=======
+from equijax.finetune import evaluate, loss, setup
+from equijax.programs import finetune
+>>>>>>> programsroom
 
 CONFIG = testing.random_config(
     channels=4, lmax=1, species=(11, 14, 17), max_ell=1, correlation=(2, 2), radial_mlp=(8,), heads=("a", "b")

@@ -9,13 +9,13 @@ from ase import Atoms
 from ase.build import bulk
 
 from equijax import checkpoint, data, forcefield, plots, structures, testing
+<<<<<<< HEAD
 from equijax.md import run as md
+=======
+>>>>>>> programsroom
 from equijax.phonons import dynamical, force_constants, soft_modes, thermal, third_order
-from equijax.phonons import soft_modes as modes
 from equijax.phonons import stars as stars_module
-from equijax.programs import evaluate, expansion, kappa, phonons, rattle
-from equijax.programs import phonons as phonons_cli
-from equijax.programs.modes import main
+from equijax.programs import evaluate, expansion, kappa, md, modes, phonons, rattle
 from equijax.relax import symmetric
 
 CIF = """data_x
@@ -70,7 +70,7 @@ def test_sites_are_refused_unless_one_element_is_always_there(written):
         structures.check_ordered(atoms, "x.pdb")
 
 
-@pytest.mark.parametrize("program", [phonons_cli, kappa, expansion, modes, md, rattle, evaluate])
+@pytest.mark.parametrize("program", [phonons, kappa, expansion, modes, md, rattle, evaluate])
 @pytest.mark.parametrize("name", ["mixed", "vacancy"])
 def test_every_program_refuses_disorder(written, program, name, capsys):
     """Before work starts, by an exit code or an error, and the site is named."""
@@ -202,9 +202,9 @@ def distinct_mesh(n):
 @pytest.mark.parametrize(
     ("program", "options", "message"),
     [
-        (phonons_cli, "--supercell 3 3 3 --mesh 1 1 1", "Gamma alone"),
-        (phonons_cli, "--supercell 3 3 3 --mesh 0 2 2", "positive numbers"),
-        (phonons_cli, "--supercell 1 1 1", "supercell of one atom"),
+        (phonons, "--supercell 3 3 3 --mesh 1 1 1", "Gamma alone"),
+        (phonons, "--supercell 3 3 3 --mesh 0 2 2", "positive numbers"),
+        (phonons, "--supercell 1 1 1", "supercell of one atom"),
         (expansion, "--supercell 3 3 3 --mesh 1 1 1", "Gamma alone"),
         (expansion, "--supercell 3 3 3 --gruneisen-mesh 1 1 1", "Gamma alone"),
         (kappa, "--supercell 2 2 2 --mesh 1 1 1", "Gamma alone, where no heat flows"),
@@ -238,7 +238,7 @@ def test_few_modes_run_through(atoms, supercell, mesh, tmp_path, monkeypatch):
     for table in ("dos.csv", "thermal.csv"):
         values = np.loadtxt(tmp_path / "phonons" / table, delimiter=",", skiprows=1)
         assert len(values) and np.isfinite(values).all()
-    assert main([*common, "--out", str(tmp_path / "modes"), "--rounds", "1"]) == 0
+    assert modes.main([*common, "--out", str(tmp_path / "modes"), "--rounds", "1"]) == 0
 
 
 def test_thermal_properties_without_a_mode():

@@ -1,14 +1,19 @@
 """Errors of a model on labelled structures."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+<<<<<<< HEAD
 from equijax import data, outputs
 from equijax.data import Labelled
 from equijax.data.isolated import REFERENCE_EV
+=======
+from equijax import data, tables
+from equijax.data import Labelled, isolated
+from equijax.errors import InputError, NotFinite
+>>>>>>> programsroom
 from equijax.potential import Evaluated
 
 # (name, unit, factor from eV and A)
@@ -54,19 +59,18 @@ def summarise(errors: Sequence[dict]) -> dict:
 
 def write_csv(path: Path, structures: Sequence[Labelled], found: Sequence[Evaluated], errors: Sequence[dict]) -> None:
     """One row a structure: source, formula, energies (eV), errors in the units of the column names."""
-    with outputs.beside(path) as part, part.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for s, f, e in zip(structures, found, errors, strict=True):
-            force, stress = 1e3 * np.abs(e["forces"]), 1e3 * np.abs(e["stress"])
-            numbers = [
-                1e3 * e["energy"][0] if e["energy"].size else "",
-                *([force.mean(), np.sqrt((force**2).mean()), force.max()] if force.size else ["", "", ""]),
-                stress.mean() if stress.size else "",
-            ]
-            label = "" if s.energy is None else repr(s.energy)
-            row = [s.source, s.atoms.get_chemical_formula(), len(s.atoms), s.head or "", label, repr(f.energy)]
-            writer.writerow(row + [x if x == "" else f"{x:.6g}" for x in numbers])
+    rows = []
+    for s, f, e in zip(structures, found, errors, strict=True):
+        force, stress = 1e3 * np.abs(e["forces"]), 1e3 * np.abs(e["stress"])
+        numbers = [
+            1e3 * e["energy"][0] if e["energy"].size else "",
+            *([force.mean(), np.sqrt((force**2).mean()), force.max()] if force.size else ["", "", ""]),
+            stress.mean() if stress.size else "",
+        ]
+        label = "" if s.energy is None else repr(s.energy)
+        row = [s.source, s.atoms.get_chemical_formula(), len(s.atoms), s.head or "", label, repr(f.energy)]
+        rows.append(row + [x if x == "" else f"{x:.6g}" for x in numbers])
+    tables.write_csv(path, COLUMNS, rows)
 
 
 def label_warnings(structures: Sequence[Labelled], found: Sequence[Evaluated]) -> list[str]:
@@ -74,7 +78,7 @@ def label_warnings(structures: Sequence[Labelled], found: Sequence[Evaluated]) -
     out = []
     try:
         data.check_stress(structures, [f.stress for f in found])
-    except (ValueError, FloatingPointError) as error:
+    except (InputError, NotFinite) as error:
         out.append(str(error))
     off = data.off_reference(structures, [f.energy for f in found])
     if off is not None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equijax import outputs
+from equijax.errors import InputError
 from equijax.finetune.trainer import Progress, TrainState
 
 
@@ -37,13 +38,13 @@ def restore(path: Path, state: TrainState, best: Any) -> Stored:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: what is stored is of another kind.
+      InputError: what is stored is of another kind.
     """
     found, document = outputs.load_arrays(path)
     expected, structure = jax.tree.flatten((state, best))
     kinds = [[(np.shape(x), np.dtype(x.dtype)) for x in leaves] for leaves in (found, expected)]
     if kinds[0] != kinds[1]:
-        raise ValueError(f"{path} holds arrays of other shapes or types than these options train")
+        raise InputError(f"{path} holds arrays of other shapes or types than these options train")
     state, best = jax.tree.unflatten(structure, found)
     values = {k: math.inf if v is None else v for k, v in document["progress"].items()}
     return Stored(jax.tree.map(jnp.array, state), best, Progress(**values))

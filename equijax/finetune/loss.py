@@ -14,6 +14,7 @@ import jraph
 from equijax import derivatives, potential
 from equijax.config import ModelConfig
 from equijax.derivatives import hessian_products
+from equijax.errors import InputError
 
 # Conditional Huber of the universal loss: delta shrinks where the reference force is large (Batatia et al.,
 # arXiv:2401.00096, appendix): (|F| below, eV/A; factor on delta).
@@ -34,10 +35,10 @@ class LossConfig:
 
     def __post_init__(self):
         if self.kind not in PENALTIES:
-            raise ValueError(f"loss {self.kind!r}: expected one of {', '.join(PENALTIES)}")
+            raise InputError(f"loss {self.kind!r}: expected one of {', '.join(PENALTIES)}")
         for name in (*TERMS, "delta"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"loss {name} = {getattr(self, name)} must not be negative")
+                raise InputError(f"loss {name} = {getattr(self, name)} must not be negative")
 
 
 def square(d: jax.Array, delta: jax.Array | float) -> jax.Array:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from equijax.errors import InputError
+
 EMA_RAMP = 10.0  # the average decays by at most (1 + t) / (10 + t) at step t, so that it forgets the start quickly
 
 
@@ -30,14 +32,14 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("lr", "clip"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} = {getattr(self, name)} must be positive")
+                raise InputError(f"{name} = {getattr(self, name)} must be positive")
         for name in ("epochs", "patience", "evaluate_every", "plateau_patience"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+                raise InputError(f"{name} = {getattr(self, name)} must be at least 1")
         if not 0 <= self.ema < 1:
-            raise ValueError(f"ema = {self.ema} must be in [0, 1)")
+            raise InputError(f"ema = {self.ema} must be in [0, 1)")
         if self.optimizer == "schedule_free" and self.schedule != "constant":
-            raise ValueError(
+            raise InputError(
                 f"schedule_free needs schedule='constant', not {self.schedule!r}: it replaces the schedule"
             )
 

@@ -1,13 +1,12 @@
 """What a fine-tuning run tells: progress bar, metrics.jsonl, tables, plots, report.json."""
 
-import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from equijax import outputs, parallel
+from equijax.errors import InputError
 from equijax.finetune.trainer import Progress
 from equijax.plots import learning_curve
 
@@ -52,7 +51,7 @@ def read_history(path: Path) -> list[dict]:
     """Records of metrics.jsonl, the last one of each epoch; a last line cut short by a crash is left out.
 
     Raises:
-      ValueError: another line is not JSON.
+      InputError: another line is not JSON.
     """
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     records = {}
@@ -62,7 +61,7 @@ def read_history(path: Path) -> list[dict]:
             records[record["epoch"]] = record
         except ValueError as error:
             if number < len(lines) or line.endswith("\n"):
-                raise ValueError(f"{path}, line {number}: not a record of this program: {error}") from error
+                raise InputError(f"{path}, line {number}: not a record of this program: {error}") from error
     return list(records.values())
 
 
@@ -167,13 +166,7 @@ def summary(result: dict) -> str:
 
 def write(out: Path, result: dict) -> None:
     """report.json, and the learning curve."""
-    outputs.write_json(out / "report.json", result, default=_plain)
+    outputs.write_json(out / "report.json", result)
     if history := read_history(out / "metrics.jsonl"):  # zero-shot has none
         start = result["before_with_new_e0"] or result["before"]["errors"]
         learning_curve(history, start["valid"], out / "learning_curve.png")
-
-
-def _plain(x):
-    if dataclasses.is_dataclass(x):
-        return dataclasses.asdict(x)
-    return x.tolist() if isinstance(x, np.ndarray | np.generic) else str(x)

@@ -12,6 +12,7 @@ import numpy as np
 from equijax import checkpoint, data, outputs, parallel, plots, potential
 from equijax.adapters import files, lora
 from equijax.data.errors import parity
+from equijax.errors import InputError
 from equijax.finetune import checkpoints, loader, loss, metrics, report, strategies, trainer
 from equijax.finetune import options as options_module
 from equijax.finetune.options import FinetuneConfig, document, training
@@ -50,7 +51,7 @@ def run(options: FinetuneConfig) -> dict | None:
 
     Raises:
       FileExistsError: the output folder is in use, or holds a run and --resume is not given.
-      ValueError: bad data or options; see the modules they belong to.
+      InputError: bad data or options; see the modules they belong to.
       TrainingDiverged: see `trainer.fit`.
     """
     with jax.enable_x64(options.dtype == "float64"):
@@ -119,7 +120,7 @@ def check_free(out: Path, options: FinetuneConfig, begun: dict[str, str]) -> Non
 
     Raises:
       FileExistsError: the folder is in use and --resume is not given.
-      ValueError: --resume with options, model or data that the run did not have.
+      InputError: --resume with options, model or data that the run did not have.
     """
     stored_in = out / "config.json"
     if not stored_in.exists():
@@ -129,13 +130,13 @@ def check_free(out: Path, options: FinetuneConfig, begun: dict[str, str]) -> Non
     stored, now = json.loads(stored_in.read_text()), document(options)
     changed = sorted(k for k in now if stored.get(k) != now[k] and k not in ("resume", "config", "out", *JOB))
     if changed:
-        raise ValueError(f"--resume with other options than the run in {out} had: {', '.join(changed)}")
+        raise InputError(f"--resume with other options than the run in {out} had: {', '.join(changed)}")
     if not (out / "inputs.json").exists():
-        raise ValueError(f"{out} holds a run of an earlier version, without inputs.json: choose another --out")
+        raise InputError(f"{out} holds a run of an earlier version, without inputs.json: choose another --out")
     stored = json.loads((out / "inputs.json").read_text())
     changed = sorted(name for name in stored.keys() | begun.keys() if stored.get(name) != begun.get(name))
     if changed:
-        raise ValueError(f"--resume of {out} with contents that changed since it began: {', '.join(changed)}")
+        raise InputError(f"--resume of {out} with contents that changed since it began: {', '.join(changed)}")
 
 
 def describe(task: Task, trained: strategies.Trainable) -> str:

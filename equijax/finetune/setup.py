@@ -13,6 +13,7 @@ from equijax.config import ModelConfig
 from equijax.data import Labelled, select
 from equijax.data.isolated import REFERENCE_EV
 from equijax.data.phonopy_files import is_phonopy
+from equijax.errors import InputError
 from equijax.finetune import loader, replay
 from equijax.finetune.options import FinetuneConfig, document
 from equijax.forcefield import ForceField
@@ -71,7 +72,7 @@ def prepare(options: FinetuneConfig) -> Task:
     """Load the model and the data, settle E0s and validation set, list neighbours, build the evaluation batches.
 
     Raises:
-      FileNotFoundError, ValueError: see `equijax.data`, `equijax.finetune.replay` and `ForceField.head_index`.
+      FileNotFoundError, InputError: see `equijax.data`, `equijax.finetune.replay` and `ForceField.head_index`.
     """
     start = ForceField(*checkpoint.load(options.model), head=None if options.strategy == "multihead" else options.head)
     ff, head, old_head = _heads(options, start)
@@ -135,7 +136,7 @@ def _sets(options, old_head) -> tuple[dict[str, list[Labelled]], list[Labelled],
     sets = {name: _structures(files) for name, files in read.items()}
     isolated = [s for file in read["train"] for s in file.isolated]
     if isolated and not sets["train"]:
-        raise ValueError("--train holds nothing but isolated atoms, which set E0 and are not trained on")
+        raise InputError("--train holds nothing but isolated atoms, which set E0 and are not trained on")
     if old_head is not None:
         sets["retain"] = [dataclasses.replace(s, head=old_head) for s in sets["retain"]]
     if sets["valid"] or not sets["train"]:
@@ -164,11 +165,11 @@ def _constants(options) -> list[data.ForceConstants]:
     """Reference force constants among the training files.
 
     Raises:
-      ValueError: a weight for force constants and none there.
+      InputError: a weight for force constants and none there.
     """
     constants = [data.force_constants(path) for path in options.train if _is_reference(options, path)]
     if options.hessian_weight > 0 and not constants and not options.replay_hessian:
-        raise ValueError(
+        raise InputError(
             f"hessian_weight = {options.hessian_weight} needs a phonopy file in --train, or --replay-hessian"
         )
     return constants
@@ -213,7 +214,7 @@ def _by_hand(options) -> dict[str, float]:
     except ValueError:
         found = {}
     if not found:
-        raise ValueError(f"e0_values {options.e0_values}: expected symbols and eV, like Si=-0.82 O=-1.5")
+        raise InputError(f"e0_values {options.e0_values}: expected symbols and eV, like Si=-0.82 O=-1.5")
     return found
 
 

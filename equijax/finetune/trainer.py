@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from equijax import parallel, precision
 from equijax.config import ModelConfig
+from equijax.errors import NotFinite
 from equijax.finetune import loss
 from equijax.finetune.optimizer import TrainConfig, moving_average, optimizer, plateau
 
@@ -58,7 +59,7 @@ class Progress:
     stale: int = 0  # evaluations since the best
 
 
-class TrainingDiverged(FloatingPointError):
+class TrainingDiverged(NotFinite):
     """A loss or gradient that is not finite; the message names the structures."""
 
 

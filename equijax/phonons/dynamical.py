@@ -29,7 +29,12 @@ from tqdm import tqdm
 
 from equijax import compiled, potential, structures, units
 from equijax.config import Compute
+<<<<<<< HEAD
 from equijax.derivatives import WaveKind, wave_columns
+=======
+from equijax.derivatives import wave_response
+from equijax.errors import InputError
+>>>>>>> programsroom
 from equijax.graph import regular
 from equijax.phonons import hessian
 from equijax.phonons.stars import relations
@@ -53,7 +58,7 @@ def dynamical_matrices(
       [Q, 3N, 3N] complex, eV/(A^2 amu); Hermitian to rounding, nothing is symmetrised.
 
     Raises:
-      ValueError: a structure the model cannot describe or not periodic, q-points of the wrong shape or not finite.
+      InputError: a structure the model cannot describe or not periodic, q-points of the wrong shape or not finite.
       MemoryError: one column needs more than `compute.memory`.
     """
     responses = _responses(ff, atoms, qpoints, slopes=False, compute=compute)[:, 0]
@@ -284,9 +289,9 @@ def _responses(
 def _checked(atoms: ase.Atoms, qpoints: npt.ArrayLike) -> np.ndarray:
     q = np.asarray(qpoints, float)
     if q.ndim != 2 or q.shape[1] != 3 or not np.isfinite(q).all():
-        raise ValueError(f"qpoints: shape {q.shape}, expected finite numbers [Q, 3] in units of reciprocal vectors")
+        raise InputError(f"qpoints: shape {q.shape}, expected finite numbers [Q, 3] in units of reciprocal vectors")
     if not atoms.pbc.all():
-        raise ValueError(f"{atoms.get_chemical_formula()}: periodic along {atoms.pbc.tolist()}, expected all three")
+        raise InputError(f"{atoms.get_chemical_formula()}: periodic along {atoms.pbc.tolist()}, expected all three")
     return q
 
 

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from equijax import compiled, graph, potential
 from equijax.config import Compute
 from equijax.derivatives import push_tangents
+from equijax.errors import InputError
 from equijax.potential import Potential
 
 MAX_STEPS = 32  # chunks in one call, each call linearises the gradient once
@@ -57,7 +58,7 @@ def hvp(
       `along`, the bilinear part of the change under both displacements.
 
     Raises:
-      ValueError: a structure the model cannot describe, tangents of the wrong shape or not finite.
+      InputError: a structure the model cannot describe, tangents of the wrong shape or not finite.
       MemoryError: one tangent needs more than `compute.memory`; said before work starts.
     """
     return hvps(ff, [atoms], [tangents], along=None if along is None else [along], compute=compute)[0]
@@ -82,7 +83,7 @@ def hvps(
       per structure [B_i, N_i, 3] eV/A. Other arguments and errors as `hvp`.
     """
     if len(images) != len(tangents):
-        raise ValueError(f"{len(images)} structures but {len(tangents)} arrays of tangents: expected one array each")
+        raise InputError(f"{len(images)} structures but {len(tangents)} arrays of tangents: expected one array each")
     tangents = [_checked(t, atoms, i) for i, (atoms, t) in enumerate(zip(images, tangents, strict=True))]
     if along is not None:
         along = [_checked([a], atoms, i)[0] for i, (atoms, a) in enumerate(zip(images, along, strict=True))]
@@ -150,9 +151,9 @@ def unit_tangents(num_atoms: int, rows: Sequence[int]) -> np.ndarray:
 def _checked(tangents: npt.ArrayLike, atoms: ase.Atoms, i: int) -> np.ndarray:
     tangents = np.asarray(tangents, np.float64)
     if tangents.ndim != 3 or tangents.shape[1:] != (len(atoms), 3):
-        raise ValueError(f"tangents of structure {i}: shape {tangents.shape}, expected [B, {len(atoms)}, 3]")
+        raise InputError(f"tangents of structure {i}: shape {tangents.shape}, expected [B, {len(atoms)}, 3]")
     if not np.isfinite(tangents).all():
-        raise ValueError(f"tangents of structure {i} are not all finite")
+        raise InputError(f"tangents of structure {i} are not all finite")
     return tangents
 
 

@@ -113,7 +113,7 @@ def test_rattled_supercells(salt, tmp_path, capsys):
     assert "POSCAR-001 and more already" in capsys.readouterr().err
 
 
-def test_supercell_is_long_enough_and_frames_of_relaxations_join(salt, labelled, tmp_path):
+def test_supercell_is_long_enough_and_frames_of_relaxations_join(salt, labelled, model, tmp_path):
     assert len(make_supercell(ase.io.read(salt), None, 8.0)) == 64
     primitive = make_supercell(bulk("Si", a=5.43), None, 9.0)  # heights of 3.135 A
     assert len(primitive) == 2 * 27
@@ -122,7 +122,7 @@ def test_supercell_is_long_enough_and_frames_of_relaxations_join(salt, labelled,
     assert rattle.main(argv) == 0
     assert len(ase.io.read(tmp_path / "structures.extxyz", ":")) == 3
     options = RattleConfig(salt, tmp_path, model=labelled / "model", relaxations=1, relaxation_steps=2)
-    frames = relaxations(ase.io.read(salt), options)
+    frames = relaxations(model, ase.io.read(salt), options)
     assert [kind for _, kind in frames] == [f"relaxation 1, step {i}" for i in range(3)]
     assert np.abs(frames[0][0].positions - frames[2][0].positions).max() > 1e-4
 
