@@ -17,7 +17,7 @@ import numpy as np
 
 import equijax
 from equijax import testing
-from equijax.md import run
+from equijax.md import blocks, run
 
 STEPS, BLOCK = 200, 20
 
@@ -47,7 +47,7 @@ def measure(ff, repeat: int, dtype: str) -> dict:
     with jax.enable_x64(dtype == "float64"):
         apply, state, neighbors, neighbor_fn, variables, energy = simulation(ff, atoms, dtype)
         marks = []
-        for step, s, n in run.blocks(
+        for step, s, n in blocks.run_blocks(
             apply, state, neighbors, neighbor_fn, steps=STEPS, block=BLOCK, variables=variables
         ):
             marks.append((step, float(energy(s, n)), time.perf_counter()))

@@ -14,6 +14,7 @@ import tyro
 from convert import download
 from convert.unpickle import UnreadableModel, UnsupportedModel
 from equijax import outputs
+from equijax.errors import InputError, MissingExtra
 from equijax.programs import runner
 
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(download.listing())
         return 0
     if config.source is None or config.out is None:
-        raise ValueError("give SOURCE and OUT (or --list; --help explains)")
+        raise InputError("give SOURCE and OUT (or --list; --help explains)")
     if config.to_torch:
         return _to_torch(config.source, config.out)
     return _from_torch(config.source, config.out, config)
@@ -118,7 +119,7 @@ def _summary(config, variables, dtype: str) -> str:
 def _require_torch(option: str) -> None:
     missing = [name for name in ("torch", "mace") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f"{option} needs {' and '.join(missing)}: pip install 'equijax[parity]'")
+        raise MissingExtra(f"{option} needs {' and '.join(missing)}: pip install 'equijax[parity]'")
 
 
 def _to_torch(source: str, out: Path) -> int:

@@ -3,15 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from equijax.errors import InputError
+
 BASE_BYTES = 256 * 2**20  # for any file, so that one under 1 MB never asks for 1 GB; published models need a tenth
 BYTES_PER_FILE_BYTE = 24  # on top: what a tensor in half precision takes while it is converted, twice 24
 
 
-class UnreadableModel(ValueError):
+class UnreadableModel(InputError):
     """The file is truncated, corrupt, hostile or not a torch model; the message says what was found and where."""
 
 
-class UnsupportedModel(ValueError):
+class UnsupportedModel(InputError):
     """A readable torch model that is not of the family equijax implements; the message names what differs."""
 
 

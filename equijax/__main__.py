@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from equijax.errors import InputError
 from equijax.programs import runner
 
 COMMANDS = {
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         print(usage())
         return 0
     if command not in COMMANDS:
-        raise ValueError(f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}")
+        raise InputError(f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}")
     return importlib.import_module(f"equijax.programs.{command}").main(rest)
 
 

@@ -10,6 +10,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from equijax import compiled, derivatives, graph
 from equijax.config import Compute
+from equijax.errors import NotFinite
 
 
 class EquijaxCalculator(Calculator):
@@ -45,9 +46,7 @@ class EquijaxCalculator(Calculator):
         out = derivatives.evaluate(ff.config, ff.device_variables(self.dtype), batch, self.dtype)
         n = len(self.atoms)
         if not np.isfinite(out.forces).all():
-            raise FloatingPointError(
-                f"the potential returned a non-finite force for {self.atoms.get_chemical_formula()}"
-            )
+            raise NotFinite(f"the potential returned a non-finite force for {self.atoms.get_chemical_formula()}")
         energy = float(out.energy[0])
         self.results = {
             "energy": energy,

@@ -18,6 +18,7 @@ import numpy as np
 
 from equijax import outputs, pytrees
 from equijax.config import ModelConfig, from_dict
+from equijax.errors import InputError
 
 FORMAT = 1  # raise when the meaning of a stored array or option changes
 
@@ -34,13 +35,13 @@ def save(path: str | Path, config: ModelConfig, variables: dict, metadata: dict)
       metadata: JSON-serialisable provenance (source file, sha256, version, ...).
 
     Raises:
-      ValueError: a non-finite array, named by its tree path.
+      InputError: a non-finite array, named by its tree path.
       FileExistsError: `path` holds something other than a model directory, which is left alone.
       OSError: it cannot be written; nothing is left of it, and an earlier one is untouched.
     """
     for key, leaf in jax.tree_util.tree_leaves_with_path(variables):
         if not np.isfinite(np.asarray(leaf)).all():
-            raise ValueError(f"refusing to save {path}: {jax.tree_util.keystr(key)} has non-finite values")
+            raise InputError(f"refusing to save {path}: {jax.tree_util.keystr(key)} has non-finite values")
     with outputs.replaced(path, outputs.MODEL) as beside:
         check_room(beside, variables)
         # the checkpointer finishes writing in the background; leaving the context waits for it
@@ -59,7 +60,7 @@ def load(path: str | Path) -> tuple[ModelConfig, dict, dict]:
 
     Raises:
       FileNotFoundError: `path` is not a model directory.
-      ValueError: written by an incompatible version.
+      InputError: written by an incompatible version.
     """
     path = outputs.present(path).absolute()
     if not (path / "config.json").is_file():
@@ -69,18 +70,18 @@ def load(path: str | Path) -> tuple[ModelConfig, dict, dict]:
         )
     document = outputs.MODEL.read(path)
     if document is None:
-        raise ValueError(f"{path} is not an equijax model directory: config.json is not what `convert` writes")
+        raise InputError(f"{path} is not an equijax model directory: config.json is not what `convert` writes")
     if document["format"] != FORMAT:
-        raise ValueError(f"{path} has format {document['format']}, this version reads {FORMAT}: convert again")
+        raise InputError(f"{path} has format {document['format']}, this version reads {FORMAT}: convert again")
     with _checkpointer(path) as checkpointer:
         structure = checkpointer.metadata(path / "arrays").item_metadata
         if structure is None:
-            raise ValueError(f"{path}: arrays/ is missing or damaged; convert or copy the model again")
+            raise InputError(f"{path}: arrays/ is missing or damaged; convert or copy the model again")
         target = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), structure.tree)
         try:
             variables = checkpointer.restore(path / "arrays", target)
         except ValueError as error:
-            raise ValueError(f"{path}: arrays/ cannot be read ({error}); convert or copy the model again") from error
+            raise InputError(f"{path}: arrays/ cannot be read ({error}); convert or copy the model again") from error
     return from_dict(ModelConfig, document["config"]), jax.tree.map(np.asarray, variables), document["metadata"]
 
 

@@ -1,4 +1,4 @@
-"""Compiled code kept on disk: where it lies, whether that place can be trusted, and which processor it is for.
+"""Compiled programs: a bounded number in memory, sized to what a device has free; and what is kept of them on disk.
 
 EQUIJAX_CACHE names another folder than the user's own (`~/.cache/equijax`, $XDG_CACHE_HOME/equijax); "off" keeps
 nothing that XLA compiles (EQUIJAX_KERNELS is the switch of the C++ kernels).
@@ -11,17 +11,24 @@ import platform
 import shutil
 import stat
 import subprocess
-from functools import cache
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from functools import cache, partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import platformdirs
 import psutil
 
 MAX_BYTES = 1 << 29  # of programs kept, the least recently used go first; one takes 0.1 to 2 MB
+MAX_PROGRAMS = 16  # alive at once: XLA on CPU runs out of memory maps when there are hundreds
+CHUNK_SLOTS = {"cpu": 4096}  # by backend, measured with bench/phonons.py
+ACCELERATOR_SLOTS = 1 << 19
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 OFF = "off"
 log = logging.getLogger(__name__)
+programs: OrderedDict[Hashable, "Program"] = OrderedDict()
 
 
 def use_cache() -> None:
@@ -80,6 +87,74 @@ def folder(name: str) -> Path:
     if found.st_mode & WRITABLE_BY_OTHERS:
         raise PermissionError(f"{path} can be written to by others: chmod go-w {path}, if you trust what is in it")
     return path
+
+
+class Program(NamedTuple):
+    """A compiled program and what it needs beside its arguments."""
+
+    call: jax.stages.Compiled
+    temporary: int  # bytes on a device
+
+
+def program(key: Hashable, lower: Callable[[], jax.stages.Lowered]) -> Program:
+    """The program of `key`, compiled unless it is among the `MAX_PROGRAMS` that were used last."""
+    if key not in programs:
+        call = lower().compile()
+        programs[key] = Program(call, call.memory_analysis().temp_size_in_bytes)
+        while len(programs) > MAX_PROGRAMS:
+            programs.popitem(last=False)
+    programs.move_to_end(key)
+    return programs[key]
+
+
+def fitting(
+    key: tuple, lower: Callable[[int], jax.stages.Lowered], *, chunk: int, memory: int, one: str
+) -> tuple[jax.stages.Compiled, int]:
+    """The program that does the most at once within `memory`.
+
+    Args:
+      key: of the program, but for the chunk.
+      lower: makes the program for a chunk.
+      chunk: what one call should do, if memory allows; rounded up to a power of two, so that programs are few.
+      memory: bytes of a device for temporary arrays.
+      one: what a chunk of 1 is, for the message.
+
+    Returns:
+      the program and its chunk.
+
+    Raises:
+      MemoryError: a chunk of 1 needs more than `memory`.
+    """
+    chunk = 1 << (chunk - 1).bit_length()
+    while True:
+        found = program((*key, chunk), partial(lower, chunk))
+        if found.temporary <= memory:
+            return found.call, chunk
+        if chunk == 1:
+            raise MemoryError(
+                f"{one} needs {found.temporary / 1e9:.2f} GB a device, the budget is {memory / 1e9:.2f} GB: raise the "
+                "memory option, use float32 or a smaller cell"
+            )
+        fits = max(1, int(chunk * memory / found.temporary))
+        chunk = min(chunk // 2, 1 << (fits.bit_length() - 1))
+
+
+def shapes(tree: Any) -> tuple:
+    """Shapes and dtypes of the arrays of a pytree: what the key of a program that takes it must hold."""
+    return tuple((x.shape, x.dtype.name) for x in jax.tree.leaves(tree))
+
+
+def chunk_slots() -> int:
+    """Edge slots times tangents that keep a device of the default kind busy."""
+    return CHUNK_SLOTS.get(jax.default_backend(), ACCELERATOR_SLOTS)
+
+
+def default_memory() -> int:
+    """Bytes to use on a device: 90 % of what an accelerator has free, 70 % of the host's free memory."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(0.9 * (stats["bytes_limit"] - stats["bytes_in_use"]))
+    return int(0.7 * available_memory() / jax.local_device_count())
 
 
 # (limit, usage, page cache that would be given back in memory.stat) of control groups version 2 and 1

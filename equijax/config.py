@@ -6,6 +6,8 @@ import types
 import typing
 from dataclasses import dataclass
 
+from equijax.errors import InputError
+
 INTERACTIONS = (
     "RealAgnosticInteractionBlock",
     "RealAgnosticResidualInteractionBlock",
@@ -25,7 +27,7 @@ class Compute:
     """How to compute: what does not change a result but in its last digits.
 
     Raises:
-      ValueError: another dtype, or memory that is not positive.
+      InputError: another dtype, or memory that is not positive.
     """
 
     dtype: str = "float64"  # of the model, "float32" or "float64"
@@ -33,9 +35,10 @@ class Compute:
     progress: bool = False  # show a bar
 
     def __post_init__(self):
-        _one_of("dtype", self.dtype, DTYPES)
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype!r}: expected {' or '.join(map(repr, DTYPES))}")
         if self.memory is not None and not self.memory > 0:
-            raise ValueError(f"memory = {self.memory} bytes: expected a positive number, or None")
+            raise InputError(f"memory = {self.memory} bytes: expected a positive number, or None")
 
 
 @dataclass(frozen=True)
@@ -86,24 +89,24 @@ class ModelConfig:
         _one_of("distance_transform", self.distance_transform, DISTANCE_TRANSFORMS)
         _one_of("gate", self.gate, GATES)
         if len(set(self.species)) != len(self.species) or not self.species:
-            raise ValueError(f"species {self.species} must be a non-empty list of distinct atomic numbers")
+            raise InputError(f"species {self.species} must be a non-empty list of distinct atomic numbers")
         if not self.heads or len(set(self.heads)) != len(self.heads):
-            raise ValueError(f"heads {self.heads} must be a non-empty list of distinct names")
+            raise InputError(f"heads {self.heads} must be a non-empty list of distinct names")
         if not self.r_max > 0:
-            raise ValueError(f"r_max = {self.r_max} A must be positive")
+            raise InputError(f"r_max = {self.r_max} A must be positive")
         if self.num_interactions < 1 or len(self.correlation) != self.num_interactions:
-            raise ValueError(
+            raise InputError(
                 f"correlation {self.correlation} must have one entry for each of the "
                 f"{self.num_interactions} interactions"
             )
         for mul, ir in _irreps(self.hidden_irreps):
             if ir.p != (-1) ** ir.l or mul != self.channels:
-                raise ValueError(
+                raise InputError(
                     f"hidden_irreps {self.hidden_irreps!r}: need the same multiplicity of natural-parity "
                     "irreps (0e, 1o, 2e, ...), one of each l"
                 )
         if [ir.l for _, ir in _irreps(self.hidden_irreps)] != list(range(self.hidden_lmax + 1)):
-            raise ValueError(f"hidden_irreps {self.hidden_irreps!r} must hold every l from 0 up, once")
+            raise InputError(f"hidden_irreps {self.hidden_irreps!r} must hold every l from 0 up, once")
 
     @property
     def channels(self) -> int:
@@ -140,14 +143,14 @@ def _irreps(text: str):
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name} = {value!r} is not supported; expected one of {', '.join(allowed)}")
+        raise InputError(f"{name} = {value!r} is not supported; expected one of {', '.join(allowed)}")
 
 
 def from_dict(cls, values: dict):
     """Build the frozen dataclass `cls` from the dict that `dataclasses.asdict` and JSON make of it.
 
     Raises:
-      ValueError: names missing from or foreign to the dataclass, all of them listed.
+      InputError: names missing from or foreign to the dataclass, all of them listed.
     """
     hints = typing.get_type_hints(cls)
     names = {f.name for f in dataclasses.fields(cls)}
@@ -158,7 +161,7 @@ def from_dict(cls, values: dict):
     }
     missing, extra = sorted(required - set(values)), sorted(set(values) - names)
     if missing or extra:
-        raise ValueError(f"{cls.__name__}: missing options {missing}, unknown options {extra}")
+        raise InputError(f"{cls.__name__}: missing options {missing}, unknown options {extra}")
     return cls(**{k: _build(hints[k], v) for k, v in values.items()})
 
 

@@ -4,6 +4,8 @@ import ase
 import numpy as np
 from ase.constraints import FixAtoms, FixCartesian, FixScaled
 
+from equijax.errors import InputError
+
 
 def free_components(atoms: ase.Atoms, name: str = "structure") -> np.ndarray:
     """[N, 3] bool, the Cartesian components of the positions that the structure's constraints leave free.
@@ -15,7 +17,7 @@ def free_components(atoms: ase.Atoms, name: str = "structure") -> np.ndarray:
       name: for messages.
 
     Raises:
-      ValueError: another constraint, named.
+      InputError: another constraint, named.
     """
     free = np.ones((len(atoms), 3), bool)
     for constraint in atoms.constraints:
@@ -26,7 +28,7 @@ def free_components(atoms: ase.Atoms, name: str = "structure") -> np.ndarray:
         elif isinstance(constraint, FixScaled):
             free[constraint.index] &= _free_axes(constraint, atoms, name)
         else:
-            raise ValueError(
+            raise InputError(
                 f"{name} has the constraint {type(constraint).__name__}, expected FixAtoms, FixCartesian or selective "
                 "dynamics: remove it with atoms.set_constraint()"
             )
@@ -39,7 +41,7 @@ def _free_axes(constraint: FixScaled, atoms: ase.Atoms, name: str) -> np.ndarray
     projector = np.linalg.pinv(vectors) @ vectors
     axes = np.rint(np.diag(projector))
     if not np.allclose(projector, np.diag(axes), atol=1e-6):
-        raise ValueError(
+        raise InputError(
             f"{name}: atom {constraint.index[0]} may move along {vectors.round(4).tolist()} alone, which are not "
             "Cartesian axes: rotate the cell, or fix the atom in all directions"
         )
@@ -50,8 +52,8 @@ def refuse_fixed(atoms: ase.Atoms, name: str, why: str) -> None:
     """Stop where constraints cannot be honoured.
 
     Raises:
-      ValueError: the structure has some; `why` says what they are in the way of and what to do.
+      InputError: the structure has some; `why` says what they are in the way of and what to do.
     """
     if atoms.constraints:
         kinds = ", ".join(sorted({type(c).__name__ for c in atoms.constraints}))
-        raise ValueError(f"{name} has constraints ({kinds}): {why}")
+        raise InputError(f"{name} has constraints ({kinds}): {why}")

@@ -1,5 +1,6 @@
 """Derivatives of the energy: forces, stress, Hessian-vector and wave-vector products. The only place they are taken."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from equijax import potential
 from equijax.config import ModelConfig
 from equijax.graph.gather import gather_senders, sum_to_senders
-from equijax.potential import cast, energy, isolated_energies, per_graph
+from equijax.potential import cast, isolated_energies, per_graph
 
 
 class Derivatives(NamedTuple):
@@ -26,7 +27,16 @@ class Derivatives(NamedTuple):
 PAIR = "real and imaginary part"  # name of the mapped axis of length 2
 
 
-def _rotate(t, wave):
+class WaveKind(NamedTuple):
+    """What a program of `wave_columns` is compiled for, beside the shapes of its arrays."""
+
+    config: Any  # a key of `potential.POTENTIALS`
+    dtype: str  # of the model
+    real: bool  # 2q is a lattice vector at every q: phases are +-1
+    slopes: bool  # with the derivatives by q
+
+
+def _rotate(t: jax.Array, wave: tuple[jax.Array, ...]) -> jax.Array:
     """e^{i phi} t for edge values t [N, K, ...]; wave = (cos,) where phases are real, else (cos, sin), each [N, K]."""
     cos, *sin = (w.reshape(w.shape + (1,) * (t.ndim - 2)).astype(t.dtype) for w in wave)
     if not sin:
@@ -36,30 +46,30 @@ def _rotate(t, wave):
     return cos * t + sign * sin[0] * other
 
 
-def wave_gather(wave):
+def wave_gather(wave: tuple[jax.Array, ...]) -> Callable:
     """A `gather_senders` whose values are the ordinary ones and whose tangents, and those of its transpose, turn."""
 
     @jax.custom_jvp
-    def read(x, senders, reverse):
+    def read(x: jax.Array, senders: jax.Array, reverse: jax.Array) -> jax.Array:
         return gather_senders(x, senders, reverse)
 
     @read.defjvp
-    def _(primals, tangents):
+    def _(primals: tuple, tangents: tuple) -> tuple:
         _, *index = primals
         return gather_senders(*primals), _rotate(gather_senders(tangents[0], *index), wave)
 
     @jax.custom_jvp
-    def collect(y, senders, reverse):
+    def collect(y: jax.Array, senders: jax.Array, reverse: jax.Array) -> jax.Array:
         return sum_to_senders(y, senders, reverse)
 
     @collect.defjvp
-    def _(primals, tangents):
+    def _(primals: tuple, tangents: tuple) -> tuple:
         t, reverse = tangents[0], primals[2]
         received = t.reshape(-1, *t.shape[2:])[reverse].reshape(t.shape)
         return sum_to_senders(*primals), _rotate(received, wave).sum(1)
 
     @jax.custom_vjp
-    def gather(x, senders, reverse):
+    def gather(x: jax.Array, senders: jax.Array, reverse: jax.Array) -> jax.Array:
         return read(x, senders, reverse)
 
     gather.defvjp(
@@ -69,22 +79,53 @@ def wave_gather(wave):
     return gather
 
 
-def wave_response(config, dtype, real, variables, graph, q, u):
-    """D_C(q) u without masses, [N, 3] if `real`, else [2, N, 3]; u [N, 3] real, q [3] fractional."""
+def wave_columns(kind: WaveKind, variables: dict, graph: jraph.GraphsTuple, q: jax.Array, u: jax.Array) -> jax.Array:
+    """Responses to B displacement waves; with `kind.slopes`, also their derivatives by the components of q.
+
+    Args:
+      kind: static.
+      variables, graph: as for `energy_forces_stress`; one structure.
+      q: [B, 3] fractional.
+      u: [B, N, 3] A, real amplitudes.
+
+    Returns:
+      [B, 1 or 4, N, 3] where phases are real, else [B, 1 or 4, 2, N, 3], eV/A.
+    """
+
+    def column(q: jax.Array, u: jax.Array) -> jax.Array:
+        if not kind.slopes:
+            return _wave_response(kind, variables, graph, q, u)[None]
+        value, slope = jax.linearize(lambda q: _wave_response(kind, variables, graph, q, u), q)
+        return jnp.concatenate([value[None], jax.vmap(slope)(jnp.eye(3, dtype=q.dtype))])
+
+    return jax.vmap(column)(q, u)
+
+
+def _wave_response(kind: WaveKind, variables: dict, graph: jraph.GraphsTuple, q: jax.Array, u: jax.Array) -> jax.Array:
+    """D_C(q) u without masses, [N, 3] where phases are real, else [2, N, 3]; u [N, 3] real, q [3] fractional."""
     positions = jnp.asarray(graph.nodes.positions)
     n = positions.shape[0]
     phase = 2 * np.pi * (graph.edges.shifts.astype(positions.dtype) @ q).reshape(n, -1)
-    wave = (jnp.cos(phase),) if real else (jnp.cos(phase), jnp.sin(phase))
+    wave = (jnp.cos(phase),) if kind.real else (jnp.cos(phase), jnp.sin(phase))
     gather = wave_gather(wave)
-    gradient = jax.grad(lambda r: potential.total_energy(config, variables, graph, r, gather=gather, dtype=dtype))
+    gradient = jax.grad(
+        lambda r: potential.total_energy(kind.config, variables, graph, r, gather=gather, dtype=kind.dtype)
+    )
 
-    def response(t):
+    def response(t: jax.Array) -> jax.Array:
         return jax.jvp(gradient, (positions,), (t,))[1]
 
-    return response(u) if real else jax.vmap(response, axis_name=PAIR)(jnp.stack([u, jnp.zeros_like(u)]))
+    return response(u) if kind.real else jax.vmap(response, axis_name=PAIR)(jnp.stack([u, jnp.zeros_like(u)]))
 
 
-def push_tangents(config, dtype, variables, batch, tangents, steps):
+def push_tangents(
+    config: ModelConfig,
+    dtype: str,
+    variables: dict,
+    batch: jraph.GraphsTuple,
+    tangents: jax.Array,
+    steps: jax.Array,
+) -> jax.Array:
     """H t, or T[along, t], for the first `steps` chunks of tangents [MAX_STEPS, B, N, 3]; zero for the rest."""
     gradient = jax.grad(lambda r: potential.total_energy(config, variables, batch, r, dtype=dtype))
     along = batch.nodes.along
@@ -112,13 +153,15 @@ def hessian_products(
     return jnp.moveaxis(jax.vmap(push)(jnp.moveaxis(tangents, 1, 0)), 0, 1)
 
 
-def _wave_products(config, variables, graph, tangents, q):
+def _wave_products(
+    config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, tangents: jax.Array, q: jax.Array
+) -> jax.Array:
     """sum_S Phi[0 i, S j] e^{2 pi i q.S} u_j of every wave; see `equijax.phonons.dynamical`."""
     positions = jnp.asarray(graph.nodes.positions)
     shifts = graph.edges.shifts.astype(positions.dtype).reshape(positions.shape[0], -1, 3)
     index = potential.node_graph_index(graph)
 
-    def one(q, wave):  # [G, 3], [2, N, 3]
+    def one(q: jax.Array, wave: jax.Array) -> jax.Array:  # [G, 3], [2, N, 3]
         phase = 2 * jnp.pi * jnp.einsum("nks,ns->nk", shifts, q[index])
         gather = wave_gather((jnp.cos(phase), jnp.sin(phase)))
         gradient = jax.grad(lambda x: potential.total_energy(config, variables, graph, x, gather=gather))
@@ -133,8 +176,9 @@ def energy_forces_stress(config: ModelConfig, variables: dict, graph: jraph.Grap
     positions = jnp.asarray(graph.nodes.positions)
     strain = jnp.zeros((graph.n_node.shape[0], 3, 3), positions.dtype)
 
-    def objective(positions, strain):
-        node_energy = energy(config, variables, graph, positions, strain)
+    def objective(positions: jax.Array, strain: jax.Array) -> tuple[jax.Array, jax.Array]:
+        vectors = potential.edge_vectors(config, graph, positions, strain).astype(positions.dtype)
+        node_energy = potential.energy_of_edges(config, variables, graph, vectors)
         return node_energy.sum(), node_energy
 
     (_, node_energy), (dr, ds) = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(positions, strain)
@@ -143,8 +187,25 @@ def energy_forces_stress(config: ModelConfig, variables: dict, graph: jraph.Grap
     return Derivatives(node_energy, per_graph(graph, node_energy), -dr, stress)
 
 
+def gradient_and_product(
+    config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, tangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """dE/dr [N, 3] eV/A, and the Hessian times one tangent [N, 3] A, eV/A."""
+    gradient = jax.grad(lambda r: potential.total_energy(config, variables, graph, r))
+    return jax.jvp(gradient, (graph.nodes.positions,), (tangent,))
+
+
+def gradient_and_virial(
+    energy: Callable[[jax.Array, jax.Array], jax.Array], positions: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """E eV, dE/dr [N, 3] eV/A and dE/dp [3, 3] eV of energy(positions, p) at p = 1, where nothing is deformed."""
+    undeformed = jnp.eye(3, dtype=positions.dtype)
+    value, (gradient, virial) = jax.value_and_grad(energy, argnums=(0, 1))(positions, undeformed)
+    return value, gradient, virial
+
+
 @partial(jax.jit, static_argnums=0)
-def _evaluate(config, variables, graph):
+def _evaluate(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple) -> Derivatives:
     return energy_forces_stress(config, variables, graph)
 
 

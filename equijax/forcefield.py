@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from equijax import checkpoint, derivatives, graph, potential
 from equijax.config import Compute, ModelConfig
+from equijax.errors import InputError, NotFinite
 from equijax.graph import packing, prefetch
 from equijax.graph.fields import Topology
 from equijax.potential import Evaluated
@@ -23,7 +24,7 @@ class ForceField:
     """A potential; make one with `equijax.load`.
 
     Raises:
-      ValueError: an unknown head.
+      InputError: an unknown head.
     """
 
     config: ModelConfig
@@ -44,21 +45,21 @@ class ForceField:
         """Position of the head in use among the model's heads.
 
         Raises:
-          ValueError: a model with several, and none chosen.
+          InputError: a model with several, and none chosen.
         """
         return 0 if self.head is None and len(self.config.heads) == 1 else self._index_of(self.head)
 
     def _index_of(self, head: str | None) -> int:
         heads = self.config.heads
         if head not in heads:
-            raise ValueError(f"head {head!r}: expected one of {', '.join(heads)}")
+            raise InputError(f"head {head!r}: expected one of {', '.join(heads)}")
         return heads.index(head)
 
     def with_head(self, name: str) -> "ForceField":
         """The same model with another head, sharing arrays and compiled programs.
 
         Raises:
-          ValueError: an unknown head.
+          InputError: an unknown head.
         """
         return replace(self, head=name)
 
@@ -122,12 +123,12 @@ class ForceField:
           one `Evaluated` a structure; stresses are over the volume of the cell, a slab's vacuum included.
 
         Raises:
-          ValueError: a structure the model cannot describe, named (unknown elements and broken cells are
+          InputError: a structure the model cannot describe, named (unknown elements and broken cells are
             found before anything is computed); an unknown `errors`.
-          FloatingPointError: a non-finite energy or force, the structure named.
+          NotFinite: a non-finite energy or force, the structure named.
         """
         if errors not in ("raise", "report"):
-            raise ValueError(f"errors = {errors!r}: expected 'raise' or 'report'")
+            raise InputError(f"errors = {errors!r}: expected 'raise' or 'report'")
         index = self.head_index
         results: list[Evaluated | None] = [None] * len(images)
         called = names or [f"structure {i}" for i in range(len(images))]
@@ -137,7 +138,7 @@ class ForceField:
             """The value; None, and an entry in the results, where it fails and errors are to be reported."""
             try:
                 return function(*args, called[i])
-            except (ValueError, FloatingPointError) as error:
+            except (InputError, NotFinite) as error:
                 if errors == "raise":
                     raise
                 results[i] = failed(len(images[i]), str(error))
@@ -204,10 +205,10 @@ def finite(result: Evaluated, name: str) -> Evaluated:
     """The result itself.
 
     Raises:
-      FloatingPointError: an energy or force is not finite.
+      NotFinite: an energy or force is not finite.
     """
     if not (np.isfinite(result.energy) and np.isfinite(result.forces).all()):
-        raise FloatingPointError(f"{name}: the potential returned a non-finite energy or force")
+        raise NotFinite(f"{name}: the potential returned a non-finite energy or force")
     return result
 
 
@@ -219,6 +220,6 @@ def load(path: str | Path, *, head: str | None = None) -> ForceField:
       head: the head to use, of a model that has several; needed there before anything is computed.
 
     Raises:
-      FileNotFoundError, ValueError: see `equijax.checkpoint.load`; an unknown head.
+      FileNotFoundError, InputError: see `equijax.checkpoint.load`; an unknown head.
     """
     return ForceField(*checkpoint.load(path), head=head)

@@ -1,5 +1,6 @@
 """What programs write: files and records whole or not at all, folders of one program at a time."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -14,8 +15,10 @@ from typing import Any, TypeVar
 
 import filelock
 import numpy as np
+import numpy.typing as npt
 
 from equijax import parallel
+from equijax.errors import InputError
 
 Options = TypeVar("Options")
 Result = TypeVar("Result")
@@ -45,19 +48,38 @@ def write_text(path: str | Path, text: str) -> None:
         part.write_text(text)
 
 
-def write_json(path: str | Path, document: Any, **options: Any) -> None:
-    """Write `document` to `path` as JSON, whole or not at all; `options` are those of `json.dumps`."""
-    write_text(path, json.dumps(document, indent=1, **options) + "\n")
+def write_json(path: str | Path, document: Any, *, allow_nan: bool = True) -> None:
+    """Write `document` to `path` as JSON, whole or not at all; arrays, paths and dataclasses as `plain` has them.
+
+    Raises:
+      InputError: a number that is not finite, where `allow_nan` is off: such text is not JSON.
+    """
+    write_text(path, json.dumps(document, indent=1, default=plain, allow_nan=allow_nan) + "\n")
 
 
-def save_arrays(path: Path, arrays: Sequence, document: dict) -> None:
+def plain(value: object) -> object:
+    """What JSON has for a value that it lacks.
+
+    Raises:
+      TypeError: a value of another type.
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{value!r} of type {type(value).__name__} cannot be written as JSON")
+
+
+def save_arrays(path: Path, arrays: Sequence[npt.ArrayLike], document: dict[str, Any]) -> None:
     """Write arrays, bit for bit, and a JSON document to one .npz, whole or not at all."""
     named = {f"leaf{i}": np.asarray(x) for i, x in enumerate(arrays)}
     with beside(path) as part:
-        np.savez(part, document=np.array(json.dumps(document)), **named)
+        np.savez(part, document=np.array(json.dumps(document, default=plain)), **named)
 
 
-def load_arrays(path: Path) -> tuple[list[np.ndarray], dict]:
+def load_arrays(path: Path) -> tuple[list[np.ndarray], dict[str, Any]]:
     """Arrays and document of `save_arrays`."""
     with np.load(path, allow_pickle=False) as data:
         return [data[f"leaf{i}"] for i in range(len(data.files) - 1)], json.loads(str(data["document"]))
@@ -79,13 +101,13 @@ def open_at(path: str | Path, size: int | None) -> FileIO:
     """The file, unbuffered and empty, or cut off after `size` bytes and ready to append to.
 
     Raises:
-      ValueError: shorter than that, or missing.
+      InputError: shorter than that, or missing.
     """
     if size is None:
         return open(path, "wb", buffering=0)
     found = os.path.getsize(path) if os.path.exists(path) else 0
     if found < size:
-        raise ValueError(f"{path} has {found} bytes where the run to be continued had written {size}: put it back")
+        raise InputError(f"{path} has {found} bytes where the run to be continued had written {size}: put it back")
     file = open(path, "r+b", buffering=0)
     file.truncate(size)
     file.seek(size)
@@ -143,7 +165,7 @@ class Kind:
     entries: frozenset[str]  # names that are always there
     optional: frozenset[str] = frozenset()  # names that may be
 
-    def read(self, path: Path) -> dict | None:
+    def read(self, path: Path) -> dict[str, Any] | None:
         """The document of a folder; None where it is not one of this kind."""
         try:
             document = json.loads((path / self.document).read_bytes())
@@ -183,14 +205,14 @@ def replaced(path: str | Path, kind: Kind) -> Iterator[Path]:
     path = Path(os.path.realpath(path))
     check_replaceable(path, kind)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    beside.chmod(0o755)  # mkdtemp makes it private
+    new = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    new.chmod(0o755)  # mkdtemp makes it private
     try:
-        yield beside
+        yield new
         check_replaceable(path, kind)  # writing took its time
-        _exchange(beside, path)
+        _exchange(new, path)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def check_replaceable(path: str | Path, kind: Kind) -> None:
@@ -221,7 +243,15 @@ def _exchange(new: Path, path: Path) -> None:
     """Put `new` at `path`; at every moment one of the two is found by `present`."""
     old = previous(path)
     if path.is_dir() and any(path.iterdir()):
-        shutil.rmtree(old, ignore_errors=True)  # left by an exchange that was cut after its last rename
+        _discard(old)  # left by an exchange that was cut after its last rename
         os.rename(path, old)
     os.rename(new, path)
-    shutil.rmtree(old, ignore_errors=True)
+    _discard(old)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder, if it is there; cut at any moment, no part of it is left under its name."""
+    if folder.is_dir():
+        trash = tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent)
+        os.rename(folder, trash)
+        shutil.rmtree(trash, ignore_errors=True)

@@ -12,6 +12,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from equijax.errors import InputError
+
 EVERYWHERE, SPLIT = PartitionSpec(), PartitionSpec("data")
 
 
@@ -24,12 +26,12 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
       process: which one this is; None where the environment says (SLURM, Open MPI, Kubernetes, TPU pods).
 
     Raises:
-      ValueError: neither given nor found.
+      InputError: neither given nor found.
     """
     try:
         jax.distributed.initialize(coordinator, processes, process)
     except ValueError as error:
-        raise ValueError(
+        raise InputError(
             f"cannot join the other processes ({error}): give coordinator, processes and process"
         ) from error
 
@@ -69,12 +71,12 @@ def data_mesh(devices: int) -> Mesh | None:
     """A mesh with the axis "data" over this many devices, or over all devices of all processes; None for one device.
 
     Raises:
-      ValueError: more devices asked for than there are.
+      InputError: more devices asked for than there are.
     """
     if several():
         return Mesh(np.array(jax.devices()), ("data",))
     if devices > jax.device_count():
-        raise ValueError(f"{devices} devices asked for, this machine has {jax.device_count()}")
+        raise InputError(f"{devices} devices asked for, this machine has {jax.device_count()}")
     return None if devices == 1 else Mesh(np.array(jax.devices()[:devices]), ("data",))
 
 

@@ -1,45 +1,74 @@
-"""Every figure, drawn from arrays and written to a file."""
+"""Every figure, drawn from arrays and written to a file.
+
+A figure belongs to no window and no state of matplotlib's: it is made, drawn, written and forgotten.
+"""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import seekpath
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from phonopy import Phonopy
 from phonopy.phonon.band_structure import get_band_qpoints
 from phonopy.structure.atoms import PhonopyAtoms
 
-from equijax import outputs
+from equijax import outputs, tables
 
 POINTS = 51  # a segment of the path
 GREEK = ("GAMMA", "SIGMA", "DELTA", "LAMBDA")  # letters among seekpath's names of points
 
+DPI = 130
+PANEL = (4.5, 4.0)  # inches: width and height of one panel
+LINE = {"color": "C0", "lw": 1.0}  # the one curve of a figure
+BEFORE = {"color": "C3", "lw": 1.0, "ls": "--"}
+REFERENCE = {"color": "0.7", "lw": 3.0}
+GUIDE = {"color": "0.8", "lw": 0.8, "zorder": 0}  # zero, symmetry points
 
-def bands(axis, phonons: Sequence[tuple[Phonopy, dict]], points: int = POINTS) -> None:
+
+@contextmanager
+def panels(path: str | Path, number: int = 1, *, size: tuple[float, float] = PANEL, **layout: Any) -> Iterator[Any]:
+    """Axes [number] side by side to draw on, which become the file `path` when the block ends.
+
+    Args:
+      path: to write.
+      number: of panels.
+      size: width and height of each, inches.
+      layout: keywords of `Figure.subplots`.
+    """
+    figure = Figure(figsize=(size[0] * number, size[1]), dpi=DPI, layout="constrained")
+    yield figure.subplots(1, number, squeeze=False, **layout)[0]
+    with outputs.beside(path) as part:
+        figure.savefig(part)
+
+
+def bands(axis: Axes, phonons: Sequence[tuple[Phonopy, dict[str, Any]]], points: int = POINTS) -> None:
     """Draw band structures along seekpath's path through the Brillouin zone of the first one's primitive cell.
 
     Args:
-      axis: of matplotlib; its y axis becomes the frequency in THz.
+      axis: to draw on; its y axis becomes the frequency in THz.
       phonons: (Phonopy with force constants, keywords of `Axes.plot`) of each.
       points: on a segment of the path.
     """
     primitive = phonons[0][0].primitive
     qpoints, labels, connections = path(primitive, points)
     found = [p.run_band_structure(qpoints, path_connections=connections, labels=labels) for p, _ in phonons]
-    for bands, (_, style) in zip(found, phonons, strict=True):
-        for i, (x, y) in enumerate(zip(bands.distances, bands.frequencies, strict=True)):
+    for curves, (_, style) in zip(found, phonons, strict=True):
+        for i, (x, y) in enumerate(zip(curves.distances, curves.frequencies, strict=True)):
             axis.plot(x, y, **style | ({"label": None} if i else {}))  # one entry in the legend
     ticks = [found[0].distances[0][0], *(x[-1] for x in found[0].distances)]
     axis.set_xticks(ticks, tick_labels(labels, connections))
     for tick in ticks:
-        axis.axvline(tick, color="0.85", lw=0.8, zorder=0)
-    axis.axhline(0.0, color="k", lw=0.5)
+        axis.axvline(tick, **GUIDE)
+    axis.axhline(0.0, **GUIDE | {"color": "k"})
     axis.set(ylabel="frequency (THz), imaginary below 0", xlim=(ticks[0], ticks[-1]))
 
 
-def path(cell: PhonopyAtoms, points: int = POINTS) -> tuple[list, list[str], list[bool]]:
+def path(cell: PhonopyAtoms, points: int = POINTS) -> tuple[list[np.ndarray], list[str], list[bool]]:
     """seekpath's path through the Brillouin zone, in units of the reciprocal vectors of the cell as it is.
 
     Args:
@@ -58,28 +87,11 @@ def path(cell: PhonopyAtoms, points: int = POINTS) -> tuple[list, list[str], lis
     return qpoints, [_label(name) for name in names], connections
 
 
-def _label(name):
+def _label(name: str) -> str:
     """seekpath's GAMMA, SIGMA_0, X_1 ... for matplotlib."""
     letter = next((letter for letter in GREEK if name.startswith(letter)), None)
     text = rf"\mathrm{{{name}}}" if letter is None else name.replace(letter, rf"\{letter.capitalize()}")
     return f"${text}$"
-
-
-def draw_bands(phonon: Phonopy, path: str | Path, title: str = "", dos=None) -> None:
-    """Draw the band structure, and the total density of states beside it where one is given, into a file."""
-    plt = _pyplot()
-    ratio = [4, 1] if dos is not None else [1]
-    figure, axes = plt.subplots(
-        1, len(ratio), figsize=(7, 4.5), sharey=True, squeeze=False, width_ratios=ratio, layout="constrained"
-    )
-    bands(axes[0, 0], [(phonon, {"color": "C0", "lw": 1.0})])
-    axes[0, 0].set_title(title)
-    if dos is not None:
-        axes[0, 1].plot(dos.dos, dos.frequency_points, color="C0", lw=1.0)
-        axes[0, 1].set(xlabel="DOS (1/THz)", xlim=(0, None))
-    with outputs.beside(path) as part:
-        figure.savefig(part, dpi=150)
-    plt.close(figure)
 
 
 def tick_labels(labels: list[str], connections: list[bool]) -> list[str]:
@@ -93,77 +105,95 @@ def tick_labels(labels: list[str], connections: list[bool]) -> list[str]:
     return names
 
 
-def draw_parity(path: Path, panels: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+def draw_bands(phonon: Phonopy, path: str | Path, title: str = "", dos: Any = None) -> None:
+    """Draw the band structure, and phonopy's total density of states beside it where one is given, into a file."""
+    widths, sizes = ([4, 1], (3.5, 4.5)) if dos is not None else ([1], (7.0, 4.5))
+    with panels(path, len(widths), size=sizes, sharey=True, width_ratios=widths) as axes:
+        bands(axes[0], [(phonon, LINE)])
+        axes[0].set_title(title)
+        if dos is not None:
+            axes[1].plot(dos.dos, dos.frequency_points, **LINE)
+            axes[1].set(xlabel="DOS (1/THz)", xlim=(0, None))
+
+
+def compare_bands(crystals: Mapping[str, Mapping[str, Phonopy]], path: str | Path) -> None:
+    """Draw the band structures of "reference", "converted" and "fine-tuned" models, one panel a crystal."""
+    styles = {"reference": REFERENCE, "converted": BEFORE, "fine-tuned": LINE}
+    with panels(path, len(crystals), size=(6.0, 4.5)) as axes:
+        for axis, (title, models) in zip(axes, crystals.items(), strict=True):
+            bands(axis, [(phonon, styles[name] | {"label": name}) for name, phonon in models.items()])
+            axis.set_ylim(top=1.15 * axis.get_ylim()[1])  # room for the legend
+            axis.set_title(title)
+            axis.legend(loc="upper right", ncols=len(models), frameon=False)
+
+
+def draw_parity(path: str | Path, quantities: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
     """Prediction against label, one panel a quantity: its title, labels and predictions; labels may be NaN."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.2), layout="constrained", squeeze=False)
-    for axis, (title, (x, y)) in zip(axes[0], panels.items(), strict=True):
-        known = np.isfinite(x)
-        ends = [min(x[known].min(), y[known].min()), max(x[known].max(), y[known].max())]
-        axis.plot(ends, ends, color="0.6", lw=0.8)
-        axis.plot(x[known], y[known], ".", ms=3, alpha=0.5)
-        axis.locator_params(nbins=5)
-        axis.set(title=title, xlabel="label", ylabel="model", aspect="equal")
-    with outputs.beside(path) as part:
-        figure.savefig(part, dpi=130)
-    plt.close(figure)
+    with panels(path, len(quantities), size=(4.2, 4.2)) as axes:
+        for axis, (title, (x, y)) in zip(axes, quantities.items(), strict=True):
+            known = np.isfinite(x)
+            ends = [min(x[known].min(), y[known].min()), max(x[known].max(), y[known].max())]
+            axis.plot(ends, ends, **GUIDE)
+            axis.plot(x[known], y[known], ".", ms=3, alpha=0.5)
+            axis.locator_params(nbins=5)
+            axis.set(title=title, xlabel="label", ylabel="model", aspect="equal")
 
 
-def cell_text(value: object) -> str:
-    """An entry of a table or legend."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    if isinstance(value, list):
-        return " ".join("(" + ",".join(f"{x:g}" for x in q) + ")" for q in value)
-    return str(value)
-
-
-def draw_scans(scans: list[dict], path: Path) -> None:
-    """E(Q) of every distortion that was scanned."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(6, 4.5))
-    for scan in scans:
-        star = cell_text(scan["q"][:1]) + ("..." if len(scan["q"]) > 1 else "")
-        name = f"{scan['from_space_group']}, {star} {scan['frequency_THz']:.2f} THz -> {scan['distorted_space_group']}"
-        axes.plot(scan["Q"], scan["energy_meV_atom"], ".-", lw=1, label=name)
-    deepest = max([scan["well_meV_atom"] for scan in scans], default=1.0)
+def draw_scans(scans: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """E(Q) of every distortion that was scanned: entries of `soft_modes.search`."""
+    deepest = max([scan["well_meV_atom"] for scan in scans] + [1.0])
     widest = max([abs(scan["Q_min"]) for scan in scans], default=0.0) or 1.0
-    axes.set(xlim=(-2 * widest, 2 * widest), xlabel="Q (Å amu$^{1/2}$ per primitive cell)", ylabel="E (meV/atom)",
-             ylim=(-1.2 * max(deepest, 1.0), 1.5 * max(deepest, 1.0)))  # fmt: skip
-    axes.axhline(0, color="0.7", lw=0.8, zorder=0)
-    if scans:
-        axes.legend(fontsize=5)
-    figure.tight_layout()
-    with outputs.beside(path) as part:
-        figure.savefig(part, dpi=150)
-    plt.close(figure)
+    with panels(path, size=(6.0, 4.5)) as (axis,):
+        for scan in scans:
+            star = tables.cell(scan["q"][:1]) + ("..." if len(scan["q"]) > 1 else "")
+            mode = f"{scan['from_space_group']}, {star} {scan['frequency_THz']:.2f} THz"
+            axis.plot(
+                scan["Q"], scan["energy_meV_atom"], ".-", lw=1, label=f"{mode} -> {scan['distorted_space_group']}"
+            )
+        axis.set(xlabel="Q (Å amu$^{1/2}$ per primitive cell)", ylabel="E (meV/atom)")
+        axis.set(xlim=(-2 * widest, 2 * widest), ylim=(-1.2 * deepest, 1.5 * deepest))
+        axis.axhline(0, **GUIDE)
+        if scans:
+            axis.legend(fontsize=5)
 
 
-def learning_curve(history: list[dict], start: dict, path: Path) -> None:
+def draw_conductivity(path: str | Path, temperatures: np.ndarray, curves: Mapping[str, np.ndarray], title: str) -> None:
+    """Lattice thermal conductivity (W/m/K) over temperature (K), one curve a component."""
+    with panels(path) as (axis,):
+        for name, values in curves.items():
+            axis.plot(temperatures, values, ".-", label=rf"$\kappa_{{{name}}}$")
+        axis.set(xlabel="temperature (K)", ylabel="lattice thermal conductivity (W/m/K)", title=title)
+        axis.set(xlim=(0, None), ylim=(0, None))
+        axis.legend()
+
+
+def draw_expansion(
+    path: str | Path,
+    modes: tuple[np.ndarray, np.ndarray],
+    expansion: tuple[np.ndarray, np.ndarray],
+    *,
+    title: str,
+) -> None:
+    """Mode Grueneisen parameters over frequency (THz), and volume expansion (1/K) over temperature (K)."""
+    with panels(path, 2) as axes:
+        axes[0].plot(*modes, ".", ms=3)
+        axes[0].set(xlabel="frequency (THz)", ylabel="mode Grüneisen parameter", title=title)
+        temperatures, values = expansion
+        axes[1].plot(temperatures, 1e6 * np.asarray(values))
+        axes[1].set(xlabel="temperature (K)", ylabel="volume expansion (10$^{-6}$/K)")
+
+
+def learning_curve(history: Sequence[Mapping[str, Any]], start: Mapping[str, Any], path: str | Path) -> None:
     """Training and validation loss, and validation force MAE, by epoch; those of epoch 0 (new E0s) are dashed."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    epochs = [h["epoch"] for h in history]
-    axes[0].semilogy(epochs, [h["train_loss"] for h in history], label="train")
-    axes[0].semilogy(epochs, [h["loss"] for h in history], label="validation")
-    axes[0].axhline(start["loss"], color="k", ls="--", lw=0.8, label="before training")
-    axes[0].set(xlabel="epoch", ylabel="loss")
-    axes[0].legend()
-    if start["forces_mae"] is not None:
-        axes[1].plot(epochs, [1e3 * h["forces_mae"] for h in history], color="C1")
-        axes[1].set_ylim(bottom=0.0)
-        axes[1].axhline(1e3 * start["forces_mae"], color="k", ls="--", lw=0.8)
-    axes[1].set(xlabel="epoch", ylabel="validation force MAE (meV/A)")
-    with outputs.beside(path) as part:
-        figure.savefig(part, dpi=120)
-    plt.close(figure)
-
-
-def _pyplot() -> Any:
-    import matplotlib.pyplot as plt  # only where a figure is drawn: slow to import
-
-    return plt
+    epochs, dashed = [h["epoch"] for h in history], {"color": "k", "ls": "--", "lw": 0.8}
+    with panels(path, 2, size=(5.0, 4.0)) as axes:
+        axes[0].semilogy(epochs, [h["train_loss"] for h in history], label="train")
+        axes[0].semilogy(epochs, [h["loss"] for h in history], label="validation")
+        axes[0].axhline(start["loss"], **dashed, label="before training")
+        axes[0].set(xlabel="epoch", ylabel="loss")
+        axes[0].legend()
+        if start["forces_mae"] is not None:
+            axes[1].plot(epochs, [1e3 * h["forces_mae"] for h in history], color="C1")
+            axes[1].set_ylim(bottom=0.0)
+            axes[1].axhline(1e3 * start["forces_mae"], **dashed)
+        axes[1].set(xlabel="epoch", ylabel="validation force MAE (meV/A)")

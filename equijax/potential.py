@@ -1,6 +1,6 @@
 """The potential: one pure function from parameters and a graph to the energy of every atom."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import ase
@@ -95,7 +95,11 @@ def node_graph_index(graph: jraph.GraphsTuple) -> jax.Array:
 
 @precision.exact
 def edge_vectors(
-    config: ModelConfig, graph: jraph.GraphsTuple, positions: jax.Array, strain=None, gather=gather_senders
+    config: ModelConfig,
+    graph: jraph.GraphsTuple,
+    positions: jax.Array,
+    strain: jax.Array | None = None,
+    gather: Callable = gather_senders,
 ) -> jax.Array:
     """Receiver minus sender, r_n - r_s - S . cell, deformed by the symmetric strain of the graph.
 
@@ -128,10 +132,9 @@ def energy(
     config: ModelConfig,
     variables: dict,
     graph: jraph.GraphsTuple,
-    positions=None,
-    strain=None,
-    gather=gather_senders,
-    dtype=None,
+    positions: jax.Array | None = None,
+    gather: Callable = gather_senders,
+    dtype: str | np.dtype | None = None,
 ) -> jax.Array:
     """Interaction energy of every atom, isolated-atom energies E0 not included; 0 for padding atoms.
 
@@ -140,7 +143,6 @@ def energy(
       variables: {"params": ..., "constants": ...}.
       graph: a batch from `equijax.graph.regular`.
       positions: [N, 3] A, default the graph's.
-      strain: [G, 3, 3] or None.
       gather: sender gather (Bloch waves replace it).
       dtype: of the computation, default that of `positions`. A lower one starts at the edge vectors: these, and the
         sums over edges that give each atom's derivatives, keep the precision of `positions`.
@@ -149,7 +151,18 @@ def energy(
       [N] eV.
     """
     positions = jnp.asarray(graph.nodes.positions) if positions is None else positions
-    vectors = edge_vectors(config, graph, positions, strain, gather).astype(dtype or positions.dtype)
+    vectors = edge_vectors(config, graph, positions, gather=gather).astype(dtype or positions.dtype)
+    return energy_of_edges(config, variables, graph, vectors, gather)
+
+
+def energy_of_edges(
+    config: ModelConfig,
+    variables: dict,
+    graph: jraph.GraphsTuple,
+    vectors: jax.Array,
+    gather: Callable = gather_senders,
+) -> jax.Array:
+    """`energy` with the edge vectors [N, K, 3] already made by `edge_vectors`."""
     index = node_graph_index(graph)
     head = jnp.asarray(graph.globals.head)[index]
     topology = Topology(graph.nodes.slot, graph.globals.table, head, graph.senders, graph.edges.reverse, gather)
@@ -168,7 +181,7 @@ def energy_from_vectors(config: ModelConfig, variables: dict, vectors: jax.Array
     return POTENTIALS[type(config)](config, variables, vectors, topology)
 
 
-def _mace(config, variables, vectors, topology):
+def _mace(config: ModelConfig, variables: dict, vectors: jax.Array, topology: Topology) -> jax.Array:
     if config.spline is not None:
         return folded.node_energies(config, variables["constants"], vectors, topology)
     return MACE(config).apply(variables, vectors, topology)
@@ -178,9 +191,16 @@ def _mace(config, variables, vectors, topology):
 POTENTIALS: dict = {ModelConfig: _mace}
 
 
-def total_energy(config, variables, graph, positions=None, strain=None, gather=gather_senders, dtype=None) -> jax.Array:
-    """Sum of `energy` over all atoms of all graphs: the scalar whose gradient gives forces and stress."""
-    return energy(config, variables, graph, positions, strain, gather, dtype).sum()
+def total_energy(
+    config: ModelConfig,
+    variables: dict,
+    graph: jraph.GraphsTuple,
+    positions: jax.Array | None = None,
+    gather: Callable = gather_senders,
+    dtype: str | np.dtype | None = None,
+) -> jax.Array:
+    """Sum of `energy` over all atoms of all graphs: the scalar whose gradient gives the forces."""
+    return energy(config, variables, graph, positions, gather, dtype).sum()
 
 
 def per_graph(graph: jraph.GraphsTuple, node_values: jax.Array) -> jax.Array:
@@ -197,10 +217,10 @@ def isolated_energies(config: ModelConfig, variables: dict, graph: jraph.GraphsT
     return np.where(index < len(graph.n_node) - 1, values, 0.0)
 
 
-def cast(tree, dtype):
+def cast(tree: Any, dtype: str | np.dtype) -> Any:
     """Floating-point leaves of a pytree as arrays of `dtype` (integers and masks untouched)."""
 
-    def leaf(x):
+    def leaf(x: Any) -> Any:
         x = x if isinstance(x, jax.Array) else np.asarray(x)
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
@@ -212,14 +232,17 @@ def init_variables(config: ModelConfig, seed: int = 0) -> dict:
     zeros = np.zeros(1, np.int32)
     graph = Topology(zeros, zeros, zeros, zeros, zeros)
     with jax.enable_x64(True):
-        init = lambda key: MACE(config).init(key, np.array([[[1.0, 0.5, 0.25]]]), graph)  # noqa: E731
+
+        def init(key: jax.Array) -> dict:
+            return MACE(config).init(key, np.array([[[1.0, 0.5, 0.25]]]), graph)
+
         key = jax.random.PRNGKey(seed)
         shapes = jax.eval_shape(init, key)["params"]
         # compiled for its constants alone, the forward pass drops out; drawing in numpy saves compiling each draw
         constants = jax.tree.map(np.asarray, jax.jit(lambda key: init(key).get("constants", {}))(key))
     rng = np.random.default_rng(seed)
 
-    def draw(path, leaf):
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         paths = leaf.shape[1] if "_nu" in path[-1].key else 1  # contraction weights are divided by their path count
         return rng.normal(size=leaf.shape) / paths
 

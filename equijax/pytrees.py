@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 import jax
 import numpy as np
 
+from equijax.errors import InputError
+
 
 def paths_of(tree) -> dict[str, jax.Array]:
     """Leaves of a nested dict (or any pytree) by their '/'-joined path."""
@@ -28,12 +30,12 @@ def select(paths: Iterable[str], patterns: Iterable[str]) -> list[str]:
     """Paths that at least one pattern matches, in the order of `paths`.
 
     Raises:
-      ValueError: patterns that match nothing, all of them named, with the paths there are.
+      InputError: patterns that match nothing, all of them named, with the paths there are.
     """
     paths, patterns = list(paths), list(patterns)
     idle = [p for p in patterns if not any(matches(p, path) for path in paths)]
     if idle:
-        raise ValueError(f"patterns that match no parameter: {', '.join(map(repr, idle))}; there are {listing(paths)}")
+        raise InputError(f"patterns that match no parameter: {', '.join(map(repr, idle))}; there are {listing(paths)}")
     return [path for path in paths if any(matches(p, path) for p in patterns)]
 
 
@@ -48,7 +50,7 @@ def labels(params, rules: Mapping[str, str] | Iterable[tuple[str, str]]):
       the tree with each leaf replaced by its label.
 
     Raises:
-      ValueError: a leaf that no rule or more than one matches, or a rule that matches no leaf.
+      InputError: a leaf that no rule or more than one matches, or a rule that matches no leaf.
     """
     pairs: list[tuple[str, str]] = list(rules.items() if isinstance(rules, Mapping) else rules)  # type: ignore
     select(paths_of(params), [pattern for pattern, _ in pairs])
@@ -58,7 +60,7 @@ def labels(params, rules: Mapping[str, str] | Iterable[tuple[str, str]]):
         hits = [(pattern, result) for pattern, result in pairs if matches(pattern, name)]
         if len(hits) != 1:
             found = "no rule" if not hits else f"{len(hits)} rules ({', '.join(repr(p) for p, _ in hits)})"
-            raise ValueError(f"parameter {name} matches {found}; it must match exactly one")
+            raise InputError(f"parameter {name} matches {found}; it must match exactly one")
         return hits[0][1]
 
     return jax.tree_util.tree_map_with_path(label, params)
@@ -68,11 +70,11 @@ def freeze_labels(params, frozen: Iterable[str]):
     """Labels "frozen" for leaves that a pattern matches and "trainable" for the rest.
 
     Raises:
-      ValueError: a pattern that matches nothing, or nothing left to train.
+      InputError: a pattern that matches nothing, or nothing left to train.
     """
     chosen = set(select(paths_of(params), frozen))
     if len(chosen) == len(paths_of(params)):
-        raise ValueError(f"the patterns {list(frozen)} freeze every parameter: nothing is left to train")
+        raise InputError(f"the patterns {list(frozen)} freeze every parameter: nothing is left to train")
     return jax.tree_util.tree_map_with_path(lambda p, _: "frozen" if path_name(p) in chosen else "trainable", params)
 
 

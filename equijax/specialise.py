@@ -17,11 +17,13 @@ from functools import partial
 
 import ase
 import jax
+import jraph
 import numpy as np
 from ase.data import atomic_numbers, covalent_radii
 
-from equijax import couplings, graph, potential
+from equijax import couplings, derivatives, graph, potential
 from equijax.config import ModelConfig, Spline
+from equijax.errors import InputError
 from equijax.kernels import convolution, polynomial
 from equijax.nn.convolution import has_kernel
 from equijax.nn.folded import DEGREE, TERMS, num_pairs, pair_index
@@ -52,12 +54,12 @@ def specialise(
       Hessian times a random displacement of unit length.
 
     Raises:
-      ValueError: no species, species the model lacks, more than `MAX_SPECIES`, or a model that is specialised already;
+      InputError: no species, species the model lacks, more than `MAX_SPECIES`, or a model that is specialised already;
         tolerances that the finest table does not meet.
     """
     chosen = numbers(config, species)
     if config.spline is not None:
-        raise ValueError(f"the model is specialised already, for {_symbols(config.species)}: specialise the plain one")
+        raise InputError(f"the model is specialised already, for {_symbols(config.species)}: specialise the plain one")
     tolerance = TOLERANCE | (tolerance or {})
     _compile_kernels(config)
     structures = _check_structures(config, chosen)
@@ -69,7 +71,7 @@ def specialise(
         errors = {k: float(np.abs(found[k] - expected[k]).max()) for k in expected} | {"step": step}
         if all(errors[k] <= tolerance[k] for k in tolerance):
             return small, folded, errors
-    raise ValueError(
+    raise InputError(
         f"specialised for {_symbols(chosen)}, the model would be off by {errors['energy']:.1e} eV/atom and "
         f"{errors['forces']:.1e} eV/A even with knots {STEPS_A[-1]} A apart; the tolerance is "
         f"{tolerance['energy']:.1e} and {tolerance['forces']:.1e}: raise it, or use the plain model"
@@ -240,13 +242,9 @@ def _evaluate(config, variables, structures):
     @partial(
         jax.jit, compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     )
-    def compute(variables, batch, tangent):
-        gradient = lambda r: jax.value_and_grad(  # noqa: E731
-            lambda r: potential.total_energy(config, variables, batch, r)
-        )(r)[1]
-        positions = batch.nodes.positions
+    def compute(variables: dict, batch: jraph.GraphsTuple, tangent: jax.Array) -> tuple[jax.Array, ...]:
         energies = potential.per_graph(batch, potential.energy(config, variables, batch))
-        return energies, *jax.jvp(gradient, (positions,), (tangent,))
+        return energies, *derivatives.gradient_and_product(config, variables, batch, tangent)
 
     with jax.enable_x64(True):
         cast = potential.cast(variables, "float64"), potential.cast(batch, "float64")
@@ -260,12 +258,12 @@ def numbers(config: ModelConfig, species: Iterable[int | str]) -> tuple[int, ...
     species = [species] if isinstance(species, str | int | np.integer) else list(species)
     unknown = [s for s in species if isinstance(s, str) and s not in atomic_numbers]
     if unknown or not species:
-        raise ValueError(f"species {species}: expected atomic numbers or chemical symbols, at least one")
+        raise InputError(f"species {species}: expected atomic numbers or chemical symbols, at least one")
     chosen = tuple(sorted({atomic_numbers[s] if isinstance(s, str) else int(s) for s in species}))
     if missing := [z for z in chosen if z not in config.species]:
-        raise ValueError(f"the model lacks {_symbols(missing)}; it has {_symbols(config.species)}")
+        raise InputError(f"the model lacks {_symbols(missing)}; it has {_symbols(config.species)}")
     if len(chosen) > MAX_SPECIES:
-        raise ValueError(
+        raise InputError(
             f"{len(chosen)} species: at most {MAX_SPECIES} can be specialised together; use the plain model"
         )
     return chosen

@@ -9,13 +9,15 @@ from ase.data import chemical_symbols
 from phonopy.structure.atoms import PhonopyAtoms
 from phonopy.structure.cells import guess_primitive_matrix
 
+from equijax.errors import InputError
+
 
 def read(path: str | Path) -> ase.Atoms:
     """The last structure in a file that ASE reads.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a file that ASE cannot read, or a structure that is not ordered: see `check_ordered`.
+      InputError: a file that ASE cannot read, or a structure that is not ordered: see `check_ordered`.
     """
     return read_all(path, index="-1:")[-1]
 
@@ -28,9 +30,9 @@ def read_all(path: str | Path, index: str = ":") -> list[ase.Atoms]:
         images = ase.io.read(path, index)
     # the readers of ASE raise whatever their parsing meets; all of it means an unreadable file
     except Exception as error:
-        raise ValueError(f"{path}: ASE cannot read it: {error}") from error
+        raise InputError(f"{path}: ASE cannot read it: {error}") from error
     if not images or not all(len(atoms) for atoms in images):
-        raise ValueError(f"{path}: no structure, or one without atoms")
+        raise InputError(f"{path}: no structure, or one without atoms")
     for i, atoms in enumerate(images):
         check_ordered(atoms, f"frame {i} of {path}" if len(images) > 1 else str(path))
     return images
@@ -40,7 +42,7 @@ def check_ordered(atoms: ase.Atoms, name: str) -> None:
     """Refuse sites that are shared by elements or not always occupied: ASE keeps one full atom there, and says so.
 
     Raises:
-      ValueError: such a site, named by its elements and its place.
+      InputError: such a site, named by its elements and its place.
     """
     kinds = atoms.arrays.get("spacegroup_kinds", np.zeros(0, int))
     sites = atoms.info.get("occupancy")
@@ -50,13 +52,13 @@ def check_ordered(atoms: ase.Atoms, name: str) -> None:
             found = np.flatnonzero(kinds == int(kind))
             place = f"site {kind}" if not len(found) else f"atom {found[0]} at {atoms.get_scaled_positions()[found[0]]}"
             content = " ".join(f"{symbol}{share:g}" for symbol, share in shares.items())
-            raise ValueError(
+            raise InputError(
                 f"{name}: {place} is occupied by {content}, expected one element at every site: replace the disorder "
                 "by an ordered supercell, and remove the occupancies from the file"
             )
     shares = np.asarray(atoms.arrays.get("occupancy", []), float)  # of PDB files, where 0 stands for none given
     if len(partly := np.flatnonzero((shares > 0) & (shares < 1))):
-        raise ValueError(f"{name}: {atoms.symbols[partly[0]]}, atom {partly[0]}, has occupancy {shares[partly[0]]:g}, "
+        raise InputError(f"{name}: {atoms.symbols[partly[0]]}, atom {partly[0]}, has occupancy {shares[partly[0]]:g}, "
                          "expected 1: keep one of each set of alternatives")  # fmt: skip
 
 
@@ -81,10 +83,10 @@ def to_phonopy(atoms: ase.Atoms) -> PhonopyAtoms:
     Of a left-handed cell all three vectors are turned round: the same crystal, right-handed as phonopy wants it.
 
     Raises:
-      ValueError: not periodic in three directions, or a cell without volume.
+      InputError: not periodic in three directions, or a cell without volume.
     """
     if not atoms.pbc.all() or atoms.cell.rank < 3:
-        raise ValueError(
+        raise InputError(
             f"{atoms.get_chemical_formula()} is periodic along {atoms.pbc.tolist()}: phonons need a crystal periodic "
             "in three directions; for a slab or a molecule set a cell with vacuum and pbc=True"
         )

@@ -12,7 +12,7 @@ from equijax import testing
 from equijax.config import Compute
 from equijax.constraints import free_components
 from equijax.phonons import soft_modes
-from equijax.phonons.soft_modes import ModesConfig
+from equijax.phonons.options import ModesConfig
 from equijax.relax import symmetric
 from equijax.relax.batched import relax
 

@@ -10,12 +10,14 @@ from types import SimpleNamespace
 import ase
 import ase.build
 import numpy as np
+import phonopy
 import pytest
 
-from equijax import __main__, outputs, plots
+from equijax import __main__, outputs, plots, structures, tables
 from equijax.data import errors, labelled
 from equijax.md import files
 from equijax.phonons import certificate, thermal
+from equijax.potential import Evaluated
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,7 +35,7 @@ def full_disk(size: int):
 
 def one_structure():
     atoms = ase.build.bulk("NaCl", "rocksalt", a=5.6)
-    found = {"energy": -1.0, "forces": np.ones((2, 3)), "stress": np.zeros((3, 3))}
+    found = Evaluated(-1.0, np.full(2, -0.5), np.ones((2, 3)), np.zeros((3, 3)))
     return labelled.from_values(atoms, "file:0", energy=-1.1, forces=np.zeros((2, 3))), found
 
 
@@ -42,9 +44,25 @@ def write_errors(path):
     errors.write_csv(path, [structure], found=[found], errors=[errors.structure_errors(structure, found)])
 
 
+def chain():
+    """Phonons of a crystal with springs to itself alone: flat bands."""
+    phonon = phonopy.Phonopy(structures.to_phonopy(ase.build.bulk("Ar", "fcc", a=5.3)), np.eye(3))
+    phonon.force_constants = np.eye(3)[None, None]
+    return phonon
+
+
+XS = np.arange(9)
 HISTORY = [{"epoch": e, "train_loss": 1.0, "loss": 1.0, "forces_mae": 1.0} for e in (1, 2)]
-SCAN = {"q": [[0, 0, 0]], "from_space_group": "a", "frequency_THz": 1.0, "distorted_space_group": "b", "Q": [0, 1],
-        "energy_meV_atom": [0, 1], "well_meV_atom": 1.0, "Q_min": 1.0}  # fmt: skip
+SCAN = {
+    "q": [[0, 0, 0]],
+    "from_space_group": "a",
+    "frequency_THz": 1.0,
+    "distorted_space_group": "b",
+    "Q": [0, 1],
+    "energy_meV_atom": [0, 1],
+    "well_meV_atom": 1.0,
+    "Q_min": 1.0,
+}
 WRITERS = {
     "report.json": lambda path: certificate.write({"numbers": np.arange(9)}, path),
     "metrics.jsonl": lambda path: outputs.write_text(path, 20 * "line\n"),
@@ -52,6 +70,11 @@ WRITERS = {
     "dos.csv": lambda path: thermal.write_dos(SimpleNamespace(frequency_points=np.arange(9), dos=np.arange(9)), path),
     "thermal.csv": lambda path: thermal.harmonic([[0, 0, 0.5]], [[1.0, 2, 3]]).write_csv(path),
     "structures.csv": write_errors,
+    "table.csv": lambda path: tables.write_csv(path, ["x"], [[float(i)] for i in range(9)]),
+    "bands.png": lambda path: plots.draw_bands(chain(), path, "Ar"),
+    "comparison.png": lambda path: plots.compare_bands({"Ar": {"reference": chain(), "converted": chain()}}, path),
+    "kappa.png": lambda path: plots.draw_conductivity(path, np.arange(9), {"xx": np.arange(9)}, "Ar"),
+    "expansion.png": lambda path: plots.draw_expansion(path, (XS, XS), (XS, XS), title="Ar"),
     "parity.png": lambda path: plots.draw_parity(path, errors.parity(*([x] for x in one_structure()))),
     "learning_curve.png": lambda path: plots.learning_curve(HISTORY, HISTORY[0], path),
     "energy_of_Q.png": lambda path: plots.draw_scans([SCAN], path),
@@ -73,6 +96,15 @@ def test_a_full_disk_leaves_the_earlier_file(tmp_path, name):
 MAKERS = {"savefig", "savetxt", "savez", "save", "write_text", "write_bytes", "write_fc2_to_hdf5", "write_fc3_to_hdf5"}
 OWN_WAY = {"outputs", "checkpoint", "files", "build", "reference"}
 WHOLE = {"outputs.write_text", "outputs.write_json", "checkpoints.save", "checkpoint.save", "files.save"}
+
+
+def test_figures_are_drawn_in_one_place_and_by_no_window():
+    """Nothing but `plots` imports matplotlib, and that not its global state."""
+    found = {
+        p.relative_to(ROOT): p.read_text() for package in ("equijax", "convert") for p in (ROOT / package).rglob("*.py")
+    }
+    assert [str(p) for p, text in found.items() if "matplotlib" in text] == ["equijax/plots.py"]
+    assert "pyplot" not in found[Path("equijax/plots.py")]
 
 
 def unprotected(path: Path) -> list[str]:

@@ -110,7 +110,7 @@ class Cut(BaseException):
 
 
 @pytest.mark.parametrize("kind", SAVERS)
-@pytest.mark.parametrize("after", [0, 1, 2])
+@pytest.mark.parametrize("after", [0, 1, 2, 3])
 def test_at_every_step_of_a_replacement_one_of_the_two_loads(ff, tmp_path, monkeypatch, kind, after):
     save, _ = SAVERS[kind]
     save(tmp_path / "out", ff)
@@ -127,7 +127,7 @@ def test_at_every_step_of_a_replacement_one_of_the_two_loads(ff, tmp_path, monke
     try:
         save(tmp_path / "out", ff)
     except Cut:
-        assert after < 2
+        assert after < 3
     monkeypatch.undo()
     assert (tmp_path / "out").exists() == (after != 1)
     for _ in range(2):  # as it was left, and after the next replacement
@@ -137,6 +137,25 @@ def test_at_every_step_of_a_replacement_one_of_the_two_loads(ff, tmp_path, monke
             files.load(tmp_path / "out", ff.config, ff.variables)
         save(tmp_path / "out", ff)
         assert not (tmp_path / ".out.previous").exists()
+
+
+def test_a_cut_while_the_earlier_folder_is_removed_does_no_harm(ff, tmp_path, monkeypatch):
+    save_model(tmp_path / "out", ff)
+
+    def half(path, ignore_errors):
+        if (document := Path(path) / "config.json").exists():  # only once, and nothing is tidied up after that
+            document.unlink()
+            monkeypatch.undo()
+            monkeypatch.setattr(folders, "shutil", SimpleNamespace(rmtree=lambda path, ignore_errors: None))
+            raise Cut
+
+    monkeypatch.setattr(folders, "shutil", SimpleNamespace(rmtree=half))
+    with pytest.raises(Cut):
+        save_model(tmp_path / "out", ff)
+    monkeypatch.undo()
+    save_model(tmp_path / "out", ff)
+    assert not (tmp_path / ".out.previous").exists()
+    checkpoint.load(tmp_path / "out")
 
 
 # Replaces a folder for ever; loaded by its path, so that it starts in a moment.

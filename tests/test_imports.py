@@ -9,8 +9,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # A room is a folder or a module of `equijax`; it imports from the lines above its own. `__init__` is what
 # `import equijax` gives; the doors are the modules that `python -m equijax.NAME` runs.
 LAYERS = (
+    {"errors", "faces"},
     {"units", "config", "pytrees", "couplings", "precision", "parallel", "compiled", "structures", "constraints"},
     {"outputs"},
+    {"tables"},
     {"graph"},
     {"kernels"},
     {"nn"},
@@ -23,6 +25,7 @@ LAYERS = (
     {"adapters"},
     {"finetune"},
     {"__init__"},
+    {"demonstration"},
     {"programs"},
     {"doors"},
 )
@@ -30,6 +33,7 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 TORCH = {"torch", "mace", "e3nn"}
 CONVERT_MAY_IMPORT = {
     "__init__",
+    "errors",
     "config",
     "couplings",
     "graph",
@@ -41,6 +45,11 @@ CONVERT_MAY_IMPORT = {
 }
 RUNNER = "equijax.programs.runner"  # how every program ends, those of `convert` too
 CONVERT_WITH_TORCH = {"to_torch.py", "verify.py"}  # need the parity extra
+TAKE_DERIVATIVES = {"equijax.derivatives", "equijax.finetune.trainer"}
+TRANSFORMATIONS = {
+    *("grad", "value_and_grad", "jvp", "vjp", "linearize", "hessian", "jacfwd", "jacrev", "linear_transpose"),
+    "jet",  # a module: Taylor series
+}
 PROGRAM_LIBRARIES = {"tyro", "argparse"}
 
 
@@ -116,6 +125,21 @@ def test_no_circle_of_modules():
     while leaves := {name for name, found in needs.items() if not found & set(needs)}:
         needs = {name: found for name, found in needs.items() if name not in leaves}
     assert not needs, f"these modules import each other: {sorted(needs)}"
+
+
+def test_derivatives_are_taken_in_one_module():
+    """Of the energy. Kernels hold the derivative rules of operations, the trainer takes the gradient by parameters."""
+    elsewhere = {}
+    for path in sources("equijax"):
+        name = name_of(path)
+        if name in TAKE_DERIVATIVES or room_of(name) == "kernels":
+            continue
+        found = {ast.unparse(n) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)}
+        found = {n for n in found if n.split(".")[0] == "jax" and n.split(".")[-1] in TRANSFORMATIONS}
+        found |= {n for n in imported(path) if n.split(".")[0] == "jax" and n.split(".")[-1] in TRANSFORMATIONS}
+        if found:
+            elsewhere[name] = sorted(found)
+    assert not elsewhere
 
 
 def test_programs_alone_parse():

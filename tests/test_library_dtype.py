@@ -24,7 +24,7 @@ def reference() -> dict[str, np.ndarray]:
     @jax.jit
     def both(variables, g):
         gradient = jax.grad(lambda x: potential.total_energy(FF.config, variables, g, x))
-        return -gradient(g.nodes["positions"]), jax.jacfwd(gradient)(g.nodes["positions"])
+        return -gradient(g.nodes.positions), jax.jacfwd(gradient)(g.nodes.positions)
 
     n = len(ATOMS)
     with jax.enable_x64(True):

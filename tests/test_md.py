@@ -18,10 +18,9 @@ from convert.__main__ import main as convert
 from equijax import graph, units
 from equijax.constraints import free_components
 from equijax.forcefield import ForceField
-from equijax.md import neighbours, potential
-from equijax.md import potential as jaxmd
+from equijax.md import FS, energy_neighbor, neighbours, potential, run_blocks, thermal_momenta
+from equijax.md import blocks as block_module
 from equijax.md import run as md
-from equijax.md.run import FS, blocks, energy_neighbor, thermal_momenta
 from equijax.programs.md import main
 from equijax.testing import TOLERANCE, random_config, random_forcefield, rattled
 
@@ -62,7 +61,7 @@ def morse():
 @pytest.fixture
 def loaded(monkeypatch, morse):
     """The command line loads the pair potential, whatever model it is given."""
-    monkeypatch.setattr(md, "load", lambda path: morse)
+    monkeypatch.setattr(md, "load", lambda path, head: morse)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +225,7 @@ def two_replicas(morse, metal, **changes):
     state = jax.vmap(lambda k, r, n: init(k, r, 0.05, mass=mass, neighbor=n))(keys, R, neighbors)
     if changes:
         neighbors = neighbors.replace(**changes)
-    *_, (step, state, neighbors) = blocks(apply, state, neighbors, neighbor_fn, steps=40, block=20)
+    *_, (step, state, neighbors) = run_blocks(apply, state, neighbors, neighbor_fn, steps=40, block=20)
     assert step == 40
     return state, neighbors
 
@@ -359,8 +358,8 @@ BREAKDOWNS = {
 @pytest.mark.parametrize("name", BREAKDOWNS)
 def test_breakdown_keeps_the_last_good_checkpoint(monkeypatch, morse, tmp_path, metal, capsys, name):
     kind, options, message = BREAKDOWNS[name]
-    monkeypatch.setattr(md, "load", lambda path: kind(morse.config, morse.variables, {}))
-    monkeypatch.setattr(jaxmd, "MAX_RERUNS", 1)
+    monkeypatch.setattr(md, "load", lambda path, head: kind(morse.config, morse.variables, {}))
+    monkeypatch.setattr(block_module, "MAX_RERUNS", 1)
     argv = [metal, "--model", "any", "--out", tmp_path, "--log-every", 1, "--trajectory-every", 1,
             "--checkpoint-every", 1, "--steps", 3000]  # fmt: skip
     argv += [x for k, v in options.items() for x in (f"--{k}", v)]

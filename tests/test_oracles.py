@@ -6,7 +6,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.neighborlist import neighbor_list
 
-from equijax import testing, units
+from equijax import forcefield, testing, units
 from equijax.config import Compute
 from equijax.phonons import dynamical, force_constants, thermal
 from equijax.phonons.volumes import gruneisen, quasi_harmonic
@@ -110,9 +110,9 @@ def test_gruneisen_parameters_of_a_scale_free_potential():
     n = 8
     ff = testing.pair_forcefield(lambda r: (3.0 / r) ** n, 4.5, (18,))
     found = gruneisen(ff, ARGON, (3, 3, 3), mesh=(3, 3, 3), strain=0.003)
-    moving = np.isfinite(found["gruneisen"])
+    moving = np.isfinite(found.parameters)
     assert moving.sum() > 6
-    np.testing.assert_allclose(found["gruneisen"][moving], (n + 2) / 6, rtol=1e-3)
+    np.testing.assert_allclose(found.parameters[moving], (n + 2) / 6, rtol=1e-3)
 
 
 def test_thermal_expansion_of_argon(argon):
@@ -129,7 +129,7 @@ def test_thermal_expansion_of_argon(argon):
 
 def test_expansion_from_the_command_line(argon, tmp_path, capsys, monkeypatch):
     """A run from a file to tables; a model directory cannot hold a pair potential, so loading is replaced."""
-    monkeypatch.setattr(expansion.forcefield, "load", lambda path: argon)
+    monkeypatch.setattr(forcefield, "load", lambda path, head: argon)
     bulk("Ar", "fcc", a=5.4).write(tmp_path / "argon.extxyz")
     options = f"--model none --supercell 3 3 3 --out {tmp_path}/out --mesh 5 5 5 --temperatures 0 20 5"
     common = [str(tmp_path / "argon.extxyz"), *options.split()]

@@ -8,15 +8,10 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 
-import equijax
-from equijax import checkpoint, data, plots, structures, testing
-from equijax.md import run as md
+from equijax import checkpoint, data, forcefield, plots, structures, testing
 from equijax.phonons import dynamical, force_constants, soft_modes, thermal, third_order
-from equijax.phonons import soft_modes as modes
 from equijax.phonons import stars as stars_module
-from equijax.programs import evaluate, expansion, kappa, phonons, rattle
-from equijax.programs import phonons as phonons_cli
-from equijax.programs.modes import main
+from equijax.programs import evaluate, expansion, kappa, md, modes, phonons, rattle
 from equijax.relax import symmetric
 
 CIF = """data_x
@@ -71,7 +66,7 @@ def test_sites_are_refused_unless_one_element_is_always_there(written):
         structures.check_ordered(atoms, "x.pdb")
 
 
-@pytest.mark.parametrize("program", [phonons_cli, kappa, expansion, modes, md, rattle, evaluate])
+@pytest.mark.parametrize("program", [phonons, kappa, expansion, modes, md, rattle, evaluate])
 @pytest.mark.parametrize("name", ["mixed", "vacancy"])
 def test_every_program_refuses_disorder(written, program, name, capsys):
     """Before work starts, by an exit code or an error, and the site is named."""
@@ -203,9 +198,9 @@ def distinct_mesh(n):
 @pytest.mark.parametrize(
     ("program", "options", "message"),
     [
-        (phonons_cli, "--supercell 3 3 3 --mesh 1 1 1", "Gamma alone"),
-        (phonons_cli, "--supercell 3 3 3 --mesh 0 2 2", "positive numbers"),
-        (phonons_cli, "--supercell 1 1 1", "supercell of one atom"),
+        (phonons, "--supercell 3 3 3 --mesh 1 1 1", "Gamma alone"),
+        (phonons, "--supercell 3 3 3 --mesh 0 2 2", "positive numbers"),
+        (phonons, "--supercell 1 1 1", "supercell of one atom"),
         (expansion, "--supercell 3 3 3 --mesh 1 1 1", "Gamma alone"),
         (expansion, "--supercell 3 3 3 --gruneisen-mesh 1 1 1", "Gamma alone"),
         (kappa, "--supercell 2 2 2 --mesh 1 1 1", "Gamma alone, where no heat flows"),
@@ -214,7 +209,7 @@ def distinct_mesh(n):
     ],
 )
 def test_one_atom_without_a_mode_of_its_own(program, options, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(equijax if program is phonons_cli else program.forcefield, "load", lambda path: ARGON)
+    monkeypatch.setattr(forcefield, "load", lambda path, head: ARGON)
     bulk("Ar", "fcc", a=5.3).write(tmp_path / "argon.extxyz")
     argv = [str(tmp_path / "argon.extxyz"), "--model", "none", "--out", str(tmp_path / "out"), *options.split()]
     assert program.main(argv) == 2
@@ -231,8 +226,7 @@ def test_one_atom_without_a_mode_of_its_own(program, options, message, tmp_path,
 )
 def test_few_modes_run_through(atoms, supercell, mesh, tmp_path, monkeypatch):
     """fcc on a mesh with modes, and Gamma alone of a crystal that has optical ones: numbers everywhere."""
-    monkeypatch.setattr(equijax, "load", lambda path: ARGON)
-    monkeypatch.setattr(soft_modes.forcefield, "load", lambda path: ARGON)
+    monkeypatch.setattr(forcefield, "load", lambda path, head: ARGON)
     atoms.write(tmp_path / "argon.extxyz")
     common = [str(tmp_path / "argon.extxyz"), "--model", "none", "--mesh", *mesh.split()]
     options = ["--out", str(tmp_path / "phonons"), "--supercell", *supercell.split(), "--allow-unrelaxed"]
@@ -240,7 +234,7 @@ def test_few_modes_run_through(atoms, supercell, mesh, tmp_path, monkeypatch):
     for table in ("dos.csv", "thermal.csv"):
         values = np.loadtxt(tmp_path / "phonons" / table, delimiter=",", skiprows=1)
         assert len(values) and np.isfinite(values).all()
-    assert main([*common, "--out", str(tmp_path / "modes"), "--rounds", "1"]) == 0
+    assert modes.main([*common, "--out", str(tmp_path / "modes"), "--rounds", "1"]) == 0
 
 
 def test_thermal_properties_without_a_mode():

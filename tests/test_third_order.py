@@ -9,7 +9,7 @@ from ase.build import bulk
 
 from equijax import checkpoint
 from equijax.config import Compute
-from equijax.phonons import force_constants, hessian, third_order
+from equijax.phonons import conductivity, force_constants, hessian, third_order
 from equijax.programs import kappa
 from equijax.testing import TOLERANCE, random_config, random_forcefield
 
@@ -90,7 +90,7 @@ def test_conductivity_from_end_to_end(ff, ph3, tmp_path, capsys):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert max(report["raw_residuals"][k] for k in ("sum_rule_eV_A3", "permutation_eV_A3")) < EXACT
     rows = list(csv.DictReader((tmp_path / "out" / "kappa.csv").read_text().splitlines()))
-    values = np.array([[float(row[f"kappa_{c}_W/m/K"]) for c in kappa.COMPONENTS] for row in rows])
+    values = np.array([[float(row[f"kappa_{c}_W/m/K"]) for c in conductivity.COMPONENTS] for row in rows])
     np.testing.assert_allclose(values[:, :3], values[:, :1].repeat(3, 1), rtol=1e-6)  # cubic
     assert (values[:, 0] > 0).all() and values[1, 0] < values[0, 0]
     names = {"fc2.hdf5", "fc3.hdf5", "phono3py_params.yaml", "kappa.png"}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from ase.data import chemical_symbols
 
+from equijax.errors import InputError
 from equijax import checkpoint, outputs
 from equijax.adapters.lora import Adapters, merge
 from equijax.forcefield import ForceField
@@ -41,14 +42,14 @@ def save(
       metadata: anything JSON can hold.
 
     Raises:
-      ValueError: a non-finite array, named.
+      InputError: a non-finite array, named.
       FileExistsError: `path` holds something other than an adapter directory, which is left alone.
     """
     path, config, variables = Path(path), base.config, base.variables
     arrays = {f"{p}/{k}": np.asarray(v) for p, entry in adapters.arrays.items() for k, v in entry.items()}
     bad = [name for name, x in arrays.items() if not np.isfinite(x).all()]
     if bad:
-        raise ValueError(f"refusing to save {path}: non-finite values in {listing(bad)}")
+        raise InputError(f"refusing to save {path}: non-finite values in {listing(bad)}")
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     document = {
@@ -81,20 +82,20 @@ def load(path: str | Path, base: Potential) -> Saved:
 
     Raises:
       FileNotFoundError: not an adapter directory.
-      ValueError: another backbone, another format, or files that do not belong together.
+      InputError: another backbone, another format, or files that do not belong together.
     """
     path, document = outputs.present(path), info(path)
     config, variables = base.config, base.variables
     # format 1 had the digest of the arrays alone
     found = sha256(variables) if document["format"] == 1 else checkpoint.fingerprint(config, variables)
     if found != document["base_sha256"]:
-        raise ValueError(
+        raise InputError(
             f"{path} belongs to the backbone with fingerprint {document['base_sha256']}, this one has {found}: "
             "load the checkpoint the adapter was trained from"
         )
     content = (path / "adapter.npz").read_bytes()
     if hashlib.sha256(content).hexdigest() != document["arrays_sha256"]:
-        raise ValueError(f"{path}: adapter.npz and adapter.json are not of one save; save or copy the adapter again")
+        raise InputError(f"{path}: adapter.npz and adapter.json are not of one save; save or copy the adapter again")
     arrays: dict[str, dict] = {}
     with np.load(io.BytesIO(content), allow_pickle=False) as stored:
         for name in stored.files:
@@ -118,7 +119,7 @@ def attach(base: ForceField, path: str | Path) -> ForceField:
     whatever ranks and elements, can be held over one backbone and used in turn without compiling again.
 
     Raises:
-      FileNotFoundError, ValueError: see `load`.
+      FileNotFoundError, InputError: see `load`.
     """
     saved = load(path, base)
     variables = merge(base.variables, saved.adapters, energies=saved.energies)
@@ -130,16 +131,16 @@ def info(path: str | Path) -> dict:
     """adapter.json of an adapter directory.
 
     Raises:
-      FileNotFoundError, ValueError: not an adapter directory, or one of another format.
+      FileNotFoundError, InputError: not an adapter directory, or one of another format.
     """
     folder = outputs.present(path)
     if not (folder / "adapter.json").is_file():
         raise FileNotFoundError(f"{path} is not an adapter directory (no adapter.json in it)")
     document = outputs.ADAPTER.read(folder)
     if document is None:
-        raise ValueError(f"{path} is not an adapter directory: adapter.json is not what fine-tuning writes")
+        raise InputError(f"{path} is not an adapter directory: adapter.json is not what fine-tuning writes")
     if document["format"] not in (1, FORMAT):
-        raise ValueError(f"{path} has adapter format {document['format']}, this version reads 1 and {FORMAT}")
+        raise InputError(f"{path} has adapter format {document['format']}, this version reads 1 and {FORMAT}")
     return document
 
 

@@ -31,6 +31,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from equijax import tables
+from equijax.errors import InputError
 from equijax.pytrees import listing, path_name, paths_of, select
 
 # What `--strategy lora` adapts: everything but the two-number-a-basis-function density kernels.
@@ -98,10 +100,10 @@ def init_lora(
       rows: species (rows of config.species) to adapt in per-species arrays; None for all.
 
     Raises:
-      ValueError: impossible rank, or a pattern that matches nothing.
+      InputError: impossible rank, or a pattern that matches nothing.
     """
     if not (0 < rank < 1 or (rank >= 1 and rank == int(rank))):
-        raise ValueError(f"rank {rank}: expected a whole number >= 1 or a fraction between 0 and 1")
+        raise InputError(f"rank {rank}: expected a whole number >= 1 or a fraction between 0 and 1")
     seed = [key] if isinstance(key, int) else np.asarray(jax.random.key_data(key)).ravel().tolist()
     rows = None if rows is None else tuple(sorted({int(i) for i in rows}))
     arrays, leaves = {}, paths_of(params)
@@ -140,11 +142,11 @@ def apply(params: dict, adapters: Adapters) -> dict:
       adapters: see `init_lora`.
 
     Raises:
-      ValueError: adapters of another architecture, named by path.
+      InputError: adapters of another architecture, named by path.
     """
     extra = sorted(set(adapters.arrays) - set(paths_of(params)))
     if extra:
-        raise ValueError(f"adapters of parameters this model does not have: {listing(extra)}")
+        raise InputError(f"adapters of parameters this model does not have: {listing(extra)}")
 
     def leaf(path: tuple, w: jax.Array) -> jax.Array:
         name = path_name(path)
@@ -169,7 +171,7 @@ def merge(variables: dict, adapters: Adapters, *, energies: np.ndarray | None = 
     if energies is not None:
         old = np.asarray(constants["atomic_energies"])
         if energies.shape != old.shape:
-            raise ValueError(f"isolated-atom energies of shape {energies.shape}: this model needs {old.shape}")
+            raise InputError(f"isolated-atom energies of shape {energies.shape}: this model needs {old.shape}")
         constants["atomic_energies"] = np.asarray(energies, old.dtype)
     return {**variables, "params": params, "constants": constants}
 
@@ -205,30 +207,29 @@ def count(params: dict, adapters: Adapters) -> list[Count]:
 def table(params: dict, adapters: Adapters) -> str:
     """`count` as text with totals: trainable, adapted, and the whole backbone."""
     rows = count(params, adapters)
-    lines = [f"{'parameter':<42}{'shape':>16}{'rank':>6}{'trainable':>12}{'of':>12}"]
-    for r in rows:
-        shape = "x".join(map(str, r.shape))
-        lines.append(f"{r.path:<42}{shape:>16}{r.rank or 'full':>6}{r.trainable:>12,}{r.adapted:>12,}")
+    lines = [
+        [r.path, "x".join(map(str, r.shape)), r.rank or "full", f"{r.trainable:,}", f"{r.adapted:,}"] for r in rows
+    ]
     trainable, adapted = sum(r.trainable for r in rows), sum(r.adapted for r in rows)
     total = sum(math.prod(x.shape) for x in paths_of(params).values())
-    lines.append(f"{'sum':<64}{trainable:>12,}{adapted:>12,}")
-    lines.append(
-        f"{trainable:,} trainable numbers: {100 * trainable / max(adapted, 1):.2f} % of the {adapted:,} they adapt, "
-        f"{100 * trainable / total:.2f} % of the {total:,} of the model"
+    lines.append(["sum", "", "", f"{trainable:,}", f"{adapted:,}"])
+    text = tables.text(["parameter", "shape", "rank", "trainable", "of"], lines)
+    return (
+        f"{text}\n{trainable:,} trainable numbers: {100 * trainable / max(adapted, 1):.2f} % of the {adapted:,} they "
+        f"adapt, {100 * trainable / total:.2f} % of the {total:,} of the model"
     )
-    return "\n".join(lines)
 
 
 def layout(path: str, ndim: int) -> Layout:
     """How the array at `path` is a stack of matrices.
 
     Raises:
-      ValueError: an array this module does not know.
+      InputError: an array this module does not know.
     """
     for pattern, axes, result in _LAYOUTS:
         if axes == ndim and re.fullmatch(pattern, path):
             return result
-    raise ValueError(f"parameter {path} with {ndim} axes: no rule says how it is a stack of matrices")
+    raise InputError(f"parameter {path} with {ndim} axes: no rule says how it is a stack of matrices")
 
 
 def _shapes(params: dict, targets: Iterable[str], rows: tuple[int, ...] | None) -> dict[str, tuple[int, int, int]]:
@@ -251,7 +252,7 @@ def _shapes(params: dict, targets: Iterable[str], rows: tuple[int, ...] | None) 
 
 def _check_rows(rows: tuple[int, ...], num_species: int) -> None:
     if not rows or rows[0] < 0 or rows[-1] >= num_species:
-        raise ValueError(f"species rows {rows}: expected at least one, each from 0 to {num_species - 1}")
+        raise InputError(f"species rows {rows}: expected at least one, each from 0 to {num_species - 1}")
 
 
 def _add(path: str, w: jax.Array, change: jax.Array, rows: tuple[int, ...] | None) -> jax.Array:
@@ -263,7 +264,7 @@ def _add(path: str, w: jax.Array, change: jax.Array, rows: tuple[int, ...] | Non
         return w + change[0]
     expected = (w.shape[axis] if rows is None or not species else len(rows),)
     if change.shape[:1] != expected:
-        raise ValueError(f"adapter of {path} is a stack of {change.shape[0]} matrices; this model needs {expected[0]}")
+        raise InputError(f"adapter of {path} is a stack of {change.shape[0]} matrices; this model needs {expected[0]}")
     change = change[:, 0] if w.ndim == 2 else jnp.moveaxis(change, 0, axis)
     if species and rows is not None:
         index = (slice(None),) * axis + (np.asarray(rows),)

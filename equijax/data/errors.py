@@ -1,13 +1,12 @@
 """Errors of a model on labelled structures."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from equijax import outputs
+from equijax import tables
 from equijax.data import isolated
 from equijax.data.labelled import Labelled, check_stress
 from equijax.potential import Evaluated
@@ -73,19 +72,18 @@ def write_csv(
     path: Path, structures: Sequence[Labelled], *, found: Sequence[Evaluated], errors: Sequence[StructureErrors]
 ) -> None:
     """One row a structure: source, formula, energies (eV), errors in the units of the column names."""
-    with outputs.beside(path) as part, part.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for s, f, e in zip(structures, found, errors, strict=True):
-            force, stress = 1e3 * np.abs(e.forces), 1e3 * np.abs(e.stress)
-            numbers = [
-                1e3 * e.energy[0] if e.energy.size else "",
-                *([force.mean(), np.sqrt((force**2).mean()), force.max()] if force.size else ["", "", ""]),
-                stress.mean() if stress.size else "",
-            ]
-            label = "" if s.energy is None else repr(s.energy)
-            row = [s.source, s.atoms.get_chemical_formula(), len(s.atoms), s.head or "", label, repr(f.energy)]
-            writer.writerow(row + [x if x == "" else f"{x:.6g}" for x in numbers])
+    rows = []
+    for s, f, e in zip(structures, found, errors, strict=True):
+        force, stress = 1e3 * np.abs(e.forces), 1e3 * np.abs(e.stress)
+        numbers = [
+            1e3 * e.energy[0] if e.energy.size else "",
+            *([force.mean(), np.sqrt((force**2).mean()), force.max()] if force.size else ["", "", ""]),
+            stress.mean() if stress.size else "",
+        ]
+        label = "" if s.energy is None else repr(s.energy)
+        row = [s.source, s.atoms.get_chemical_formula(), len(s.atoms), s.head or "", label, repr(f.energy)]
+        rows.append(row + [x if x == "" else f"{x:.6g}" for x in numbers])
+    tables.write_csv(path, COLUMNS, rows)
 
 
 def label_warnings(structures: Sequence[Labelled], found: Sequence[Evaluated]) -> list[str]:

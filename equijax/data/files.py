@@ -14,6 +14,7 @@ from ase.utils import string2index
 
 from equijax.data import phonopy_files
 from equijax.data.labelled import Keys, Labelled, from_values
+from equijax.errors import InputError
 from equijax.structures import check_ordered
 
 # What "auto" looks for: names of a reference first, then plain ones, ASE's own among them.
@@ -76,7 +77,7 @@ def read_file(
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: unreadable, without labels, or labels that cannot be right; file and frame are named.
+      InputError: unreadable, without labels, or labels that cannot be right; file and frame are named.
     """
     path, keys = Path(path), keys or Keys()
     if not path.is_file():
@@ -85,7 +86,7 @@ def read_file(
         structures = phonopy_files.supercells(path, tangents=tangents, seed=seed)
         return LabelledFile(structures, [], _line(path, structures, isolated=[], used=Counter()), ())
     if tangents:
-        raise ValueError(f"{path}: force-constant products need a phonopy file")
+        raise InputError(f"{path}: force-constant products need a phonopy file")
     frames = _frames(path, index)
     values = [_values(atoms) for _, atoms in frames]
     apart = any(_has(v, reference) and _has(v, plain) for v in values for reference, plain in AUTO.values())
@@ -97,7 +98,7 @@ def read_file(
     lost = _lost(path, keys, values=values, names=names, structures=structures)
     if not any(s.has_first_order for s in structures):
         hint = "".join(f"; {text}" for text in lost)
-        raise ValueError(f"{path}: no energies, forces or stresses; the first frame has {_shown(frames[0][1])}{hint}")
+        raise InputError(f"{path}: no energies, forces or stresses; the first frame has {_shown(frames[0][1])}{hint}")
     isolated = [s for s, lone in zip(structures, alone, strict=True) if lone]
     structures = [s for s, lone in zip(structures, alone, strict=True) if not lone]
     _check_zeros(path, structures)
@@ -113,11 +114,11 @@ def _frames(path: Path, index: str) -> list[tuple[int, ase.Atoms]]:
             frames.append((len(frames), atoms))
     # the readers of ASE raise whatever their parsing meets; all of it means an unreadable file
     except Exception as error:
-        raise ValueError(f"frame {len(frames)} of {path}: ASE cannot read it: {error}") from error
+        raise InputError(f"frame {len(frames)} of {path}: ASE cannot read it: {error}") from error
     chosen = string2index(index)
     frames = frames[chosen] if isinstance(chosen, slice) else [frames[chosen]]
     if not frames:
-        raise ValueError(f"{path}: no structures")
+        raise InputError(f"{path}: no structures")
     for i, atoms in frames:
         check_ordered(atoms, f"frame {i} of {path}")
     return frames
@@ -128,7 +129,7 @@ def _labelled(atoms: ase.Atoms, source: str, *, found: dict[str, Any], names: di
     virials = values.pop("virials", None)
     if virials is not None and "stress" not in values:
         if atoms.cell.rank != 3:
-            raise ValueError(f"{source}: virials of a structure without a volume")
+            raise InputError(f"{source}: virials of a structure without a volume")
         values["stress"] = -np.asarray(virials, float) / atoms.get_volume()
     weights = [_number(found, names.get(f"{label}_weight"), source=source) for label in ("energy", "forces")]
     from_virials = "virials" in names and "stress" not in names
@@ -143,7 +144,7 @@ def _number(found: dict[str, Any], name: str | None, *, source: str) -> float:
     try:
         return float(found.get(name, 1.0))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{source}: weight {name} = {found[name]!r} is not a number") from error
+        raise InputError(f"{source}: weight {name} = {found[name]!r} is not a number") from error
 
 
 def _values(atoms: ase.Atoms) -> dict[str, Any]:
@@ -177,13 +178,13 @@ def _check_keys(path: Path, keys: Keys, *, values: Sequence[dict], first: ase.At
     for field in (*AUTO, *BESIDE):
         key = getattr(keys, f"{field}_key")
         if key not in ("auto", "none") and not any(key in v for v in values):
-            raise ValueError(f"{path}: no frame has {field} under {key!r}; the first has {_shown(first)}")
+            raise InputError(f"{path}: no frame has {field} under {key!r}; the first has {_shown(first)}")
 
 
 def _check_zeros(path: Path, structures: Sequence[Labelled]) -> None:
     stresses = [s.stress for s in structures if s.stress is not None]
     if len(stresses) > 1 and not np.any(stresses):
-        raise ValueError(
+        raise InputError(
             f"{path}: all {len(stresses)} stresses are exactly zero: they stand for missing ones; "
             "leave them out of the file or read it with --stress-key none"
         )
@@ -194,7 +195,7 @@ def _isolated(s: Labelled, config_type: Any) -> bool:
     if str(config_type).lower() not in ISOLATED:
         return False
     if len(s.atoms) != 1:
-        raise ValueError(f"{s.source}: config_type={config_type} with {len(s.atoms)} atoms: expected one")
+        raise InputError(f"{s.source}: config_type={config_type} with {len(s.atoms)} atoms: expected one")
     return True
 
 

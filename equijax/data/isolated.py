@@ -9,6 +9,7 @@ from scipy.optimize import least_squares
 
 from equijax.config import ModelConfig
 from equijax.data.labelled import Labelled
+from equijax.errors import InputError
 
 # A universal model is 0.01 to 0.1 eV/atom off the energies of another functional: more is another reference.
 REFERENCE_EV = 0.3  # eV/atom, median residual
@@ -34,14 +35,14 @@ def given(config: ModelConfig, variables: dict, *, energies: Mapping[str, float]
     """E0 of some elements set by hand, by symbol, in eV; the others stay as they are.
 
     Raises:
-      ValueError: a symbol that is no element of the model, an energy that is not finite.
+      InputError: a symbol that is no element of the model, an energy that is not finite.
     """
     values = _model(variables)
     for symbol, energy in energies.items():
         if not np.isfinite(energy):
-            raise ValueError(f"E0 of {symbol}: {energy} is not a finite energy in eV")
+            raise InputError(f"E0 of {symbol}: {energy} is not a finite energy in eV")
         if atomic_numbers.get(symbol) not in config.species:
-            raise ValueError(f"E0 of {symbol!r}: not an element of this model")
+            raise InputError(f"E0 of {symbol!r}: not an element of this model")
         values[head, config.species.index(atomic_numbers[symbol])] = energy
     return Energies(values, f"E0 given (eV): {', '.join(f'{k} {v:.6g}' for k, v in energies.items())}", False)
 
@@ -54,7 +55,7 @@ def isolated(structures: Sequence[Labelled], by_hand: Mapping[str, float] | None
       by_hand: further energies, which these must not contradict.
 
     Raises:
-      ValueError: two energies for one element.
+      InputError: two energies for one element.
     """
     seen = {symbol: (energy, "--e0-values") for symbol, energy in (by_hand or {}).items()}
     out: dict[str, float] = {}
@@ -64,7 +65,7 @@ def isolated(structures: Sequence[Labelled], by_hand: Mapping[str, float] | None
         symbol = chemical_symbols[int(s.atoms.numbers[0])]
         energy, source = seen.setdefault(symbol, (s.energy, s.source))
         if abs(energy - s.energy) > SAME_EV:
-            raise ValueError(
+            raise InputError(
                 f"two isolated-atom energies of {symbol}: {energy} eV by {source}, {s.energy} eV by {s.source}; "
                 "expected one: leave the wrong one out"
             )
@@ -110,7 +111,7 @@ def refit(
       head: whose E0s to shift.
 
     Raises:
-      ValueError: no structure has an energy.
+      InputError: no structure has an energy.
     """
     pairs = [
         (s, s.energy - e)
@@ -118,7 +119,7 @@ def refit(
         if s.energy is not None and _counts(s, config, head=head)
     ]
     if not pairs:
-        raise ValueError("no structure has an energy: E0s cannot be refitted; keep the model's")
+        raise InputError("no structure has an energy: E0s cannot be refitted; keep the model's")
     numbers = np.array(sorted({int(z) for s, _ in pairs for z in s.atoms.numbers}))
     parts = np.array([[np.mean(s.atoms.numbers == z) for z in numbers] for s, _ in pairs])  # [s, z]
     residual = np.array([difference / len(s.atoms) for s, difference in pairs])

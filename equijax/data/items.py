@@ -9,6 +9,7 @@ import numpy as np
 from equijax import graph
 from equijax.config import Compute, ModelConfig
 from equijax.data.labelled import Labelled
+from equijax.errors import InputError
 from equijax.potential import Evaluated, Potential
 
 
@@ -59,13 +60,13 @@ def prepare(structures: Iterable[Labelled], config: ModelConfig) -> list[Item]:
     """Check structures against the model and list their neighbours.
 
     Raises:
-      ValueError: a structure the model cannot describe or a head it does not have; file and frame are named.
+      InputError: a structure the model cannot describe or a head it does not have; file and frame are named.
     """
     items = []
     for s in structures:
         graph.check_atoms(s.atoms, config, s.source)
         if s.head is not None and s.head not in config.heads:
-            raise ValueError(
+            raise InputError(
                 f"{s.source}: head {s.head!r} is not one of the model's: {', '.join(config.heads)}; rename it, or "
                 "read none with --head-key none"
             )
@@ -82,7 +83,7 @@ def predictions(ff: Potential, structures: Sequence[Labelled], *, dtype: str = "
       dtype: of the computation.
 
     Raises:
-      ValueError: a structure the model cannot describe or a head it does not have, by source.
+      InputError: a structure the model cannot describe or a head it does not have, by source.
       FloatingPointError: an energy or force is not finite, by source.
     """
     prepare(structures, ff.config)
@@ -157,7 +158,7 @@ def batch(
       head: of structures that name none.
 
     Raises:
-      ValueError: structures with different numbers of tangents.
+      InputError: structures with different numbers of tangents.
     """
     size = size_of(items, config) if size is None else size
     heads = [head if i.labelled.head is None else config.heads.index(i.labelled.head) for i in items]
@@ -197,7 +198,7 @@ def _products(items: Sequence[Item], n: int) -> tuple[np.ndarray | None, np.ndar
     if not numbers:
         return None, None, None
     if len(numbers) > 1:
-        raise ValueError(f"structures of one batch have different numbers of tangents: {sorted(numbers)}")
+        raise InputError(f"structures of one batch have different numbers of tangents: {sorted(numbers)}")
     number, waves = numbers.pop(), any(i.labelled.q is not None for i in items)
     kind = complex if waves else float
     tangents, hvp = np.zeros((n, number, 3), kind), np.zeros((n, number, 3), kind)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
+from equijax.errors import InputError
 from equijax.units import GPA_PER_EV_A3
 
 LABELS = ("energy", "forces", "stress")
@@ -84,16 +85,16 @@ def from_values(
       others: further fields of `Labelled`.
 
     Raises:
-      ValueError: shape, infinite or partly missing values, an asymmetric or impossible stress, a negative weight.
+      InputError: shape, infinite or partly missing values, an asymmetric or impossible stress, a negative weight.
     """
     n = len(atoms)
     clean = ase.Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     for weight in (others.get("weight", 1.0), *others.get("label_weights", ())):
         if not (np.isfinite(weight) and weight >= 0):
-            raise ValueError(f"{source}: weight {weight} must be finite and not negative")
+            raise InputError(f"{source}: weight {weight} must be finite and not negative")
     energy = None if energy is None or np.isnan(energy) else float(energy)
     if energy is not None and np.isinf(energy):
-        raise ValueError(f"{source}: energy {energy} is not a number")
+        raise InputError(f"{source}: energy {energy} is not a number")
     crystal = clean.pbc.all() and clean.cell.rank == 3
     return Labelled(
         clean,
@@ -107,11 +108,11 @@ def from_values(
 
 def _forces(forces: np.ndarray, n: int, source: str) -> np.ndarray | None:
     if forces.shape != (n, 3):
-        raise ValueError(f"{source}: forces of shape {forces.shape}; expected ({n}, 3)")
+        raise InputError(f"{source}: forces of shape {forces.shape}; expected ({n}, 3)")
     missing = np.isnan(forces)
     bad = np.flatnonzero(np.isinf(forces).any(1) | (missing.any(1) & ~missing.all(1)))
     if bad.size:
-        raise ValueError(f"{source}: force on atom {bad[0]} is {forces[bad[0]].tolist()}")
+        raise InputError(f"{source}: force on atom {bad[0]} is {forces[bad[0]].tolist()}")
     return None if missing.all() else forces
 
 
@@ -119,20 +120,20 @@ def _stress(stress: np.ndarray, source: str) -> np.ndarray | None:
     if stress.shape == (6,):
         stress = voigt_6_to_full_3x3_stress(stress)
     if stress.size != 9:
-        raise ValueError(f"{source}: stress of shape {stress.shape}; expected 6, 9 or 3 x 3 numbers")
+        raise InputError(f"{source}: stress of shape {stress.shape}; expected 6, 9 or 3 x 3 numbers")
     stress = stress.reshape(3, 3)
     if np.isnan(stress).all():
         return None
     if not np.isfinite(stress).all():
-        raise ValueError(f"{source}: stress {stress.ravel().tolist()} is not finite")
+        raise InputError(f"{source}: stress {stress.ravel().tolist()} is not finite")
     largest = np.abs(stress).max()
     if largest > MAX_STRESS_EV_A3:
-        raise ValueError(
+        raise InputError(
             f"{source}: a stress of {largest:.3g} eV/A^3 is {largest * GPA_PER_EV_A3:.3g} GPa: probably it is in GPa "
             f"or kbar; divide by {GPA_PER_EV_A3:.3f} or {10 * GPA_PER_EV_A3:.2f}"
         )
     if np.abs(stress - stress.T).max() > 1e-4 + 0.02 * largest:
-        raise ValueError(f"{source}: the stress is not symmetric: {stress.tolist()}")
+        raise InputError(f"{source}: the stress is not symmetric: {stress.tolist()}")
     return 0.5 * (stress + stress.T)
 
 
@@ -149,7 +150,7 @@ def check_stress(structures: Sequence[Labelled], predicted: Sequence[np.ndarray]
       slope of label against prediction and their correlation; (1, 0) where there are too few or too small to tell.
 
     Raises:
-      ValueError: labels that follow the prediction closely, but with another unit or sign; it names the likely one.
+      InputError: labels that follow the prediction closely, but with another unit or sign; it names the likely one.
     """
     labelled = [(s, s.stress, p) for s, p in zip(structures, predicted, strict=True) if s.stress is not None]
     if len(labelled) < MIN_STRESSES:
@@ -179,7 +180,7 @@ def check_stress(structures: Sequence[Labelled], predicted: Sequence[np.ndarray]
             known = {k: v for k, v in known.items() if abs(v) == volume}
         same = {k: v for k, v in known.items() if v * slope > 0} or known
         likely = min(same, key=lambda k: abs(np.log(abs(slope / same[k]))))
-        raise ValueError(
+        raise InputError(
             f"stress labels from {labelled[0][0].source} on are {slope:.3g} times the model's (correlation "
             f"{correlation:.2f}): they look like {likely}; expected eV/A^3, positive under tension"
         )
@@ -250,12 +251,12 @@ def split(number: int, fraction: float, *, seed: int = 0) -> Split:
     """Draw a validation set: round(fraction * number) structures, at least one, leaving at least one to train on.
 
     Raises:
-      ValueError: fraction not in (0, 1) or fewer than two structures.
+      InputError: fraction not in (0, 1) or fewer than two structures.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"validation fraction {fraction} must be between 0 and 1")
+        raise InputError(f"validation fraction {fraction} must be between 0 and 1")
     if number < 2:
-        raise ValueError(f"{number} structure(s) cannot be split into training and validation: give a validation file")
+        raise InputError(f"{number} structure(s) cannot be split into training and validation: give a validation file")
     size = min(max(1, round(fraction * number)), number - 1)
     order = np.random.default_rng(seed).permutation(number)
     return Split(sorted(order[size:].tolist()), sorted(order[:size].tolist()), seed, fraction)

@@ -12,6 +12,7 @@ from phonopy.harmonic.force_constants import compact_fc_to_full_fc
 
 from equijax import structures
 from equijax.data.labelled import Labelled, from_values
+from equijax.errors import InputError
 from equijax.phonons.reference import has_forces, produce, program_of, read
 
 AMPLITUDE_A = 0.1  # rms component of a random tangent
@@ -40,14 +41,14 @@ def supercells(path: str | Path, *, tangents: int = 0, seed: int = 0) -> list[La
     """Displaced supercells with forces (and energies where stored); see `equijax.data.files.read_file`.
 
     Raises:
-      ValueError: force constants alone and no tangents asked for.
+      InputError: force constants alone and no tangents asked for.
     """
     phonon = read(path)
     out = _displaced(phonon, path) if has_forces(phonon.dataset) else []
     if tangents:
         out += products(_constants(phonon, path), tangents, seed=seed)
     if not out:
-        raise ValueError(f"{path} holds force constants but no forces: ask for tangents to train on their products")
+        raise InputError(f"{path} holds force constants but no forces: ask for tangents to train on their products")
     return out
 
 

@@ -1,8 +1,9 @@
 """Rattled, strained and relaxing supercells worth a DFT calculation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import ase
 import ase.io
@@ -11,8 +12,11 @@ from ase.filters import UnitCellFilter
 from ase.optimize import FIRE
 from tqdm import tqdm
 
-from equijax import forcefield
-from equijax.graph.neighbours import neighbour_list
+from equijax import forcefield, outputs, structures
+from equijax.data.select import descriptors, farthest
+from equijax.errors import InputError
+from equijax.forcefield import ForceField
+from equijax.graph.neighbours import check_atoms, neighbour_list
 
 MAX_ATTEMPTS = 50  # draws of one rattled structure before its shortest distance is given up
 FMAX = 0.02  # eV/A, where a relaxation ends
@@ -54,11 +58,70 @@ class RattleConfig:
 
     def __post_init__(self):
         if not 1 <= self.number <= self.candidates:
-            raise ValueError(f"number {self.number} must be between 1 and the {self.candidates} candidates")
+            raise InputError(f"number {self.number} must be between 1 and the {self.candidates} candidates")
         if not self.rattle or min(self.rattle) < 0 or not 0 <= self.strain < 0.3:
-            raise ValueError(f"rattle {self.rattle} must not be negative and strain {self.strain} be in [0, 0.3)")
+            raise InputError(f"rattle {self.rattle} must not be negative and strain {self.strain} be in [0, 0.3)")
         if not 0 <= self.min_distance < 1:
-            raise ValueError(f"min_distance {self.min_distance} must be in [0, 1)")
+            raise InputError(f"min_distance {self.min_distance} must be in [0, 1)")
+
+
+class Picked(NamedTuple):
+    """What a run wrote."""
+
+    kinds: list[str]  # what made each structure, POSCAR-001 first
+    candidates: int  # so many it was picked from
+    formula: str  # of the supercell
+
+
+@outputs.locked
+def run(options: RattleConfig) -> Picked:
+    """Make candidates, pick from them and write what was picked to `options.out`.
+
+    Raises:
+      FileExistsError: structures of another run are there.
+      InputError: a crystal that cannot be made into candidates.
+    """
+    _check_free(options.out)
+    crystal = structures.read(options.structure)
+    if not crystal.pbc.all() or crystal.cell.rank < 3:
+        raise InputError(f"{options.structure} is not periodic in three directions")
+    ff = None if options.model is None else forcefield.load(options.model, head=options.head)
+    if ff is not None:
+        check_atoms(crystal, ff.config, str(options.structure))
+    supercell = make_supercell(crystal, options.supercell, min_length=options.min_length)
+    candidates = rattled(supercell, options)
+    if ff is not None:
+        candidates += relaxations(ff, supercell, options=options)
+    chosen = sorted(farthest(descriptors([atoms for atoms, _ in candidates]), options.number, seed=options.seed))
+    _write(options, supercell, picked=[candidates[i] for i in chosen])
+    return Picked([candidates[i][1] for i in chosen], len(candidates), supercell.get_chemical_formula())
+
+
+def summary(picked: Picked) -> str:
+    """The lines printed at the end of a run."""
+    head = f"{len(picked.kinds)} of {picked.candidates} structures of {picked.formula}:"
+    return "\n".join([head, *(f"  POSCAR-{i:03d}  {kind}" for i, kind in enumerate(picked.kinds, start=1))])
+
+
+def _check_free(out: Path) -> None:
+    """Refuse to mix structures of two runs in one folder, before work starts."""
+    left = sorted(p.name for p in (out / "poscars").glob("POSCAR-*"))
+    if left:
+        raise FileExistsError(f"{out / 'poscars'} holds {left[0]} and more already: choose another --out")
+
+
+def _write(options: RattleConfig, supercell: ase.Atoms, *, picked: Sequence[tuple[ase.Atoms, str]]) -> None:
+    """structures.extxyz, one POSCAR each, and what made them."""
+    folder = options.out / "poscars"
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, (atoms, kind) in enumerate(picked, start=1):
+        atoms.info["kind"] = kind
+        with outputs.beside(folder / f"POSCAR-{i:03d}") as part:
+            ase.io.write(part, atoms, format="vasp", direct=True, vasp5=True)
+    with outputs.beside(options.out / "structures.extxyz") as part:
+        ase.io.write(part, [atoms for atoms, _ in picked])
+    report = {"options": asdict(options), "atoms": len(supercell), "kinds": [kind for _, kind in picked]}
+    outputs.write_json(options.out / "report.json", report)
 
 
 def make_supercell(crystal: ase.Atoms, repeat: Sequence[int] | None, *, min_length: float) -> ase.Atoms:
@@ -73,7 +136,7 @@ def make_supercell(crystal: ase.Atoms, repeat: Sequence[int] | None, *, min_leng
         heights = crystal.get_volume() / np.linalg.norm(np.cross(*_pairs(crystal.cell.array)), axis=1)
         repeat = np.maximum(1, np.ceil(min_length / heights - 1e-6).astype(int)).tolist()
     if min(repeat) < 1:
-        raise ValueError(f"supercell {tuple(repeat)}: expected positive repetitions")
+        raise InputError(f"supercell {tuple(repeat)}: expected positive repetitions")
     bare = ase.Atoms(crystal.numbers, crystal.positions, cell=crystal.cell, pbc=True)
     whole = bare.repeat(repeat)
     return whole[np.argsort(whole.numbers, kind="stable")]
@@ -83,7 +146,7 @@ def rattled(supercell: ase.Atoms, options: RattleConfig) -> list[tuple[ase.Atoms
     """Candidates with a random strain and random displacements, each with a description.
 
     Raises:
-      ValueError: a rattle too large for the shortest distance allowed.
+      InputError: a rattle too large for the shortest distance allowed.
     """
     rng = np.random.default_rng(options.seed)
     shortest = options.min_distance * shortest_distance(supercell)
@@ -97,7 +160,7 @@ def rattled(supercell: ase.Atoms, options: RattleConfig) -> list[tuple[ase.Atoms
             if shortest_distance(atoms) >= shortest:
                 break
         else:
-            raise ValueError(
+            raise InputError(
                 f"rattling by {sigma} A brings atoms closer than {shortest:.3g} A in {MAX_ATTEMPTS} draws: "
                 "choose smaller --rattle or --strain, or a smaller --min-distance"
             )
@@ -124,9 +187,8 @@ def shortest_distance(atoms: ase.Atoms) -> float:
     return float(np.linalg.norm(ends - atoms.positions[edges.receivers], axis=1).min())
 
 
-def relaxations(supercell: ase.Atoms, options: RattleConfig) -> list[tuple[ase.Atoms, str]]:
+def relaxations(ff: ForceField, supercell: ase.Atoms, *, options: RattleConfig) -> list[tuple[ase.Atoms, str]]:
     """Frames of relaxations of ions and cell by the model, from the largest rattle."""
-    ff = forcefield.load(options.model, head=options.head)
     starts = rattled(supercell, _with(options, candidates=options.relaxations))
     out: list[tuple[ase.Atoms, str]] = []
     with tqdm(total=options.relaxations * options.relaxation_steps, desc="relax", unit="step") as progress:

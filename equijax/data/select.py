@@ -6,6 +6,7 @@ import ase
 import numpy as np
 from ase.geometry import complete_cell
 
+from equijax.errors import InputError
 from equijax import graph
 from equijax.data.labelled import Labelled
 
@@ -66,7 +67,7 @@ def farthest(points: np.ndarray, number: int, *, seed: int = 0) -> list[int]:
       seed: of the first.
 
     Raises:
-      ValueError: fewer points than asked for.
+      InputError: fewer points than asked for.
     """
     _check_number(number, len(points))
     chosen = [int(np.random.default_rng(seed).integers(len(points)))]
@@ -82,17 +83,17 @@ def pick(structures: Sequence[Labelled], number: int, *, how: str = "farthest", 
     """Indices of a subset, ascending: "farthest" points of the descriptors, or "random".
 
     Raises:
-      ValueError: fewer structures than asked for, or an unknown way.
+      InputError: fewer structures than asked for, or an unknown way.
     """
     _check_number(number, len(structures))
     if how == "random":
         return sorted(np.random.default_rng(seed).permutation(len(structures))[:number].tolist())
     if how != "farthest":
-        raise ValueError(f"pick {how!r}: expected 'farthest' or 'random'")
+        raise InputError(f"pick {how!r}: expected 'farthest' or 'random'")
     points = descriptors([s.atoms for s in structures], names=[s.source for s in structures])
     return sorted(farthest(points, number, seed=seed))
 
 
 def _check_number(number: int, available: int) -> None:
     if not 1 <= number <= available:
-        raise ValueError(f"{number} structures asked for, {available} available")
+        raise InputError(f"{number} structures asked for, {available} available")

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from equijax.errors import InputError
 from equijax import checkpoint, outputs
 from equijax.finetune.options import FinetuneOptions, document
 from equijax.finetune.trainer import Progress, TrainState
@@ -48,7 +49,7 @@ def check_free(out: Path, options: FinetuneOptions, *, begun: dict[str, str]) ->
 
     Raises:
       FileExistsError: the folder is in use and --resume is not given.
-      ValueError: --resume with options, model or data that the run did not have.
+      InputError: --resume with options, model or data that the run did not have.
     """
     stored_in = out / "config.json"
     if not stored_in.exists():
@@ -58,13 +59,13 @@ def check_free(out: Path, options: FinetuneOptions, *, begun: dict[str, str]) ->
     stored, now = json.loads(stored_in.read_text()), document(options)
     changed = sorted(k for k in now if stored.get(k) != now[k] and k not in ("resume", "config", "out", *JOB))
     if changed:
-        raise ValueError(f"--resume with other options than the run in {out} had: {', '.join(changed)}")
+        raise InputError(f"--resume with other options than the run in {out} had: {', '.join(changed)}")
     if not (out / "inputs.json").exists():
-        raise ValueError(f"{out} holds a run of an earlier version, without inputs.json: choose another --out")
+        raise InputError(f"{out} holds a run of an earlier version, without inputs.json: choose another --out")
     stored = json.loads((out / "inputs.json").read_text())
     changed = sorted(name for name in stored.keys() | begun.keys() if stored.get(name) != begun.get(name))
     if changed:
-        raise ValueError(f"--resume of {out} with contents that changed since it began: {', '.join(changed)}")
+        raise InputError(f"--resume of {out} with contents that changed since it began: {', '.join(changed)}")
 
 
 def begin(out: Path, options: FinetuneOptions, *, begun: dict[str, str]) -> None:
@@ -97,13 +98,13 @@ def restore(path: Path, state: TrainState, *, best: Any) -> Stored:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: what is stored is of another kind.
+      InputError: what is stored is of another kind.
     """
     found, document = outputs.load_arrays(path)
     expected, structure = jax.tree.flatten((state, best))
     kinds = [[(np.shape(x), np.dtype(x.dtype)) for x in leaves] for leaves in (found, expected)]
     if kinds[0] != kinds[1]:
-        raise ValueError(f"{path} holds arrays of other shapes or types than these options train")
+        raise InputError(f"{path} holds arrays of other shapes or types than these options train")
     state, best = jax.tree.unflatten(structure, found)
     values = {k: math.inf if v is None else v for k, v in document["progress"].items()}
     return Stored(jax.tree.map(jnp.array, state), best, Progress(**values))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import jraph
 
+from equijax.errors import InputError
 from equijax import derivatives, potential
 from equijax.config import ModelConfig
 from equijax.derivatives import Derivatives
@@ -45,10 +46,10 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         if self.loss is not None and self.loss not in PENALTIES:
-            raise ValueError(f"loss {self.loss!r}: expected one of {', '.join(PENALTIES)}")
+            raise InputError(f"loss {self.loss!r}: expected one of {', '.join(PENALTIES)}")
         for name in (*WEIGHTS.values(), "huber_delta"):
             if (value := getattr(self, name)) is not None and not value >= 0:
-                raise ValueError(f"{name} = {value} must not be negative")
+                raise InputError(f"{name} = {value} must not be negative")
 
     def weight(self, term: str) -> float:
         """Weight of one of `TERMS`: on rho of eV/atom, eV/A, eV/A^3 and, for tangents in A, eV/A."""

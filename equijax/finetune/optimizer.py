@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from equijax.errors import InputError
 
 EMA_RAMP = 10.0  # the average decays by at most (1 + t) / (10 + t) at step t, so that it forgets the start quickly
 
@@ -45,14 +46,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "clip"):
             if (value := getattr(self, name)) is not None and not value > 0:
-                raise ValueError(f"{name} = {value} must be positive")
+                raise InputError(f"{name} = {value} must be positive")
         for name in ("epochs", "patience", "evaluate_every", "plateau_patience"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} = {value} must be at least 1")
+                raise InputError(f"{name} = {value} must be at least 1")
         if self.ema is not None and not 0 <= self.ema < 1:
-            raise ValueError(f"ema = {self.ema} must be in [0, 1)")
+            raise InputError(f"ema = {self.ema} must be in [0, 1)")
         if self.optimizer == "schedule_free" and self.schedule not in (None, "constant"):
-            raise ValueError(
+            raise InputError(
                 f"schedule_free needs schedule='constant', not {self.schedule!r}: it replaces the schedule"
             )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from equijax.errors import InputError
 from equijax.data import Keys
 from equijax.finetune.loss import LossConfig
 from equijax.finetune.optimizer import TrainConfig
@@ -140,18 +141,18 @@ def resolve(options: FinetuneOptions) -> FinetuneOptions:
     """Fill what was left out with the strategy's defaults, and refuse what cannot work.
 
     Raises:
-      ValueError: options that contradict each other.
+      InputError: options that contradict each other.
     """
     if not options.train and options.strategy != "zero-shot":
-        raise ValueError("--train names no files")
+        raise InputError("--train names no files")
     if not 0 < options.valid_fraction < 1:
-        raise ValueError(f"valid_fraction = {options.valid_fraction} must be between 0 and 1")
+        raise InputError(f"valid_fraction = {options.valid_fraction} must be between 0 and 1")
     if options.strategy == "multihead" and not (options.replay or options.replay_self):
-        raise ValueError("multihead keeps the old head by replay: give --replay or --replay-self")
+        raise InputError("multihead keeps the old head by replay: give --replay or --replay-self")
     if options.replay_hessian and not (options.replay_self and options.loss.hessian_weight > 0):
-        raise ValueError("replay_hessian needs --replay-self and a --hessian-weight")
+        raise InputError("replay_hessian needs --replay-self and a --hessian-weight")
     if options.batch_size < 1 or options.devices < 1:
-        raise ValueError(f"batch_size {options.batch_size} and devices {options.devices} must be at least 1")
+        raise InputError(f"batch_size {options.batch_size} and devices {options.devices} must be at least 1")
     training, loss = DEFAULTS[options.strategy]
     if options.training.optimizer == "schedule_free":
         training = dataclasses.replace(training, schedule="constant")

@@ -11,6 +11,7 @@ from equijax.config import Compute, ModelConfig
 from equijax.data.items import Item, prepare, size_of
 from equijax.data.labelled import Labelled
 from equijax.data.phonopy_files import AMPLITUDE_A
+from equijax.errors import InputError
 from equijax.potential import Potential
 
 PRODUCT_GROUP = 4  # structures per batch when force-constant products are made
@@ -36,14 +37,14 @@ def pseudo_label(
       dtype: of the model while it labels.
 
     Raises:
-      ValueError: a structure the model cannot describe, or a label that is not finite; source named.
+      InputError: a structure the model cannot describe, or a label that is not finite; source named.
     """
     items = prepare(structures, teacher.config)  # refuses by source before anything is computed
     found = teacher.evaluate([s.atoms for s in structures], compute=Compute(dtype), errors="report")
     out = []
     for s, f in zip(structures, found, strict=True):
         if f.error is not None:
-            raise ValueError(
+            raise InputError(
                 f"{s.source}: the starting model gives a non-finite energy or force: leave it out of replay"
             )
         stress = f.stress if s.atoms.pbc.all() else None  # of crystals alone, as for labels from files
@@ -80,7 +81,7 @@ def _products(
             n = len(item.labelled.atoms)
             out.append(products[first : first + n])
             if not np.isfinite(out[-1]).all():
-                raise ValueError(f"{item.labelled.source}: the starting model gives a non-finite second derivative")
+                raise InputError(f"{item.labelled.source}: the starting model gives a non-finite second derivative")
             first += n
     return out
 
@@ -101,12 +102,12 @@ def add_head(config: ModelConfig, variables: dict, *, name: str, like: str | Non
       like: head to copy, the only one by default.
 
     Raises:
-      ValueError: the name is taken, `like` unknown, or not given for a model with several heads.
+      InputError: the name is taken, `like` unknown, or not given for a model with several heads.
     """
     if name in config.heads:
-        raise ValueError(f"head {name!r} exists already: {', '.join(config.heads)}")
+        raise InputError(f"head {name!r} exists already: {', '.join(config.heads)}")
     if like is None and len(config.heads) > 1 or like is not None and like not in config.heads:
-        raise ValueError(f"head to copy {like!r}: expected one of {', '.join(config.heads)}")
+        raise InputError(f"head to copy {like!r}: expected one of {', '.join(config.heads)}")
     old = 0 if like is None else config.heads.index(like)
     heads, width = len(config.heads), config.readout_mlp
     params = dict(variables["params"])

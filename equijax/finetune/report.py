@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from equijax import outputs, parallel
 from equijax.data.errors import QUANTITIES, Quantity
+from equijax.errors import InputError
 from equijax.finetune.metrics import Dimer, LabelErrors
 from equijax.finetune.trainer import Progress
 from equijax.plots import learning_curve
@@ -80,7 +81,7 @@ def read_history(path: Path) -> list[dict]:
     """Records of metrics.jsonl, the last one of each epoch; a last line cut short by a crash is left out.
 
     Raises:
-      ValueError: another line is not JSON.
+      InputError: another line is not JSON.
     """
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     records = {}
@@ -90,7 +91,7 @@ def read_history(path: Path) -> list[dict]:
             records[record["epoch"]] = record
         except ValueError as error:
             if number < len(lines) or line.endswith("\n"):
-                raise ValueError(f"{path}, line {number}: not a record of this program: {error}") from error
+                raise InputError(f"{path}, line {number}: not a record of this program: {error}") from error
     return list(records.values())
 
 

@@ -10,6 +10,7 @@ import ase
 import jraph
 import numpy as np
 
+from equijax.errors import InputError
 from equijax import checkpoint, parallel
 from equijax.config import ModelConfig
 from equijax.data import isolated, labelled, select
@@ -65,7 +66,7 @@ def begin(options: FinetuneOptions) -> Setup:
     """Load the model and the data, settle E0s and validation set, list neighbours, build the evaluation batches.
 
     Raises:
-      FileNotFoundError, ValueError: see `equijax.data`, `equijax.finetune.replay` and `ForceField.head_index`.
+      FileNotFoundError, InputError: see `equijax.data`, `equijax.finetune.replay` and `ForceField.head_index`.
     """
     head = None if options.strategy == "multihead" else options.head
     start = ForceField(*checkpoint.load(options.model), head=head)
@@ -145,7 +146,7 @@ def _sets(options: FinetuneOptions, old_head: str | None) -> Sets:
     sets = {name: _structures(some) for name, some in files.items()}
     lone = [s for file in files["train"] for s in file.isolated]
     if lone and not sets["train"]:
-        raise ValueError("--train holds nothing but isolated atoms, which set E0 and are not trained on")
+        raise InputError("--train holds nothing but isolated atoms, which set E0 and are not trained on")
     if old_head is not None:
         sets["retain"] = [dataclasses.replace(s, head=old_head) for s in sets["retain"]]
     if sets["valid"] or not sets["train"]:
@@ -174,12 +175,12 @@ def _constants(options: FinetuneOptions) -> list[ForceConstants]:
     """Reference force constants among the training files.
 
     Raises:
-      ValueError: a weight for force constants and none there.
+      InputError: a weight for force constants and none there.
     """
     constants = [force_constants(path) for path in options.train if _is_reference(options, path)]
     weight = options.loss.hessian_weight
     if weight > 0 and not constants and not options.replay_hessian:
-        raise ValueError(f"hessian_weight = {weight} needs a phonopy file in --train, or --replay-hessian")
+        raise InputError(f"hessian_weight = {weight} needs a phonopy file in --train, or --replay-hessian")
     return constants
 
 
@@ -236,7 +237,7 @@ def _by_hand(options: FinetuneOptions) -> dict[str, float]:
     except ValueError:
         found = {}
     if not found:
-        raise ValueError(f"e0_values {options.e0_values}: expected symbols and eV, like Si=-0.82 O=-1.5")
+        raise InputError(f"e0_values {options.e0_values}: expected symbols and eV, like Si=-0.82 O=-1.5")
     return found
 
 

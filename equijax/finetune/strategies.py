@@ -29,7 +29,7 @@ def trainable(options: FinetuneOptions, config: ModelConfig, *, variables: dict,
       numbers: atomic numbers in the training data.
 
     Raises:
-      ValueError: patterns that match nothing; see `equijax.adapters.lora` and `equijax.pytrees`.
+      InputError: patterns that match nothing; see `equijax.adapters.lora` and `equijax.pytrees`.
     """
     params = potential.cast(variables["params"], options.dtype)
     rows = None if options.all_species else sorted(config.species.index(int(z)) for z in set(numbers))

@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from equijax import parallel, precision
 from equijax.config import ModelConfig
+from equijax.errors import NotFinite
 from equijax.finetune import loss
 from equijax.finetune.loader import Batch
 from equijax.finetune.loss import LossConfig
@@ -53,7 +54,7 @@ class Progress:
     stale: int = 0  # evaluations since the best
 
 
-class TrainingDiverged(FloatingPointError):
+class TrainingDiverged(NotFinite):
     """A loss or gradient that is not finite; the message names the structures."""
 
 
@@ -61,7 +62,7 @@ def init(start: Tree, options: TrainConfig, *, total_steps: int) -> TrainState:
     """State before the first step; leaves of `start` are copied, the caller's arrays survive donation.
 
     Raises:
-      ValueError: float64 leaves where JAX would make them float32.
+      InputError: float64 leaves where JAX would make them float32.
     """
     for leaf in jax.tree.leaves(start):
         precision.require(leaf.dtype)

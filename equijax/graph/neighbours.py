@@ -8,6 +8,7 @@ import numpy as np
 from ase.geometry import complete_cell
 
 from equijax.config import ModelConfig
+from equijax.errors import InputError
 
 MIN_DISTANCE_A = 0.05  # closer pairs are broken input, not chemistry: ZBL is ~1 MeV here
 MAX_CELLS = 1e5  # vesin makes its cells larger above this number, and divides by zero where one direction has most
@@ -27,15 +28,15 @@ def check_atoms(atoms: ase.Atoms, config: ModelConfig, name: str = "structure") 
     """Refuse input the model cannot describe.
 
     Raises:
-      ValueError: no atoms, an element unknown to the model, non-finite positions or cell, a periodic cell of zero
+      InputError: no atoms, an element unknown to the model, non-finite positions or cell, a periodic cell of zero
         volume; the message names the atoms.
     """
     if len(atoms) == 0:
-        raise ValueError(f"{name}: it has no atoms")
+        raise InputError(f"{name}: it has no atoms")
     unknown = [i for i, z in enumerate(atoms.numbers) if z not in config.species]
     if unknown:
         symbols = sorted({str(atoms.symbols[i]) for i in unknown})
-        raise ValueError(
+        raise InputError(
             f"{name}: {_some(unknown)} of element {', '.join(symbols)}, which this model does not know; "
             f"it knows {len(config.species)} elements: {_symbols(config.species)}"
         )
@@ -46,16 +47,16 @@ def check_geometry(atoms: ase.Atoms, name: str = "structure") -> None:
     """Refuse positions and cells that have no neighbour list.
 
     Raises:
-      ValueError: non-finite positions or cell, a periodic cell of zero volume.
+      InputError: non-finite positions or cell, a periodic cell of zero volume.
     """
     bad = np.flatnonzero(~np.isfinite(atoms.positions).all(1))
     if bad.size:
-        raise ValueError(f"{name}: {_some(bad)} at non-finite position {atoms.positions[bad[0]]}")
+        raise InputError(f"{name}: {_some(bad)} at non-finite position {atoms.positions[bad[0]]}")
     if not np.isfinite(atoms.cell.array).all():
-        raise ValueError(f"{name}: the cell is not finite: {atoms.cell.array.tolist()}")
+        raise InputError(f"{name}: the cell is not finite: {atoms.cell.array.tolist()}")
     periodic = atoms.cell.array[atoms.pbc]
     if len(periodic) and _volume(periodic) < 1e-6:  # A^dim
-        raise ValueError(
+        raise InputError(
             f"{name}: periodic along {atoms.pbc.tolist()} but those cell vectors span no volume: "
             f"{atoms.cell.array.tolist()}"
         )
@@ -70,7 +71,7 @@ def neighbour_list(atoms: ase.Atoms, cutoff: float, name: str = "structure") -> 
     """All ordered pairs within `cutoff` (A) with periodic images, self-images included.
 
     Raises:
-      ValueError: two atoms closer than 0.05 A, named; see also `check_geometry` and `compact`.
+      InputError: two atoms closer than 0.05 A, named; see also `check_geometry` and `compact`.
     """
     import vesin  # not at the top: it imports torch where that is installed
 
@@ -81,7 +82,7 @@ def neighbour_list(atoms: ase.Atoms, cutoff: float, name: str = "structure") -> 
     shifts = shifts.astype(np.int64) + frame.cells[i] - frame.cells[j]
     if d.size and d.min() < MIN_DISTANCE_A:
         e = int(d.argmin())
-        raise ValueError(
+        raise InputError(
             f"{name}: atoms {i[e]} and {j[e]} ({atoms.symbols[int(i[e])]}, {atoms.symbols[int(j[e])]}) are "
             f"{d[e]:.3g} A apart; expected at least {MIN_DISTANCE_A} A: remove the duplicate"
         )
@@ -112,7 +113,7 @@ def compact(atoms: ase.Atoms, cutoff: float, name: str = "structure") -> Frame:
     that do not repeat, wider gaps shrink to that. No pair within the cutoff reaches across such a gap.
 
     Raises:
-      ValueError: a cell so thin or so elongated that the list would still be too large.
+      InputError: a cell so thin or so elongated that the list would still be too large.
     """
     pbc, gap = atoms.pbc.copy(), 2.0 * cutoff
     cell = complete_cell(atoms.cell.array)
@@ -147,11 +148,11 @@ def _check_cells(cell, repeats, cutoff, name):
     images = np.where(repeats, 2 * np.ceil(cutoff * bins / heights) + 1, 3)
     shape = f"{heights.round(3).tolist()} A between opposite faces"
     if images.prod() * bins.prod() > MAX_IMAGES:
-        raise ValueError(f"{name}: the cell, {shape}, is too thin for a cutoff of {cutoff} A: check its units, repeat "
+        raise InputError(f"{name}: the cell, {shape}, is too thin for a cutoff of {cutoff} A: check its units, repeat "
                          "it, or reduce it (ase.build.niggli_reduce)")  # fmt: skip
     total = bins.prod()
     if total > MAX_CELLS and bins.min() * (MAX_CELLS / total) ** (1 / 3) < 2:
-        raise ValueError(f"{name}: atoms spread over {shape}, too elongated for a neighbour list with a cutoff of "
+        raise InputError(f"{name}: atoms spread over {shape}, too elongated for a neighbour list with a cutoff of "
                          f"{cutoff} A: split the structure")  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def from_atoms(
     """Check structures, list their neighbours and batch them; `pool` bounds the number of distinct shapes.
 
     Raises:
-      ValueError: see `check_atoms` and `neighbour_list`.
+      InputError: see `check_atoms` and `neighbour_list`.
     """
     images = [images] if isinstance(images, ase.Atoms) else list(images)
     structures = []

@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 
 from equijax import compiled
+from equijax.errors import InputError
 
 FLAGS = ("-std=c++17", "-O2", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-w")
 MODES = ("auto", "off", "require")
@@ -34,11 +35,11 @@ def mode() -> str:
     """EQUIJAX_KERNELS.
 
     Raises:
-      ValueError: not one of `MODES`.
+      InputError: not one of `MODES`.
     """
     value = os.environ.get("EQUIJAX_KERNELS", "auto")
     if value not in MODES:
-        raise ValueError(f"EQUIJAX_KERNELS={value!r}: expected one of {', '.join(MODES)}")
+        raise InputError(f"EQUIJAX_KERNELS={value!r}: expected one of {', '.join(MODES)}")
     return value
 
 

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 
+from equijax.errors import NotFinite
 from equijax.md import neighbours
 
 MAX_RERUNS = 4  # of one block of steps, each with more room for neighbours
 
 
-class Lost(FloatingPointError):
+class Lost(NotFinite):
     """A block of steps that cannot be completed; `step` is the last good one."""
 
     def __init__(self, step: int, reason: str):
@@ -18,7 +19,7 @@ class Lost(FloatingPointError):
         self.step = step
 
 
-def blocks(
+def run_blocks(
     apply_fn: Callable,
     state,
     neighbors: neighbours.NeighborList,

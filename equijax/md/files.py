@@ -15,6 +15,7 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from equijax import outputs
+from equijax.errors import InputError
 
 COLUMNS = (
     "step", "time_ps", "temperature_K", "potential_eV", "kinetic_eV", "total_eV", "conserved_eV", "pressure_GPa",
@@ -81,7 +82,7 @@ class HDF5:
             self._create(atoms)
         for name, dataset in self._datasets().items():
             if len(dataset) < (mark or 0):
-                raise ValueError(
+                raise InputError(
                     f"{path}: {name} has {len(dataset)} frames where the run to be continued had written {mark}: "
                     "put the file back"
                 )
@@ -145,7 +146,7 @@ def _open_h5(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r+")
     except OSError as error:
-        raise ValueError(f"{path} cannot be continued, put it back as the run left it: {error}") from error
+        raise InputError(f"{path} cannot be continued, put it back as the run left it: {error}") from error
 
 
 def _number(value) -> str:

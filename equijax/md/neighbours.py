@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equijax import precision
+from equijax.errors import InputError
 
 REBUILD = 0.7  # part of the skin that may be used up before the list is built again
 HEADROOM = 1.1  # slots and bin capacity allocated per slot needed
@@ -135,16 +136,16 @@ def lay_out(position: np.ndarray, T: np.ndarray, space: Space, shrink: float = S
     """Bins at least cutoff + skin wide where the cell is large enough, one bin and several images where it is not.
 
     Raises:
-      ValueError: a cell without volume, or one so thin that more than 10^5 images would be needed.
+      InputError: a cell without volume, or one so thin that more than 10^5 images would be needed.
     """
     size = (space.cutoff + space.skin) / shrink
     height = heights(T).reshape(-1, 3).min(0)  # smallest of the replicas
     if not np.isfinite(height).all() or height.min() <= 0:
-        raise ValueError(f"box {T.tolist()}: its columns must be three cell vectors that span a volume")
+        raise InputError(f"box {T.tolist()}: its columns must be three cell vectors that span a volume")
     bins = [max(1, min(MAX_BINS, int(h / size))) if p else 1 for h, p in zip(height, space.periodic, strict=True)]
     images = [math.ceil(size * b / h) if p else 0 for b, h, p in zip(bins, height, space.periodic, strict=True)]
     if math.prod(2 * r + 1 for r in images) > MAX_IMAGES:
-        raise ValueError(
+        raise InputError(
             f"box smaller than allowed: {height.round(3).tolist()} A between opposite faces against a cutoff of "
             f"{space.cutoff} A would need more than {MAX_IMAGES} images; repeat the cell"
         )

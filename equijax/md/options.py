@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from equijax.errors import InputError
+
 
 @dataclass(frozen=True)
 class MDConfig:
@@ -60,9 +62,9 @@ class MDConfig:
         positive = ("timestep", "steps", "thermostat_time", "barostat_time", "skin", "log_every", "replicas")
         for name in positive:
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected a positive number")
+                raise InputError(f"{name} = {getattr(self, name)}: expected a positive number")
         if not self.temperature >= 0 or (self.ensemble != "nve" and self.temperature == 0):
-            raise ValueError(f"temperature = {self.temperature} K: expected a positive number")
+            raise InputError(f"temperature = {self.temperature} K: expected a positive number")
         for name in ("trajectory_every", "checkpoint_every"):
             if getattr(self, name) < 1 or getattr(self, name) % self.log_every:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected a multiple of log_every = {self.log_every}")
+                raise InputError(f"{name} = {getattr(self, name)}: expected a multiple of log_every = {self.log_every}")

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equijax import precision
+from equijax.errors import InputError
 from equijax.graph.fields import Topology
 from equijax.graph.gather import gather_senders
 from equijax.md import neighbours
@@ -47,7 +48,7 @@ def energy_neighbor(
       pass `variables=ff.device_variables(dtype)`, which are constants of the program otherwise.
 
     Raises:
-      ValueError: an unknown element, a `displacement` that does not belong to `box`.
+      InputError: an unknown element, a `displacement` that does not belong to `box`.
     """
     T = np.eye(3) if box is None else _matrix(np.asarray(box, np.float64))
     is_fractional, periodic = probe(displacement, T)
@@ -57,7 +58,7 @@ def energy_neighbor(
 def energy_in(T, space: neighbours.Space, ff: Potential, numbers):
     """`energy_neighbor` with the space given in so many words: cell T [3, 3] (columns) and `space`."""
     if not space.skin > 0:
-        raise ValueError(f"skin {space.skin} A: expected a positive length, 0.5 for solids, 1 for hot liquids")
+        raise InputError(f"skin {space.skin} A: expected a positive length, 0.5 for solids, 1 for hot liquids")
     species = species_inputs(ff, numbers)
     fns = neighbours.neighbor_list(T, space)
 
@@ -76,12 +77,12 @@ def species_inputs(ff: Potential, numbers) -> tuple[np.ndarray, np.ndarray, np.n
     """The species as the model wants them: row of the table of each atom [N], the table [S], the head [N].
 
     Raises:
-      ValueError: an element the model does not know.
+      InputError: an element the model does not know.
     """
     numbers = np.asarray(numbers)
     unknown = sorted({int(z) for z in numbers} - set(ff.config.species))
     if unknown:
-        raise ValueError(f"atomic numbers {unknown}: this model knows {list(ff.config.species)}")
+        raise InputError(f"atomic numbers {unknown}: this model knows {list(ff.config.species)}")
     present, slot = np.unique(numbers, return_inverse=True)
     table = np.array([ff.config.species.index(z) for z in present], np.int32)
     return slot.astype(np.int32), table, np.full(len(numbers), ff.head_index, np.int32)
@@ -123,7 +124,7 @@ def probe(displacement: Callable, T: np.ndarray) -> tuple[bool, tuple[bool, bool
     """Are positions fractional, and along which columns of T do they repeat? Asked of the function itself.
 
     Raises:
-      ValueError: neither the fractional nor the real displacement in the cell T.
+      InputError: neither the fractional nor the real displacement in the cell T.
     """
     x = np.array([1.0, 2.0, 3.0]) * 1e-3
     zero = np.zeros(3)
@@ -133,7 +134,7 @@ def probe(displacement: Callable, T: np.ndarray) -> tuple[bool, tuple[bool, bool
         return np.allclose(a, b, rtol=1e-3, atol=1e-5)
 
     if not (like(moved, x) or like(moved, T @ x)):
-        raise ValueError(
+        raise InputError(
             f"displacement of {x.tolist()} is {moved.tolist()}, which is neither that vector (real coordinates) nor "
             f"box @ it (fractional coordinates) for box {T.tolist()}: pass the box the displacement was made with"
         )

@@ -12,9 +12,10 @@ import numpy as np
 from tqdm import tqdm
 
 from equijax import outputs
+from equijax.errors import InputError
 from equijax.forcefield import load
 from equijax.md import files, neighbours
-from equijax.md.blocks import Lost, blocks
+from equijax.md.blocks import Lost, run_blocks
 from equijax.md.options import MDConfig
 from equijax.md.simulation import System, frame_of, inputs, observe_all, prepare
 
@@ -27,7 +28,7 @@ def simulate(config: MDConfig) -> None:
 
     Raises:
       FileExistsError, FileNotFoundError: the output folder holds a run and `restart` is off, or the reverse.
-      ValueError: a structure the model cannot describe, or other options than those of the run to be continued.
+      InputError: a structure the model cannot describe, or other options than those of the run to be continued.
       Lost: the simulation broke down; the last good checkpoint is kept.
     """
     path = config.out / "checkpoint.npz"
@@ -48,7 +49,7 @@ def continued(config: MDConfig, system: System, begun: dict[str, str], path: Pat
 
     Raises:
       FileNotFoundError: no checkpoint there.
-      ValueError: an option, the model or the structure differs from that of the run.
+      InputError: an option, the model or the structure differs from that of the run.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: there is no run to continue; leave out --restart to start one")
@@ -56,13 +57,13 @@ def continued(config: MDConfig, system: System, begun: dict[str, str], path: Pat
     now = _options(config)
     different = [k for k, v in document["options"].items() if k not in MAY_CHANGE and v != now[k]]
     if different:
-        raise ValueError(
+        raise InputError(
             f"{path} belongs to a run with " + ", ".join(f"{k} = {document['options'][k]}" for k in different)
             + ", not " + ", ".join(str(now[k]) for k in different) + ": options of a continued run must be the same"
         )  # fmt: skip
     stored = document.get("inputs", {})
     if changed := [name for name, value in begun.items() if stored.get(name) != value]:
-        raise ValueError(
+        raise InputError(
             f"{path} belongs to a run of other contents of --model {config.model} or {config.structure}: "
             f"{', '.join(changed)} changed since it began"
         )
@@ -146,7 +147,7 @@ def _write(config: MDConfig, system: System, step: int, seen: dict, log, frames)
 def _advance(config, system, first, state, neighbors, record) -> None:
     with tqdm(total=config.steps, initial=first, unit="step", desc=config.ensemble) as progress:
         begin = None  # the first block compiles: it is left out of the speed
-        done = blocks(
+        done = run_blocks(
             system.apply, state, neighbors, system.neighbor_fn, start=first, steps=config.steps,
             block=config.log_every, box_of=system.box_of, variables=system.variables,
         )  # fmt: skip

@@ -16,8 +16,9 @@ import numpy as np
 from ase.geometry import complete_cell
 from ase.io.jsonio import encode
 
-from equijax import checkpoint, graph, precision, structures, units
+from equijax import checkpoint, derivatives, graph, precision, structures, units
 from equijax.constraints import free_components, refuse_fixed
+from equijax.errors import InputError, MissingExtra
 from equijax.forcefield import ForceField
 from equijax.md import neighbours
 from equijax.md.momenta import rigid_motions, starting_momenta
@@ -49,7 +50,7 @@ def prepare(config, ff: ForceField) -> System:
     """Structure, potential and integrator.
 
     Raises:
-      FileNotFoundError, ValueError: see `structures.read` and `graph.check_atoms`; NPT of a structure that is not
+      FileNotFoundError, InputError: see `structures.read` and `graph.check_atoms`; NPT of a structure that is not
         periodic in all directions or has fixed atoms; nothing free to move, or another constraint than fixed atoms
         and components; float64 where JAX would compute in float32; atoms too far apart for float32.
     """
@@ -57,13 +58,13 @@ def prepare(config, ff: ForceField) -> System:
     name, atoms = str(config.structure), structures.right_handed(structures.read(config.structure))
     graph.check_atoms(atoms, ff.config, name)
     if not free_components(atoms, name).any():
-        raise ValueError(f"{name}: all atoms are fixed, expected some that can move")
+        raise InputError(f"{name}: all atoms are fixed, expected some that can move")
     atoms = atoms.repeat(config.repeat)
     free = free_components(atoms, name)
     ff = ff.specialise(atoms.numbers) if config.fast else ff
     if config.ensemble == "npt":
         if not atoms.pbc.all():
-            raise ValueError(f"{name} is periodic along {atoms.pbc.tolist()}: npt needs all three directions")
+            raise InputError(f"{name} is periodic along {atoms.pbc.tolist()}: npt needs all three directions")
         refuse_fixed(atoms, name, "npt scales all positions with the cell; use nvt or nve, or remove the constraints")
     cell = complete_cell(atoms.cell.array)
     space = neighbours.Space(False, tuple(bool(p) for p in atoms.pbc), ff.config.r_max, config.skin)
@@ -76,7 +77,7 @@ def prepare(config, ff: ForceField) -> System:
     home = home_of(atoms)
     extent = np.abs(atoms.positions - home @ cell).max()
     if config.dtype == "float32" and extent > FLOAT32_EXTENT_A:
-        raise ValueError(
+        raise InputError(
             f"{name} extends over {extent:.4g} A, expected at most {FLOAT32_EXTENT_A:g} A in float32: "
             "use --dtype float64"
         )
@@ -126,7 +127,7 @@ def integrator(config, atoms: ase.Atoms, cell: np.ndarray, energy_fn: Callable, 
     try:
         from jax_md import simulate as md
     except ImportError as error:
-        raise ImportError("molecular dynamics needs jax_md: pip install 'equijax[md]'") from error
+        raise MissingExtra("molecular dynamics needs jax_md: pip install 'equijax[md]'") from error
 
     dt, mass = config.timestep * FS, jnp.asarray(atoms.get_masses(), config.dtype)
     kT, free = units.KB_EV_PER_K * config.temperature, free_components(atoms)
@@ -194,7 +195,7 @@ def observer(system: System) -> Callable:
         def deformed(R, p):
             return system.energy_fn(R, neighbor=neighbors, box=box, perturbation=p, variables=variables)
 
-        energy, (gradient, virial) = jax.value_and_grad(deformed, argnums=(0, 1))(R, jnp.eye(3, dtype=R.dtype))
+        energy, gradient, virial = derivatives.gradient_and_virial(deformed, R)
         kinetic = 0.5 * (state.momentum**2 / state.mass).sum()
         volume = jnp.abs(jnp.linalg.det(box)) if volume_known else jnp.nan
         pressure = (2.0 * kinetic - jnp.trace(virial)) / (3.0 * volume) * units.GPA_PER_EV_A3

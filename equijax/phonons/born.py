@@ -9,6 +9,8 @@ from phonopy import Phonopy
 from phonopy.file_IO import parse_BORN
 from phonopy.structure.symmetry import Symmetry
 
+from equijax.errors import InputError
+
 # Pauling electronegativities by atomic number (CRC Handbook of Chemistry and Physics); elements without one are absent
 PAULING = dict(zip(
     [1, *range(3, 10), *range(11, 18), *range(19, 36), *range(37, 54), *range(55, 85), *range(87, 95)],
@@ -29,7 +31,7 @@ def set_born(phonon: Phonopy, path: str | Path) -> None:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not a BORN file of this crystal; the message names the atoms that need a line.
+      InputError: not a BORN file of this crystal; the message names the atoms that need a line.
     """
     path = Path(path)
     if not path.is_file():
@@ -41,7 +43,7 @@ def set_born(phonon: Phonopy, path: str | Path) -> None:
     expected = [9] * (1 + len(independent))
     if sizes != expected:
         symbols = ", ".join(f"{phonon.primitive.symbols[i]} (atom {i})" for i in independent)
-        raise ValueError(
+        raise InputError(
             f"{path}: {len(sizes)} lines of {sizes} numbers after the first line, expected {len(expected)} lines of 9: "
             f"the dielectric tensor and one Born charge tensor for each independent atom of the primitive cell: "
             f"{symbols}"

@@ -3,11 +3,11 @@
 import importlib.metadata
 import platform
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from equijax import checkpoint, outputs
 from equijax.potential import Potential
@@ -50,11 +50,16 @@ def provenance(ff: Potential) -> dict:
 
 
 @contextmanager
-def timed(seconds: dict[str, float], name: str):
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     """Enter the wall time of a block as `seconds[name]`."""
     start = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - start
+
+
+def times(seconds: dict[str, float]) -> str:
+    """The entries of `timed` in a line."""
+    return ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
 
 
 def write(report: dict, path: str | Path) -> None:
@@ -63,15 +68,7 @@ def write(report: dict, path: str | Path) -> None:
     Raises:
       ValueError: a number that is not finite.
     """
-    outputs.write_json(path, report, allow_nan=False, default=_plain)
-
-
-def _plain(value):
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{value!r} of type {type(value).__name__} cannot be written as JSON")
+    outputs.write_json(path, report, allow_nan=False)
 
 
 def summary(report: dict) -> str:
@@ -98,5 +95,5 @@ def summary(report: dict) -> str:
         f"  thermal properties: {thermal['gamma_acoustic_excluded']} acoustic modes at Gamma excluded, "
         f"{100 * thermal['imaginary_excluded']:.2g} % of the others excluded as imaginary"
     )
-    lines.append("  " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report["seconds"].items()))
+    lines.append(f"  {times(report['seconds'])}")
     return "\n".join(lines)

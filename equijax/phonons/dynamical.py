@@ -12,14 +12,12 @@ Complex tangents travel as (real, imaginary) pairs along a mapped axis; where 2q
 and half of the work goes away. The result is exact: no displacement step, no supercell, no interpolation.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import ase
 import jax
-import jax.numpy as jnp
+import jraph
 import numpy as np
 import numpy.typing as npt
 from phonopy import Phonopy
@@ -29,16 +27,14 @@ from phonopy.phonon.band_structure import BandStructure
 from phonopy.phonon.degeneracy import degenerate_sets
 from tqdm import tqdm
 
-from equijax import potential, structures, units
+from equijax import compiled, potential, structures, units
 from equijax.config import Compute
-from equijax.derivatives import wave_response
+from equijax.derivatives import WaveKind, wave_columns
+from equijax.errors import InputError
 from equijax.graph import regular
 from equijax.phonons import hessian
 from equijax.phonons.stars import relations
 from equijax.potential import Potential
-
-MAX_PROGRAMS = 8  # compiled programs kept alive
-_programs: OrderedDict = OrderedDict()
 
 
 def dynamical_matrices(
@@ -58,7 +54,7 @@ def dynamical_matrices(
       [Q, 3N, 3N] complex, eV/(A^2 amu); Hermitian to rounding, nothing is symmetrised.
 
     Raises:
-      ValueError: a structure the model cannot describe or not periodic, q-points of the wrong shape or not finite.
+      InputError: a structure the model cannot describe or not periodic, q-points of the wrong shape or not finite.
       MemoryError: one column needs more than `compute.memory`.
     """
     responses = _responses(ff, atoms, qpoints, slopes=False, compute=compute)[:, 0]
@@ -263,7 +259,9 @@ def _masses(atoms):
     return np.outer(root, root)
 
 
-def _responses(ff, atoms, qpoints, slopes, compute):
+def _responses(
+    ff: Potential, atoms: ase.Atoms, qpoints: npt.ArrayLike, *, slopes: bool, compute: Compute
+) -> np.ndarray:
     """Phi(q) with phases per cell and no masses, [Q, 1, 3N, 3N]; with `slopes` [Q, 4, 3N, 3N], the derivatives by q."""
     q, dtype = _checked(atoms, qpoints), compute.dtype
     n = len(atoms)
@@ -274,7 +272,7 @@ def _responses(ff, atoms, qpoints, slopes, compute):
     out = np.zeros((len(pairs), 4 if slopes else 1, n, 3), complex)
     with jax.enable_x64(True):
         arguments = ff.device_variables(dtype), jax.device_put(potential.cast(graph, "float64"))
-        program, chunk = _fitting_program((ff.config, dtype, real, slopes), arguments, len(pairs), compute.memory)
+        program, chunk = _program(WaveKind(ff.config, dtype, real, slopes), arguments, len(pairs), compute.memory)
         for first in tqdm(range(0, len(pairs), chunk), desc="columns of D(q)", disable=not compute.progress):
             part = slice(first, first + chunk)
             count = len(pairs[part])
@@ -284,61 +282,33 @@ def _responses(ff, atoms, qpoints, slopes, compute):
     return np.moveaxis(out.reshape(len(q), 3 * n, -1, 3 * n), 1, 3)
 
 
-def _checked(atoms, qpoints):
+def _checked(atoms: ase.Atoms, qpoints: npt.ArrayLike) -> np.ndarray:
     q = np.asarray(qpoints, float)
     if q.ndim != 2 or q.shape[1] != 3 or not np.isfinite(q).all():
-        raise ValueError(f"qpoints: shape {q.shape}, expected finite numbers [Q, 3] in units of reciprocal vectors")
+        raise InputError(f"qpoints: shape {q.shape}, expected finite numbers [Q, 3] in units of reciprocal vectors")
     if not atoms.pbc.all():
-        raise ValueError(f"{atoms.get_chemical_formula()}: periodic along {atoms.pbc.tolist()}, expected all three")
+        raise InputError(f"{atoms.get_chemical_formula()}: periodic along {atoms.pbc.tolist()}, expected all three")
     return q
 
 
-def _fitting_program(kind, arguments, num, memory):
-    """The compiled program for the largest chunk of (q, column) pairs that fits the memory, and that chunk.
-
-    `kind` is what `_columns` takes before its arrays: config, dtype, real, slopes.
-    """
-    *_, real, slopes = kind
-    memory = hessian.default_memory() if memory is None else memory
-    width = len(arguments[1].senders) * (1 if real else 2) * (4 if slopes else 1)
-    platform = jax.default_backend() if jax.default_backend() in hessian.CHUNK_SLOTS else "gpu"
-    chunk = max(1, min(hessian.CHUNK_SLOTS[platform] // width, num))
-    chunk = 1 << (chunk - 1).bit_length()  # few distinct programs
-    while True:
-        program, needed = _program(kind, arguments, chunk)
-        if needed <= memory:
-            return program, chunk
-        if chunk == 1:
-            raise MemoryError(
-                f"one column of D(q) needs {needed / 1e9:.2f} GB for {width} phases of edges, the budget "
-                f"is {memory / 1e9:.2f} GB: raise the memory option, use float32 or a smaller cell"
-            )
-        chunk //= 2
+_columns = jax.jit(wave_columns, static_argnums=0)
 
 
-def _program(kind, arguments, chunk):
-    """`_columns` compiled for these shapes, kept, and its temporary memory in bytes."""
-    positions = arguments[1].nodes.positions
-    key = (*kind, chunk, *((x.shape, x.dtype.name) for x in jax.tree.leaves(arguments[1])))
-    if key not in _programs:
-        q = jax.ShapeDtypeStruct((chunk, 3), positions.dtype)
-        u = jax.ShapeDtypeStruct((chunk, *positions.shape), positions.dtype)
-        program = _columns.lower(*kind, *arguments, q, u).compile()
-        _programs[key] = program, program.memory_analysis().temp_size_in_bytes
-        while len(_programs) > MAX_PROGRAMS:
-            _programs.popitem(last=False)
-    _programs.move_to_end(key)
-    return _programs[key]
+def _program(
+    kind: WaveKind, arguments: tuple[dict, jraph.GraphsTuple], num: int, memory: int | None
+) -> tuple[jax.stages.Compiled, int]:
+    """`wave_columns` for as many of `num` columns as keep a device busy and fit its memory, and how many these are."""
+    positions, width = arguments[1].nodes.positions, len(arguments[1].senders) * (1 if kind.real else 2)
+    width *= 4 if kind.slopes else 1
 
+    def lower(chunk: int) -> jax.stages.Lowered:
+        shapes = (jax.ShapeDtypeStruct((chunk, *shape), positions.dtype) for shape in ((3,), positions.shape))
+        return _columns.lower(kind, *arguments, *shapes)
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _columns(config, dtype, real, slopes, variables, graph, q, u):
-    """[B, 1 or 4, (2,) N, 3]: the response and, with `slopes`, its derivatives by the components of q."""
-
-    def column(q, u):
-        if not slopes:
-            return wave_response(config, dtype, real, variables, graph, q, u)[None]
-        value, slope = jax.linearize(lambda q: wave_response(config, dtype, real, variables, graph, q, u), q)
-        return jnp.concatenate([value[None], jax.vmap(slope)(jnp.eye(3, dtype=q.dtype))])
-
-    return jax.vmap(column)(q, u)
+    return compiled.fitting(
+        (*kind, *compiled.shapes(arguments[1])),
+        lower,
+        chunk=max(1, min(compiled.chunk_slots() // width, num)),
+        memory=compiled.default_memory() if memory is None else memory,
+        one=f"one column of D(q), of {width} phases of edges,",
+    )

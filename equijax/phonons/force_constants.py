@@ -14,6 +14,7 @@ from phonopy.interface.fc_calculator import get_fc2
 from phonopy.structure.atoms import PhonopyAtoms
 
 from equijax.config import Compute
+from equijax.errors import InputError
 from equijax.phonons import hessian, projection
 from equijax.potential import Potential
 from equijax.structures import primitive_matrix, to_ase, to_phonopy
@@ -31,7 +32,7 @@ def make_phonon(atoms: ase.Atoms, supercell, primitive="auto", symprec: float = 
       symprec: A, tolerance of the symmetry search.
 
     Raises:
-      ValueError: not periodic, or a supercell that is not integer or has no volume.
+      InputError: not periodic, or a supercell that is not integer or has no volume.
     """
     matrix, cell = supercell_matrix(supercell), to_phonopy(atoms)
     return Phonopy(
@@ -50,15 +51,15 @@ def supercell_matrix(supercell) -> np.ndarray:
     Where the determinant is negative all three vectors are turned round: the same supercell.
 
     Raises:
-      ValueError: not integer, or no volume.
+      InputError: not integer, or no volume.
     """
     matrix = np.asarray(supercell, float)
     if matrix.size not in (3, 9) or not np.allclose(matrix, np.rint(matrix), atol=1e-8):
-        raise ValueError(f"supercell {np.asarray(supercell).tolist()}: expected 3 or 9 integers")
+        raise InputError(f"supercell {np.asarray(supercell).tolist()}: expected 3 or 9 integers")
     matrix = np.diag(np.rint(matrix).astype(int)) if matrix.size == 3 else np.rint(matrix).astype(int).reshape(3, 3)
     cells = round(np.linalg.det(matrix))
     if cells == 0:
-        raise ValueError(f"supercell {matrix.tolist()} has no volume")
+        raise InputError(f"supercell {matrix.tolist()} has no volume")
     return matrix if cells > 0 else -matrix
 
 
@@ -70,15 +71,15 @@ def check_mesh(supercell: PhonopyAtoms, primitive: PhonopyAtoms, mesh: Sequence[
       mesh: 3 integers, Gamma-centred.
 
     Raises:
-      ValueError: a supercell of one atom, whose images move with it; a mesh of other than positive numbers, or of Gamma
+      InputError: a supercell of one atom, whose images move with it; a mesh of other than positive numbers, or of Gamma
         alone where the primitive cell has one atom and only translations.
     """
     if len(supercell) == 1:
-        raise ValueError("a supercell of one atom has no force constants, its images move with it: use a larger one")
+        raise InputError("a supercell of one atom has no force constants, its images move with it: use a larger one")
     if min(mesh) < 1:
-        raise ValueError(f"mesh {tuple(mesh)}: expected positive numbers")
+        raise InputError(f"mesh {tuple(mesh)}: expected positive numbers")
     if max(mesh) == 1 and len(primitive) == 1:
-        raise ValueError(
+        raise InputError(
             f"mesh {tuple(mesh)} is Gamma alone, where a primitive cell of one atom has nothing but translations: "
             "use a finer one"
         )
@@ -114,7 +115,7 @@ def force_constants(ff: Potential, phonon: Phonopy, *, full: bool = False, compu
       eV/A^2, nothing symmetrised; `residuals` says how well they obey the laws.
 
     Raises:
-      ValueError, MemoryError: see `hessian.hvp`.
+      InputError, MemoryError: see `hessian.hvp`.
     """
     dataset = _dataset(phonon)
     u = tangents(dataset["first_atoms"], len(phonon.supercell))
@@ -131,11 +132,11 @@ def compact(phonon: Phonopy) -> np.ndarray:
     """[n_p, n_s, 3, 3] force constants, whichever shape the object holds.
 
     Raises:
-      ValueError: the object has none.
+      InputError: the object has none.
     """
     fc = phonon.force_constants
     if fc is None:
-        raise ValueError("the Phonopy object has no force constants; call equijax.phonons.force_constants first")
+        raise InputError("the Phonopy object has no force constants; call equijax.phonons.force_constants first")
     return fc if len(fc) == len(phonon.primitive) else fc[phonon.primitive.p2s_map]
 
 
@@ -201,7 +202,7 @@ def project(phonon: Phonopy, method: str = "symfc") -> dict[str, float]:
       method: "symfc" projects onto all laws at once, "phonopy" alternates translation and permutation.
 
     Raises:
-      ValueError: unknown method, no force constants.
+      InputError: unknown method, no force constants.
     """
     raw = residuals(phonon)
     if method == "symfc":
@@ -210,7 +211,7 @@ def project(phonon: Phonopy, method: str = "symfc") -> dict[str, float]:
     elif method == "phonopy":
         phonon.symmetrize_force_constants(show_drift=False)
     else:
-        raise ValueError(f"projection {method!r}: expected 'symfc' or 'phonopy'")
+        raise InputError(f"projection {method!r}: expected 'symfc' or 'phonopy'")
     return raw
 
 

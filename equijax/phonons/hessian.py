@@ -10,31 +10,29 @@ over reverse differentiation, H t = d/de grad E(r + e t) at e = 0, exact, with n
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import ase
 import jax
+import jraph
 import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from equijax import graph, potential
-from equijax.compiled import available_memory
+from equijax import compiled, graph, potential
 from equijax.config import Compute
 from equijax.derivatives import push_tangents
+from equijax.errors import InputError
 from equijax.potential import Potential
 
-MAX_PROGRAMS = 8  # compiled programs kept alive: XLA on CPU runs out of memory maps when there are hundreds
 MAX_STEPS = 32  # chunks in one call, each call linearises the gradient once
 REPORT_S = 5.0  # a call is sized to last about this long, so that progress is seen
-# Edge slots times tangents in one chunk per device: enough to keep it busy, measured with bench/phonons.py
-CHUNK_SLOTS = {"cpu": 4096, "gpu": 1 << 19, "tpu": 1 << 19}
+LARGE = 4096  # edge slots: a single structure of more gets a padded shape of its own, with nothing wasted
 FEW_TANGENTS = 8  # fewer are padded to these: crystals differ in their numbers of irreducible displacements
-_programs: OrderedDict = OrderedDict()
 
 
 def hvp(
@@ -53,14 +51,14 @@ def hvp(
       tangents: [B, N, 3] A, displacement patterns.
       along: [N, 3] A, the direction a; None for H t itself.
       compute: dtype, memory and progress. "float32" halves memory; edge vectors, and the sums over edges that make
-        each atom's row, stay in float64, and results are float64 arrays. Memory is `default_memory()` by default.
+        each atom's row, stay in float64, and results are float64 arrays.
 
     Returns:
       [B, N, 3] eV/A: the change of the gradient, minus the change of the forces, to first order in the tangent; with
       `along`, the bilinear part of the change under both displacements.
 
     Raises:
-      ValueError: a structure the model cannot describe, tangents of the wrong shape or not finite.
+      InputError: a structure the model cannot describe, tangents of the wrong shape or not finite.
       MemoryError: one tangent needs more than `compute.memory`; said before work starts.
     """
     return hvps(ff, [atoms], [tangents], along=None if along is None else [along], compute=compute)[0]
@@ -85,7 +83,7 @@ def hvps(
       per structure [B_i, N_i, 3] eV/A. Other arguments and errors as `hvp`.
     """
     if len(images) != len(tangents):
-        raise ValueError(f"{len(images)} structures but {len(tangents)} arrays of tangents: expected one array each")
+        raise InputError(f"{len(images)} structures but {len(tangents)} arrays of tangents: expected one array each")
     tangents = [_checked(t, atoms, i) for i, (atoms, t) in enumerate(zip(images, tangents, strict=True))]
     if along is not None:
         along = [_checked([a], atoms, i)[0] for i, (atoms, a) in enumerate(zip(images, along, strict=True))]
@@ -94,20 +92,19 @@ def hvps(
         name = f"structure {i} ({atoms.get_chemical_formula()})"
         graph.check_atoms(atoms, ff.config, name)
         structures.append((atoms, graph.neighbour_list(atoms, ff.config.r_max, name)))
-    memory = default_memory() if compute.memory is None else compute.memory
     pool, index = graph.SizePool(ladders=graph.SHARED), ff.head_index
     results: list = [None] * len(images)
     with tqdm(total=sum(map(len, tangents)), desc="Hessian rows", unit="row", disable=not compute.progress) as bar:
         for members in _groups(structures, [len(t) for t in tangents]):
             chosen = [structures[i] for i in members]
             needed = graph.size_of(chosen, ff.config)
-            alone = len(images) == 1 and needed.cost > CHUNK_SLOTS["cpu"]  # large: its own shape, with nothing wasted
+            alone = len(images) == 1 and needed.cost > LARGE
             size = needed if alone else pool.fit(needed)
             batch = graph.build(chosen, ff.config, size, [index] * len(chosen))
             if along is not None:
                 direction = _stack([along[i] for i in members], size.nodes)
                 batch = batch._replace(nodes=batch.nodes._replace(along=direction))
-            pushed = _push_batch(ff, batch, size, [tangents[i] for i in members], compute.dtype, memory, bar)
+            pushed = _push_batch(ff, batch, [tangents[i] for i in members], compute, bar)
             for i, out in zip(members, pushed, strict=True):
                 results[i] = out
     return results
@@ -137,46 +134,37 @@ def hessians(
     return [h.reshape(-1, 3, len(atoms), 3) for h, atoms in zip(out, images, strict=True)]
 
 
-def unit_tangents(num_atoms: int, rows) -> np.ndarray:
+def unit_tangents(num_atoms: int, rows: Sequence[int]) -> np.ndarray:
     """[3 R, N, 3] A: each atom in `rows` displaced by 1 A along x, y and z.
 
     Raises:
       IndexError: a row that is no atom of the structure.
     """
-    rows = np.asarray(rows, int)
-    if rows.size and not (0 <= rows.min() and rows.max() < num_atoms):
-        raise IndexError(f"rows {rows.min()}..{rows.max()}: expected atom indices 0..{num_atoms - 1}")
-    out = np.zeros((len(rows), 3, num_atoms, 3))
-    out[np.arange(len(rows))[:, None], np.arange(3), rows[:, None], np.arange(3)] = 1.0
+    chosen = np.asarray(rows, int)
+    if chosen.size and not (0 <= chosen.min() and chosen.max() < num_atoms):
+        raise IndexError(f"rows {chosen.min()}..{chosen.max()}: expected atom indices 0..{num_atoms - 1}")
+    out = np.zeros((len(chosen), 3, num_atoms, 3))
+    out[np.arange(len(chosen))[:, None], np.arange(3), chosen[:, None], np.arange(3)] = 1.0
     return out.reshape(-1, num_atoms, 3)
 
 
-def default_memory() -> int:
-    """Bytes a Hessian may use on a device: 90 % of what an accelerator has free, 70 % of the host's free memory."""
-    device = jax.local_devices()[0]
-    stats = device.memory_stats()
-    if stats and "bytes_limit" in stats:
-        return int(0.9 * (stats["bytes_limit"] - stats["bytes_in_use"]))
-    return int(0.7 * available_memory() / jax.local_device_count())
-
-
-def _checked(tangents, atoms, i):
+def _checked(tangents: npt.ArrayLike, atoms: ase.Atoms, i: int) -> np.ndarray:
     tangents = np.asarray(tangents, np.float64)
     if tangents.ndim != 3 or tangents.shape[1:] != (len(atoms), 3):
-        raise ValueError(f"tangents of structure {i}: shape {tangents.shape}, expected [B, {len(atoms)}, 3]")
+        raise InputError(f"tangents of structure {i}: shape {tangents.shape}, expected [B, {len(atoms)}, 3]")
     if not np.isfinite(tangents).all():
-        raise ValueError(f"tangents of structure {i} are not all finite")
+        raise InputError(f"tangents of structure {i} are not all finite")
     return tangents
 
 
-def _stack(rows, num_nodes):
+def _stack(rows: list[np.ndarray], num_nodes: int) -> np.ndarray:
     """Node values of each structure one after the other, zero on padding: [N, 3]."""
     out = np.zeros((num_nodes, 3))
     out[: sum(map(len, rows))] = np.concatenate(rows)
     return out
 
 
-def _groups(structures, num_rows):
+def _groups(structures: list[tuple[ase.Atoms, graph.Edges]], num_rows: list[int]) -> list[list[int]]:
     """Indices of structures that share a graph: like numbers of rows and of neighbours, small ones only."""
     slots = [max(1, int(np.bincount(e.receivers, minlength=1).max())) for _, e in structures]
     order = sorted(range(len(structures)), key=lambda i: (num_rows[i], slots[i]))
@@ -187,37 +175,34 @@ def _groups(structures, num_rows):
         used = sum(n * r * slots[j] for n, r, j in zip(nodes, rows, joined, strict=True))
         padded = sum(nodes) * max(rows, default=0) * max((slots[j] for j in joined), default=0)
         # shared where the common graph is small enough for one chunk and wastes at most a third
-        if joined and sum(nodes) * max(slots[j] for j in joined) <= CHUNK_SLOTS[_platform()] and padded <= 1.5 * used:
+        if joined and sum(nodes) * max(slots[j] for j in joined) <= compiled.chunk_slots() and padded <= 1.5 * used:
             groups[-1] = joined
         else:
             groups.append([i])
     return groups
 
 
-def _platform() -> str:
-    platform = jax.default_backend()
-    return platform if platform in CHUNK_SLOTS else "gpu"
-
-
-def _push_batch(ff, batch, size, tangents, dtype, memory, bar):
+def _push_batch(
+    ff: Potential, batch: jraph.GraphsTuple, tangents: list[np.ndarray], compute: Compute, bar: tqdm
+) -> list[np.ndarray]:
     """Push the tangents of all structures of a graph through its Hessian; one packed tangent holds a row of each."""
     num = max(map(len, tangents))
     first = np.cumsum([0, *(t.shape[1] for t in tangents)])
-    packed = np.zeros((num, size.nodes, 3))
+    packed = np.zeros((num, len(batch.nodes.positions), 3))
     for t, a, b in zip(tangents, first, first[1:], strict=False):
         packed[: len(t), a:b] = t
     rows = np.array([sum(len(t) > i for t in tangents) for i in range(num)])  # of the user's rows in a packed one
-    out = np.zeros_like(packed)
-    if num:
-        with jax.enable_x64(True):
-            _push(ff, potential.cast(batch, "float64"), size, packed, dtype, out, rows, memory, bar)
+    with jax.enable_x64(True):
+        out = _push(ff, potential.cast(batch, "float64"), packed, rows, compute, bar) if num else packed
     return [out[: len(t), a:b] for t, a, b in zip(tangents, first, first[1:], strict=False)]
 
 
-def _push(ff, batch, size, packed, dtype, out, rows, memory, bar):
-    """Fill out [M, N, 3] with H times packed [M, N, 3]."""
-    variables = ff.device_variables(dtype)
-    program, chunk = _fitting_program(ff.config, variables, batch, size, dtype, len(packed), memory)
+def _push(
+    ff: Potential, batch: jraph.GraphsTuple, packed: np.ndarray, rows: np.ndarray, compute: Compute, bar: tqdm
+) -> np.ndarray:
+    """H times packed [M, N, 3]; `rows` [M] is how far each brings the bar."""
+    variables, out = ff.device_variables(compute.dtype), np.zeros_like(packed)
+    program, chunk = _program(ff.config, variables, batch, compute, len(packed))
     done, calls = 0, MAX_STEPS if bar.disable else 1  # the first call tells how long one takes
     while done < len(packed):
         part = packed[done : done + calls * chunk]
@@ -231,43 +216,35 @@ def _push(ff, batch, size, packed, dtype, out, rows, memory, bar):
         bar.update(int(rows[done : done + len(part)].sum()))
         done += len(part)
         calls = int(np.clip(REPORT_S / max(seconds, 1e-6), 2, MAX_STEPS))
+    return out
 
 
-def _fitting_program(config, variables, batch, size, dtype, num, memory):
-    """The compiled program with the largest chunk that fits the budget, and the tangents it takes at once."""
-    devices = jax.local_device_count()
-    wanted = max(FEW_TANGENTS, -(-num // devices))
-    per_device = max(1, min(CHUNK_SLOTS[_platform()] // size.cost, wanted))
-    per_device = 1 << (per_device - 1).bit_length()  # few distinct programs
-    while True:
-        program, needed = _program(config, variables, batch, size, dtype, per_device * devices)
-        if needed <= memory:
-            return program, per_device * devices
-        if per_device == 1:
-            raise MemoryError(
-                f"one Hessian row of {size.nodes} atoms with {size.slots} neighbours each needs {needed / 1e9:.2f} GB "
-                f"a device, the budget is {memory / 1e9:.2f} GB: raise the memory option, use float32 or a smaller cell"
-            )
-        fits = max(1, int(per_device * memory / needed))
-        per_device = min(per_device // 2, 1 << (fits.bit_length() - 1))
+def _program(
+    config: Any, variables: dict, batch: jraph.GraphsTuple, compute: Compute, num: int
+) -> tuple[jax.stages.Compiled, int]:
+    """`push_tangents` for as many of `num` tangents as keep the devices busy and fit their memory, and how many."""
+    devices, (nodes, _) = jax.local_devices(), batch.nodes.positions.shape
+    mesh = Mesh(np.array(devices), ("rows",))
+    replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, "rows"))
+    function = jax.shard_map(
+        partial(push_tangents, config, compute.dtype),
+        mesh=mesh,
+        in_specs=(P(), P(), P(None, "rows"), P()),
+        out_specs=P(None, "rows"),
+        check_vma=False,
+    )
+    jitted = jax.jit(function, in_shardings=(replicated, replicated, split, replicated), out_shardings=split)
 
+    def lower(chunk: int) -> jax.stages.Lowered:
+        shape = (MAX_STEPS, chunk * len(devices), nodes, 3)
+        return jitted.lower(variables, batch, jax.ShapeDtypeStruct(shape, "float64", sharding=split), 1)
 
-def _program(config, variables, batch, size, dtype, chunk):
-    """`_linear_map` compiled for this shape, kept, and its temporary memory on a device in bytes."""
-    devices = jax.local_devices()
-    key = (config, size, dtype, chunk, len(devices), batch.nodes.along is not None)
-    if key not in _programs:
-        mesh = Mesh(np.array(devices), ("rows",))
-        replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, "rows"))
-        shape = jax.ShapeDtypeStruct((MAX_STEPS, chunk, size.nodes, 3), "float64", sharding=split)
-        function = jax.shard_map(
-            partial(push_tangents, config, dtype), mesh=mesh, in_specs=(P(), P(), P(None, "rows"), P()),
-            out_specs=P(None, "rows"), check_vma=False,
-        )  # fmt: skip
-        jitted = jax.jit(function, in_shardings=(replicated, replicated, split, replicated), out_shardings=split)
-        program = jitted.lower(variables, batch, shape, 1).compile()
-        _programs[key] = program, program.memory_analysis().temp_size_in_bytes
-        while len(_programs) > MAX_PROGRAMS:
-            _programs.popitem(last=False)
-    _programs.move_to_end(key)
-    return _programs[key]
+    wanted = max(FEW_TANGENTS, -(-num // len(devices)))
+    program, chunk = compiled.fitting(
+        (config, compute.dtype, len(devices), *compiled.shapes(batch)),
+        lower,
+        chunk=max(1, min(compiled.chunk_slots() // len(batch.senders), wanted)),
+        memory=compiled.default_memory() if compute.memory is None else compute.memory,
+        one=f"one Hessian row of {nodes} atoms with {len(batch.senders) // nodes} neighbours each",
+    )
+    return program, chunk * len(devices)

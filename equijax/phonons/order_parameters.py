@@ -16,6 +16,7 @@ from ase.build.supercells import lattice_points_in_supercell
 from ase.geometry.minkowski_reduction import minkowski_reduce
 
 from equijax.config import Compute
+from equijax.errors import InputError
 from equijax.phonons import dynamical, stars
 from equijax.potential import Potential
 
@@ -104,7 +105,7 @@ def commensurate_cell(qpoints: np.ndarray, cell: np.ndarray, limit: int = 64) ->
       limit: largest denominator tried.
 
     Raises:
-      ValueError: no such cell within `limit`.
+      InputError: no such cell within `limit`.
     """
 
     def fits(T):
@@ -119,7 +120,7 @@ def commensurate_cell(qpoints: np.ndarray, cell: np.ndarray, limit: int = 64) ->
         )
         step = next((T for T in candidates if fits(T)), None)
         if step is None:
-            raise ValueError(f"q-points {np.atleast_2d(qpoints).tolist()} have no common cell within {limit} multiples")
+            raise InputError(f"q-points {np.atleast_2d(qpoints).tolist()} have no common cell within {limit} multiples")
         rows.append(step)
     matrix = np.array(rows)
     _, operation = minkowski_reduce(matrix @ cell)

@@ -26,6 +26,7 @@ from phonopy.physical_units import get_calculator_physical_units
 from phonopy.structure.symmetry import Symmetry
 
 from equijax import structures
+from equijax.errors import InputError
 from equijax.phonons import projection
 
 PACKED = tuple(filter(None, get_supported_file_extensions_for_compression()))  # .xz, .gz, ...
@@ -63,20 +64,20 @@ def read(path: str | Path) -> Phonopy:
 
     Raises:
       FileNotFoundError: no such file, or nothing beside it that describes the crystal.
-      ValueError: unreadable, neither forces nor force constants, or values that do not fit the crystal.
+      InputError: unreadable, neither forces nor force constants, or values that do not fit the crystal.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     program = program_of(path)
     if program is None:
-        raise ValueError(f"{path}: not a file of phonopy or phono3py, such as phonopy.yaml or FORCE_SETS")
+        raise InputError(f"{path}: not a file of phonopy or phono3py, such as phonopy.yaml or FORCE_SETS")
     try:
         return _read(path, program)
     except UNREADABLE as error:
         if isinstance(error, FileNotFoundError) or str(error).startswith(str(path.parent)):
             raise
-        raise ValueError(f"{path}: {program} cannot use it: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path}: {program} cannot use it: {' '.join(str(error).split())}") from error
 
 
 def harmonic(path: str | Path) -> Phonopy:
@@ -92,13 +93,13 @@ def produce(phonon: Phonopy, source: str | Path) -> None:
     Random displacements are fitted by symfc, those of single atoms solved for by phonopy.
 
     Raises:
-      ValueError: displacements without forces, or too few of them.
+      InputError: displacements without forces, or too few of them.
     """
     if phonon.force_constants is not None:
         return
     entries = phonon.dataset.get("first_atoms", ())
     if missing := sum("forces" not in entry for entry in entries):
-        raise ValueError(f"{source}: {missing} of {len(entries)} displacements have no forces")
+        raise InputError(f"{source}: {missing} of {len(entries)} displacements have no forces")
     cells = phonon.supercell, phonon.primitive, phonon.symmetry
     try:
         if entries:
@@ -108,7 +109,7 @@ def produce(phonon: Phonopy, source: str | Path) -> None:
             phonon.force_constants = projection.fit(phonon.dataset, *cells)
     except (*UNREADABLE, np.linalg.LinAlgError) as error:
         text = " ".join(str(error).split())
-        raise ValueError(f"{source}: its displacements do not give force constants: {text}") from error
+        raise InputError(f"{source}: its displacements do not give force constants: {text}") from error
 
 
 def name_of(phonon: Phonopy, path: str | Path) -> str:
@@ -141,7 +142,7 @@ def _read(path, program):
         if stored.force_constants is None and not has_forces(stored.dataset):
             values = _beside(path, VALUES[program])
             if not any(_enter(stored, value, program) for value in values):
-                raise ValueError(f"{path}: neither forces nor force constants in it, nor any of "
+                raise InputError(f"{path}: neither forces nor force constants in it, nor any of "
                                  f"{', '.join(VALUES[program])} beside it that belong to it")  # fmt: skip
     else:
         names = DESCRIPTIONS[program]
@@ -149,7 +150,7 @@ def _read(path, program):
             raise FileNotFoundError(f"{path} needs the structure it belongs to: one of {', '.join(names)} beside it")
         stored, tolerance = _described(found[0])
         if not _enter(stored, path, program):
-            raise ValueError(f"{path}: not the forces of the supercell for phonons in {found[0].name}")
+            raise InputError(f"{path}: not the forces of the supercell for phonons in {found[0].name}")
     return _phonon(_in_eV_A(stored), tolerance, path)
 
 
@@ -202,9 +203,9 @@ def _described(path) -> tuple[Any, float]:
     third = "phono3py" in document
     stored = _third_order(path, document) if third else load_phonopy_yaml(document)
     if stored.unitcell is None or stored.supercell_matrix is None:
-        raise ValueError(f"{path}: no unit cell or supercell matrix")
+        raise InputError(f"{path}: no unit cell or supercell matrix")
     if stored.unitcell.is_site_mixture:
-        raise ValueError(f"{path}: a crystal with mixed sites, expected one element at every site")
+        raise InputError(f"{path}: a crystal with mixed sites, expected one element at every site")
     return stored, float(document["phono3py" if third else "phonopy"].get("symmetry_tolerance", SYMPREC_A))
 
 
@@ -229,7 +230,7 @@ def _third_order(path, document):
     try:
         from phono3py.interface.phono3py_yaml import load_phono3py_yaml
     except ImportError as error:
-        raise ValueError(f"{path}: a file of phono3py needs phono3py: pip install 'equijax[kappa]'") from error
+        raise InputError(f"{path}: a file of phono3py needs phono3py: pip install 'equijax[kappa]'") from error
     stored: Any = load_phono3py_yaml(document)
     if stored.phonon_supercell_matrix is not None:
         stored.supercell_matrix, stored.supercell = stored.phonon_supercell_matrix, stored.phonon_supercell
@@ -271,7 +272,7 @@ def _phono3py_forces(stored, path) -> bool:
         if len(first.split()) == 6:  # displacement and force of each atom
             return _force_sets(stored, plain)
         if stored.dataset is None or "first_atoms" not in stored.dataset:
-            raise ValueError("the displacements of these forces are not in the yaml beside them")
+            raise InputError("the displacements of these forces are not in the yaml beside them")
         (parse_FORCES_FC2 if of_phonons else parse_FORCES_FC3)(stored.dataset, plain)
     return True
 
@@ -317,7 +318,7 @@ def _phonon(stored, tolerance, path) -> Phonopy:
     """A Phonopy object of values in eV and A.
 
     Raises:
-      ValueError: values of another number of atoms, or a supercell that phonopy would order differently.
+      InputError: values of another number of atoms, or a supercell that phonopy would order differently.
     """
     primitive = structures.primitive_matrix(stored.unitcell, "auto", tolerance)
     primitive = primitive if stored.primitive_matrix is None else stored.primitive_matrix
@@ -327,15 +328,15 @@ def _phonon(stored, tolerance, path) -> Phonopy:
         if stored.supercell is None or _same(stored.supercell, phonon.supercell):
             break
     else:
-        raise ValueError(f"{path}: its supercell is not the one that phonopy makes of its unit cell")
+        raise InputError(f"{path}: its supercell is not the one that phonopy makes of its unit cell")
     dataset, constants, n = stored.dataset, stored.force_constants, len(phonon.supercell)
     if has_forces(dataset):
         entries = dataset.get("first_atoms", [{"forces": forces} for forces in dataset.get("forces", ())])
         shapes = {entry["forces"].shape for entry in entries if "forces" in entry}
         if shapes != {(n, 3)}:
-            raise ValueError(f"{path}: forces of shape {sorted(shapes)}, expected ({n}, 3) of the supercell")
+            raise InputError(f"{path}: forces of shape {sorted(shapes)}, expected ({n}, 3) of the supercell")
     if constants is not None and constants.shape[:2] not in ((n, n), (len(phonon.primitive), n)):
-        raise ValueError(f"{path}: force constants of shape {constants.shape}, expected ({n}, {n}, 3, 3) or "
+        raise InputError(f"{path}: force constants of shape {constants.shape}, expected ({n}, {n}, 3, 3) or "
                          f"({len(phonon.primitive)}, {n}, 3, 3)")  # fmt: skip
     phonon.dataset = dataset
     if constants is None and stored.command_name == "phono3py" and "displacements" in (dataset or {}):

@@ -19,7 +19,7 @@ def run(config: PhononsConfig) -> dict:
     """The whole run: input checks, relaxation, force constants, results, files; returns the certificate.
 
     Raises:
-      ValueError, MemoryError, FileNotFoundError: unusable input, before work starts.
+      InputError, MemoryError, FileNotFoundError: unusable input, before work starts.
     """
     seconds: dict[str, float] = {}
     ff = forcefield.load(config.model, head=config.head)

@@ -1,18 +1,18 @@
 """Follow soft modes downhill until a stable phase is found."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 
 import ase.io
 import numpy as np
 import spglib
 from tqdm import tqdm
 
-from equijax import structures
+from equijax import forcefield, graph, outputs, plots, structures, tables
 from equijax.config import Compute
 from equijax.constraints import refuse_fixed
+from equijax.errors import InputError
 from equijax.phonons import order_parameters
+from equijax.phonons.options import ModesConfig
 from equijax.potential import Potential
 from equijax.relax import symmetric
 
@@ -22,46 +22,55 @@ SCAN_A = np.array([0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.
 FOLLOWED = ("parent", "from_space_group", "q", "frequency_THz", "Q_min", "well_meV_atom")  # what led to a phase
 SHALLOWEST_EV = 1e-6  # per atom: wells below this are noise
 SAME_ENERGY_EV = 2e-5  # per atom: phases of one space group closer than this are one
+COLUMNS = {  # of the table: key of a phase, title
+    "round": "round",
+    "parent": "from",
+    "from_space_group": "space group before",
+    "q": "q",
+    "frequency_THz": "mode THz",
+    "Q_min": "Q_min",
+    "well_meV_atom": "well meV/atom",
+    "space_group": "space group after",
+    "num_atoms": "atoms",
+    "energy_meV_atom": "E meV/atom",
+    "lowest_THz": "lowest THz",
+    "stable": "stable",
+}
 
 
-@dataclass(frozen=True)
-class ModesConfig:
-    """Follow the soft modes of a crystal to the phases they lead to."""
+@outputs.locked
+def run(config: ModesConfig) -> dict:
+    """The whole search: files under `config.out`, returns what report.json holds.
 
-    structure: Path
-    """Any file ASE reads; its last image is used."""
-    model: Path
-    """Model directory written by `python -m convert`."""
-    out: Path = Path("modes_output")
-    """Folder for structures, plots and the table."""
-    mesh: tuple[int, int, int] = (2, 2, 2)
-    """Modes commensurate with this supercell of the primitive cell are looked at; later rounds keep its extent."""
-    threshold: float = 0.2
-    """THz: a mode is unstable below minus this."""
-    rounds: int = 3
-    """At most."""
-    keep: int = 2
-    """Lowest unstable phases of a round that the next one starts from."""
-    max_modes: int = 3
-    """Order parameters followed in one structure, most unstable first."""
-    max_directions: int = 6
-    """Distortions followed for one order parameter, smallest cells and highest symmetries first."""
-    max_atoms: int = 40
-    """Largest cell."""
-    random_directions: int = 4
-    """Directions of low symmetry tried beside the special ones."""
-    fmax: float = 1e-3
-    """eV/A, where relaxations stop."""
-    steps: int = 300
-    """Of a relaxation, at most."""
-    fixed_cell: bool = False
-    """Relax the ions alone."""
-    reference: Path | None = None
-    """Structures known to be stable; the phases found are scored against them."""
-    seed: int = 0
-    """Of the random directions."""
-    head: str | None = None
-    """Head of a model that has several."""
+    Raises:
+      InputError, FileNotFoundError: unusable input, before work starts.
+    """
+    atoms = structures.read(config.structure)
+    ff = forcefield.load(config.model, head=config.head)
+    known = structures.read_all(config.reference) if config.reference else []
+    graph.check_atoms(atoms, ff.config, str(config.structure))
+    if not atoms.pbc.all():
+        raise InputError(f"{config.structure}: periodic along {atoms.pbc.tolist()}, phonons need all three directions")
+    if min(config.mesh) < 1 or config.threshold <= 0:
+        raise InputError(f"mesh {config.mesh} and threshold {config.threshold}: expected positive numbers")
+    phases, scans = search(ff, atoms, config)
+    for i, phase in enumerate(phases):
+        with outputs.beside(config.out / f"phase_{i}.extxyz") as part:
+            ase.io.write(part, phase["atoms"])
+        with outputs.beside(config.out / f"phase_{i}.vasp") as part:
+            ase.io.write(part, phase["atoms"], format="vasp", direct=True)
+    plots.draw_scans(scans, config.out / "energy_of_Q.png")
+    report = {
+        "model": str(config.model),
+        "phases": [{k: v for k, v in p.items() if k != "atoms"} for p in phases],
+        "scans": scans,
+    }
+    if known:
+        found = {label(p["atoms"]) for p in phases[1:] if p["stable"]}
+        report["scores"] = scores(found, {label(a) for a in known})
+    outputs.write_json(config.out / "report.json", report)
+    outputs.write_text(config.out / "table.txt", table(phases) + "\n")
+    return report
 
 
 def search(ff: Potential, atoms: ase.Atoms, config: ModesConfig) -> tuple[list[dict], list[dict]]:
@@ -237,3 +246,15 @@ def scores(predicted: Iterable, reference: Iterable) -> dict[str, float]:
         "recall": hits / len(reference) if reference else 0.0,
         "F1": 2 * hits / (len(predicted) + len(reference)) if predicted or reference else 0.0,
     }
+
+
+def summary(report: dict) -> str:
+    """The lines printed at the end of a run."""
+    against = ", ".join(f"{k} {v:.3g}" for k, v in report.get("scores", {}).items())
+    return table(report["phases"]) + (f"\nagainst the reference: {against}" if against else "")
+
+
+def table(phases: list[dict]) -> str:
+    """One line a phase."""
+    rows = ([i, *(phase[key] for key in COLUMNS)] for i, phase in enumerate(phases))
+    return tables.text(["phase", *COLUMNS.values()], rows, left=1 + len(COLUMNS))

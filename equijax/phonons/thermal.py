@@ -5,13 +5,13 @@ F = sum_qv [ h v / 2 + k T ln(1 - e^{-h v / k T}) ],  S = -dF/dT,  C_V = T dS/dT
 (Dove, Introduction to Lattice Dynamics, ch. 5)
 """
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from equijax import outputs
+from equijax import tables
+from equijax.errors import InputError
 from equijax.units import KB_EV_PER_K, KJ_PER_MOL_PER_EV, THZ_EV
 
 NUM_ACOUSTIC = 3
@@ -31,11 +31,9 @@ class Thermal:
 
     def write_csv(self, path: str | Path) -> None:
         """One row a temperature, the unit in each column name."""
-        with outputs.beside(path) as part, open(part, "w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(["temperature_K", "free_energy_kJ/mol", "entropy_J/K/mol", "heat_capacity_J/K/mol"])
-            columns = (self.temperatures, self.free_energy, self.entropy, self.heat_capacity)
-            rows.writerows([f"{x:.10g}" for x in row] for row in zip(*columns, strict=True))
+        header = ["temperature_K", "free_energy_kJ/mol", "entropy_J/K/mol", "heat_capacity_J/K/mol"]
+        columns = (self.temperatures, self.free_energy, self.entropy, self.heat_capacity)
+        tables.write_csv(path, header, zip(*columns, strict=True))
 
 
 def harmonic(qpoints, frequencies, weights=None, temperatures=None, cutoff_THz: float = 0.0) -> Thermal:
@@ -52,15 +50,15 @@ def harmonic(qpoints, frequencies, weights=None, temperatures=None, cutoff_THz: 
       Thermal; the three modes at Gamma with the smallest |v| are always left out, imaginary ones too.
 
     Raises:
-      ValueError: shapes that do not match, a negative temperature.
+      InputError: shapes that do not match, a negative temperature.
     """
     q, v = np.atleast_2d(qpoints), np.atleast_2d(np.asarray(frequencies, float))
     w = np.ones(len(q)) if weights is None else np.asarray(weights, float)
     T = np.arange(0.0, 1001.0, 10.0) if temperatures is None else np.asarray(temperatures, float)
     if not len(q) == len(v) == len(w):
-        raise ValueError(f"{len(q)} q vectors, {len(v)} rows of frequencies, {len(w)} weights: expected equal numbers")
+        raise InputError(f"{len(q)} q vectors, {len(v)} rows of frequencies, {len(w)} weights: expected equal numbers")
     if T.size and T.min() < 0:
-        raise ValueError(f"temperature {T.min()} K: expected 0 or more")
+        raise InputError(f"temperature {T.min()} K: expected 0 or more")
     acoustic = gamma_acoustic(q, v)
     used = (v > cutoff_THz) & ~acoustic
     energy = THZ_EV * v[used]  # [modes] eV
@@ -98,6 +96,4 @@ def _at_temperature(energy, weight, temperature):
 
 def write_dos(dos, path: str | Path) -> None:
     """frequency (THz), states per THz and primitive cell."""
-    columns = np.column_stack([dos.frequency_points, dos.dos])
-    with outputs.beside(path) as part:
-        np.savetxt(part, columns, delimiter=",", header="frequency_THz,dos_1/THz", comments="", fmt="%.10g")
+    tables.write_csv(path, ["frequency_THz", "dos_1/THz"], zip(dos.frequency_points, dos.dos, strict=True))

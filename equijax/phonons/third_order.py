@@ -16,6 +16,7 @@ from phonopy.interface.fc_calculator import get_fc2
 
 from equijax import structures
 from equijax.config import Compute
+from equijax.errors import InputError, MissingExtra
 from equijax.phonons import force_constants as force_constants_module
 from equijax.phonons import hessian
 from equijax.phonons.force_constants import supercell_matrix, to_primitive
@@ -32,8 +33,8 @@ def make_phono3py(atoms, supercell, phonon_supercell=None, primitive="auto", sym
       primitive, symprec: see `force_constants.make_phonon`.
 
     Raises:
-      ValueError: not periodic, or a supercell that is not integer or has no volume.
-      ImportError: phono3py is not installed.
+      InputError: not periodic, or a supercell that is not integer or has no volume.
+      MissingExtra: phono3py is not installed.
     """
     matrices = [None if s is None else supercell_matrix(s) for s in (supercell, phonon_supercell)]
     cell = structures.to_phonopy(atoms)
@@ -52,7 +53,7 @@ def _phono3py():
     try:
         import phono3py
     except ImportError as error:
-        raise ImportError("third-order force constants need phono3py: pip install 'equijax[kappa]'") from error
+        raise MissingExtra("third-order force constants need phono3py: pip install 'equijax[kappa]'") from error
     return phono3py
 
 
@@ -81,8 +82,8 @@ def force_constants(ff: Potential, ph3: Any, *, full: bool = False, compute: Com
       eV/A^3, nothing symmetrised; `residuals` says how well they obey the laws.
 
     Raises:
-      ValueError, MemoryError: see `hessian.hvp`.
-      ImportError: phono3py is not installed.
+      InputError, MemoryError: see `hessian.hvp`.
+      MissingExtra: phono3py is not installed.
     """
     from phono3py.phonon3.fc3 import get_fc3
 
@@ -136,11 +137,11 @@ def residuals(ph3) -> dict[str, float]:
     permutation  |Phi_ijk - Phi_ikj^T|, |Phi_ijk - Phi_jik^T|          symmetry of third derivatives
 
     Raises:
-      ValueError: no force constants.
+      InputError: no force constants.
     """
     fc = ph3.fc3
     if fc is None:
-        raise ValueError("the Phono3py object has no third-order force constants; call third_order.force_constants")
+        raise InputError("the Phono3py object has no third-order force constants; call third_order.force_constants")
     fc = fc if len(fc) == len(ph3.primitive) else fc[ph3.primitive.p2s_map]
     home, back = to_primitive(ph3)
     swapped, first_two = 0.0, 0.0

@@ -1,7 +1,7 @@
 """Phonons over a series of volumes: mode Grueneisen parameters and quasi-harmonic thermal expansion."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ase
 import numpy as np
@@ -10,6 +10,7 @@ import phonopy
 from phonopy import Phonopy, PhonopyGruneisen
 
 from equijax.config import Compute
+from equijax.errors import InputError
 from equijax.phonons import force_constants, thermal
 from equijax.potential import Potential
 from equijax.relax import symmetric
@@ -38,10 +39,10 @@ def series(
       (phonons [S], energies [S] in eV per primitive cell).
 
     Raises:
-      ValueError: a strain of -1 or less; see also `force_constants.make_phonon`.
+      InputError: a strain of -1 or less; see also `force_constants.make_phonon`.
     """
     if min(strains) <= -1:
-        raise ValueError(f"volume strain {min(strains)}: expected above -1")
+        raise InputError(f"volume strain {min(strains)}: expected above -1")
     found, energies = [], []
     for strain in strains:
         cell = atoms.copy()
@@ -56,6 +57,15 @@ def series(
     return found, np.array(energies)
 
 
+class Gruneisen(NamedTuple):
+    """Mode Grueneisen parameters on a mesh."""
+
+    qpoints: np.ndarray  # [q, 3] in reciprocal lattice vectors
+    weights: np.ndarray  # [q]
+    frequencies: np.ndarray  # [q, B] THz
+    parameters: np.ndarray  # [q, B], NaN for the acoustic modes at Gamma
+
+
 def gruneisen(
     ff: Potential,
     atoms: ase.Atoms,
@@ -64,33 +74,30 @@ def gruneisen(
     mesh: Sequence[int] = (8, 8, 8),
     strain: float = 0.01,
     compute: Compute = Compute(),
-) -> dict[str, np.ndarray]:
+) -> Gruneisen:
     """Mode Grueneisen parameters -d ln v / d ln V on a mesh, by phonopy from three volumes.
 
     Args:
       ff, atoms, supercell, compute: see `series`.
       mesh: Gamma-centred q mesh.
       strain: dV / V to either side.
-
-    Returns:
-      qpoints [q, 3], weights [q], frequencies [q, B] THz, gruneisen [q, B], NaN for the acoustic modes at Gamma.
     """
     (centre, larger, smaller), _ = series(ff, atoms, supercell, (0.0, strain, -strain), compute=compute)
     found = PhonopyGruneisen(centre, larger, smaller)
     found.set_mesh(mesh, is_gamma_center=True)
     qpoints, weights, frequencies, _, parameters = found.get_mesh()  # pyright: ignore[reportGeneralTypeIssues] (annotated as returning None)
     parameters = np.where(thermal.gamma_acoustic(qpoints, frequencies), np.nan, parameters)
-    return {"qpoints": qpoints, "weights": weights, "frequencies": frequencies, "gruneisen": parameters}
+    return Gruneisen(qpoints, weights, frequencies, parameters)
 
 
 def check_strains(strains) -> None:
     """Refuse volume strains that an equation of state cannot use.
 
     Raises:
-      ValueError: fewer than 5, or one of -1 or less.
+      InputError: fewer than 5, or one of -1 or less.
     """
     if len(strains) < 5 or min(strains) <= -1:
-        raise ValueError(f"volume strains {list(strains)}: expected at least 5, all above -1, for an equation of state")
+        raise InputError(f"volume strains {list(strains)}: expected at least 5, all above -1, for an equation of state")
 
 
 def quasi_harmonic(
@@ -115,7 +122,7 @@ def quasi_harmonic(
       phonopy's QHAResult.
 
     Raises:
-      ValueError: fewer than 5 volumes.
+      InputError: fewer than 5 volumes.
     """
     strains = np.linspace(-0.04, 0.08, 7) if strains is None else np.asarray(strains)
     check_strains(strains)

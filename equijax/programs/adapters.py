@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from equijax import checkpoint, forcefield, outputs
+from equijax import checkpoint, forcefield, outputs, tables
 from equijax.adapters.files import attach, info, load
 from equijax.adapters.lora import table
 from equijax.programs import runner
@@ -48,16 +48,15 @@ def _merge(options: Merge) -> int:
     outputs.check_replaceable(options.out, outputs.MODEL)
     merged = attach(forcefield.load(options.model), options.adapter)
     checkpoint.save(options.out, merged.config, merged.variables, merged.metadata)
-    print(f"wrote {options.out}: {options.model} with {options.adapter} folded in")
-    return 0
+    return runner.finish(f"{options.model} with {options.adapter} folded in", options.out)
 
 
 def _info(options: Info) -> int:
     document = info(options.adapter)
     print(json.dumps({k: v for k, v in document.items() if k != "ranks"}, indent=1))
     if options.model is None:
-        for path, rank in document["ranks"].items():
-            print(f"{path:<42}{'full' if rank is None else rank:>6}")
+        rows = ([path, "full" if rank is None else rank] for path, rank in document["ranks"].items())
+        print(tables.text(["parameter", "rank"], rows))
     else:
         base = forcefield.load(options.model)
         print(table(base.variables["params"], load(options.adapter, base).adapters))

@@ -8,10 +8,10 @@ from typing import Any
 import tyro
 import yaml
 
+from equijax.errors import InputError
 from equijax import parallel
-from equijax.finetune import report
+from equijax.finetune import report, run
 from equijax.finetune.options import FinetuneOptions, option_names, resolve
-from equijax.finetune.run import run, say
 from equijax.programs import runner
 
 
@@ -21,9 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = resolve(parse(sys.argv[1:] if argv is None else argv))
     if options.distributed:
         parallel.join(options.coordinator, options.processes, options.process)
-    result = run(options)
+    result = run.run(options)
     if result is not None:
-        say(report.summary(result))
+        run.say(report.summary(result))
     return 0
 
 
@@ -32,7 +32,7 @@ def parse(argv: Sequence[str]) -> FinetuneOptions:
 
     Raises:
       SystemExit: from the command line parser, with its message.
-      ValueError: unknown or malformed options in the file.
+      InputError: unknown or malformed options in the file.
     """
     argv = [part for a in argv for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     stored = _stored(Path(argv[argv.index("--config") + 1])) if "--config" in argv[:-1] else {}
@@ -46,13 +46,13 @@ def _stored(file: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_bytes())
     except yaml.YAMLError as error:
-        raise ValueError(f"{file} is neither JSON nor YAML: {error}") from error
+        raise InputError(f"{file} is neither JSON nor YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(
+        raise InputError(
             f"{file}: no mapping of names to values; `python -m equijax.finetune --help` lists the options"
         )
     if unknown := sorted(set(values) - option_names()):
-        raise ValueError(f"{file}: unknown options {unknown}; `python -m equijax.finetune --help` lists the options")
+        raise InputError(f"{file}: unknown options {unknown}; `python -m equijax.finetune --help` lists the options")
     return values
 
 

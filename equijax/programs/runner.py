@@ -1,28 +1,25 @@
 """How a program ends: what its user can mend is one line on standard error and status 2, a bug keeps its traceback."""
 
-import dis
+import dataclasses
 import functools
+import importlib
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from types import TracebackType
+from pathlib import Path
 from typing import Any
 
+from equijax.errors import InputError, MissingExtra, NotFinite
+
 USAGE, INTERRUPTED = 2, 128 + signal.SIGINT  # exit statuses
-ENVIRONMENT = (OSError, MemoryError)  # whoever raises them: files, disk, memory
-REFUSALS = (ValueError, ImportError, FloatingPointError)  # where a check of ours raises them
-OURS = ("equijax", "convert")
+MENDABLE = (InputError, MissingExtra, NotFinite, OSError, MemoryError)  # the last two: files, disk, memory
 
 Main = Callable[[Sequence[str] | None], int | None]
 
 
 def program(name: str) -> Callable[[Main], Callable[..., int]]:
-    """A decorator of `main(argv)`: input that cannot be used ends in one line and 2, Ctrl-C in one line and 130.
-
-    Libraries raise `REFUSALS` too, which are then bugs of ours: such an error passes, with its traceback, unless a
-    `raise` of this project made it.
-    """
+    """A decorator of `main(argv)`: what a user can mend ends in one line and 2, Ctrl-C in one line and 130."""
 
     def decorate(main: Main) -> Callable[..., int]:
         @functools.wraps(main)
@@ -33,9 +30,7 @@ def program(name: str) -> Callable[[Main], Callable[..., int]]:
                 if threading.current_thread() is threading.main_thread():
                     signal.signal(signal.SIGINT, signal.SIG_DFL)  # another one ends it without a word
                 return _end(name, "interrupted", INTERRUPTED)
-            except (*ENVIRONMENT, *REFUSALS) as error:
-                if isinstance(error, REFUSALS) and not raised_by_us(error.__traceback__):
-                    raise
+            except MENDABLE as error:
                 return _end(name, describe(error), USAGE)
 
         return run
@@ -43,16 +38,35 @@ def program(name: str) -> Callable[[Main], Callable[..., int]]:
     return decorate
 
 
-def options(kind: Any, argv: Sequence[str] | None, name: str) -> Any:
-    """Options of a program, an instance of the dataclass `kind`; from here on compiled programs are kept on disk."""
+def options(kind: Any, argv: Sequence[str] | None, name: str, *, positional: str | None = None) -> Any:
+    """Options of a program; from here on compiled programs are kept on disk.
+
+    Args:
+      kind: dataclass to make an instance of.
+      argv: the command line, without the program's name.
+      name: of the program, for messages.
+      positional: a field that is given without a flag.
+    """
     import tyro  # here, because `equijax --help` needs neither it nor JAX, and other programs' --help ends in tyro
 
+    if positional is not None:
+        field = next(f for f in dataclasses.fields(kind) if f.name == positional)
+        marked = [(positional, tyro.conf.Positional[field.type])]
+        kind = dataclasses.make_dataclass(
+            kind.__name__, marked, bases=(kind,), frozen=True, namespace={"__doc__": kind.__doc__}
+        )
     chosen = tyro.cli(kind, args=argv, prog=name)
-    from equijax import compiled
+    from equijax import compiled  # after the options: JAX
 
     _vesin_without_torch()
     compiled.use_cache()
     return chosen
+
+
+def finish(summary: str, out: Path) -> int:
+    """Print the summary of a run and where its files are; 0."""
+    print(f"{summary}\nEverything is in {out}")
+    return 0
 
 
 def _vesin_without_torch() -> None:
@@ -62,21 +76,9 @@ def _vesin_without_torch() -> None:
     """
     if "torch" not in sys.modules:
         sys.modules["torch"] = None  # `import torch` fails from here
-        import vesin  # noqa: F401
+        importlib.import_module("vesin")
 
         del sys.modules["torch"]
-
-
-def raised_by_us(traceback: TracebackType | None) -> bool:
-    """Whether a `raise` statement of this project made the error, and not a call of something else deep inside."""
-    if traceback is None:
-        return False
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    frame = traceback.tb_frame
-    instruction = frame.f_code.co_code[traceback.tb_lasti]
-    ours = frame.f_globals.get("__name__", "").split(".")[0] in OURS or frame.f_globals.get("__package__") in OURS
-    return ours and instruction == dis.opmap["RAISE_VARARGS"]
 
 
 def describe(error: BaseException) -> str:

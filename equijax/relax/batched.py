@@ -70,7 +70,7 @@ def relax(
       one `Relaxed` per structure in input order; a bad structure is reported in its `error`, the others go on.
 
     Raises:
-      ValueError: a constraint other than fixed atoms and components, or with `cell` any; the structure is named.
+      InputError: a constraint other than fixed atoms and components, or with `cell` any; the structure is named.
     """
     for i, atoms in enumerate(images):
         name = f"structure {i} ({atoms.get_chemical_formula()})"

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from equijax.config import Compute
 from equijax.constraints import free_components, refuse_fixed
+from equijax.errors import InputError
 from equijax.potential import Potential
 from equijax.units import GPA_PER_EV_A3
 
@@ -54,7 +55,7 @@ def relax(
       space group before and after at `symprec`.
 
     Raises:
-      ValueError: a structure the model cannot describe, a cell relaxation without three periodic directions or with
+      InputError: a structure the model cannot describe, a cell relaxation without three periodic directions or with
         fixed atoms, a constraint other than fixed atoms and components.
     """
     fixed = _fixed(atoms)
@@ -63,7 +64,7 @@ def relax(
     relaxed = atoms.copy()
     relaxed.set_constraint(fixed)
     if cell and not relaxed.pbc.all():
-        raise ValueError(f"cell relaxation of a structure with pbc {relaxed.pbc.tolist()}: expected three periodic "
+        raise InputError(f"cell relaxation of a structure with pbc {relaxed.pbc.tolist()}: expected three periodic "
                          "directions; use cell=False")  # fmt: skip
     before, start = space_group(relaxed, symprec), time.perf_counter()
     if symmetry and relaxed.pbc.all() and not fixed:
@@ -150,16 +151,16 @@ def refuse_unrelaxed(found: dict, name: str) -> None:
     """Stop before work starts where forces (from `residuals`) are so large that there is no harmonic analysis.
 
     Raises:
-      ValueError: the largest force is above `REFUSED_FORCE`.
+      InputError: the largest force is above `REFUSED_FORCE`.
     """
     if found.get("max_free_force_eV_A", np.inf) <= REFUSED_FORCE < found["max_force_eV_A"]:
-        raise ValueError(
+        raise InputError(
             f"{name}: the largest force, {found['max_force_eV_A']:.3g} eV/A, is on a fixed atom; expected below "
             f"{REFUSED_FORCE:g}, because force constants ignore constraints: remove them and relax again, or go on "
             "as it is with --allow-unrelaxed"
         )
     if found["max_force_eV_A"] > REFUSED_FORCE:
-        raise ValueError(
+        raise InputError(
             f"{name}: the largest force is {found['max_force_eV_A']:.3g} eV/A, expected below {REFUSED_FORCE:g}: this "
             "is not a relaxed structure; relax it first (--relax), or go on as it is with --allow-unrelaxed"
         )

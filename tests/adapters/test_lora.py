@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from equijax.errors import InputError
 from equijax import checkpoint, derivatives, potential, pytrees, testing
 from equijax.adapters import files, lora
 from equijax.config import Compute
@@ -168,7 +169,7 @@ def test_default_targets_are_everything_but_density(base):
     ],
 )
 def test_patterns_and_options_that_make_no_sense(base, call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         call(base.variables["params"])
 
 
@@ -202,7 +203,7 @@ def test_directory_round_trip_merge_and_refusal(base, tmp_path, capsys):
     expected = pytrees.paths_of(lora.merge(base.variables, saved, energies=energies))
     assert config == base.config and metadata["base"] == {"source": "test"}
     assert all(np.array_equal(x, expected[path]) for path, x in pytrees.paths_of(variables).items())
-    with pytest.raises(ValueError, match="belongs to the backbone with fingerprint"):
+    with pytest.raises(InputError, match="belongs to the backbone with fingerprint"):
         files.load(tmp_path / "a", ForceField(config, variables, {}))
 
 
@@ -210,7 +211,7 @@ def test_the_backbone_is_known_by_options_and_arrays(base, tmp_path):
     """By arrays alone in format 1, which is still read."""
     files.save(tmp_path, trained(base), base=base)
     other = dataclasses.replace(base.config, r_max=base.config.r_max + 0.1)
-    with pytest.raises(ValueError, match="belongs to the backbone with fingerprint"):
+    with pytest.raises(InputError, match="belongs to the backbone with fingerprint"):
         files.load(tmp_path, ForceField(other, base.variables, {}))
     document = files.info(tmp_path) | {"format": 1, "base_sha256": pytrees.sha256(base.variables)}
     (tmp_path / "adapter.json").write_text(json.dumps(document))
@@ -224,21 +225,21 @@ def test_damaged_directories(base, tmp_path):
     document = files.info(tmp_path)
     files.save(tmp_path, trained(base, seed=1), base=base)
     (tmp_path / "adapter.json").write_text(json.dumps(document))
-    with pytest.raises(ValueError, match="not of one save"):
+    with pytest.raises(InputError, match="not of one save"):
         files.load(tmp_path, base)
     (tmp_path / "adapter.json").write_text(json.dumps({**document, "format": 0}))
-    with pytest.raises(ValueError, match="adapter format 0"):
+    with pytest.raises(InputError, match="adapter format 0"):
         files.info(tmp_path)
     broken = jax.tree.map(lambda x: x * np.nan, trained(base))
-    with pytest.raises(ValueError, match="non-finite values in"):
+    with pytest.raises(InputError, match="non-finite values in"):
         files.save(tmp_path, broken, base=base)
 
 
 def test_adapters_of_another_architecture(base):
     other = dataclasses.replace(trained(base), arrays={"interactions_7/linear_up/l0": {"delta": np.zeros((1, 4, 4))}})
-    with pytest.raises(ValueError, match="interactions_7/linear_up/l0"):
+    with pytest.raises(InputError, match="interactions_7/linear_up/l0"):
         lora.apply(base.variables["params"], other)
-    with pytest.raises(ValueError, match="stack of 2 matrices; this model needs 3"):
+    with pytest.raises(InputError, match="stack of 2 matrices; this model needs 3"):
         lora.apply(base.variables["params"], dataclasses.replace(trained(base), rows=None))
 
 

@@ -10,12 +10,13 @@ import tyro
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import voigt_6_to_full_3x3_stress
 
+from equijax.errors import InputError
 from equijax import data, testing
 from equijax.data import isolated, labelled, select
 from equijax.data.items import batch, prepare
 from equijax.derivatives import Derivatives
-from equijax.finetune import loss, setup
-from equijax.programs import evaluate, finetune
+from equijax.finetune import evaluate, loss, setup
+from equijax.programs import finetune
 
 CONFIG = testing.random_config(
     channels=4, lmax=1, species=(11, 14, 17), max_ell=1, correlation=(2, 2), radial_mlp=(8,), heads=("a", "b")
@@ -86,7 +87,7 @@ def test_weights_and_heads_are_honoured(tmp_path):
     np.testing.assert_allclose(terms, [0.0, 2.0 * 24, 6.0 * 9])
     unread = data.read_file(tmp_path / "a.extxyz", data.Keys(weight_key="none", head_key="none")).structures[0]
     assert (unread.weight, unread.label_weights, unread.head) == (1.0, (1.0, 1.0, 1.0), None)
-    with pytest.raises(ValueError, match=r"frame 0 of .*: weight config_weight = 'much' is not a number"):
+    with pytest.raises(InputError, match=r"frame 0 of .*: weight config_weight = 'much' is not a number"):
         data.read_file(written(tmp_path / "c.extxyz", frame(None, {"energy": 1.0}, config_weight="much")))
 
 
@@ -108,7 +109,7 @@ def test_likely_labels_that_were_not_read_name_the_option(tmp_path):
     assert found.warnings == () and found.structures[0].weight == 2.0
     np.testing.assert_allclose(found.structures[0].forces, FORCES)
     assert data.read_file(path, data.Keys(forces_key="none", weight_key="none", stress_key="none")).warnings == ()
-    with pytest.raises(ValueError, match="no energies, forces or stresses; .* --energy-key my_energy reads it"):
+    with pytest.raises(InputError, match="no energies, forces or stresses; .* --energy-key my_energy reads it"):
         data.read_file(written(tmp_path / "b.extxyz", frame(my_energy=1.0)))
 
 
@@ -143,12 +144,12 @@ def test_isolated_atoms_are_set_apart(tmp_path):
     assert isolated.isolated(found.isolated) == isolated.isolated(found.isolated * 2) == {"Na": -7.0, "Cl": -9.0}
     other = data.read_file(written(tmp_path / "b.extxyz", lone("Na", -6.5), lone("Cl", -9.0))).isolated
     with pytest.raises(
-        ValueError, match=r"two isolated-atom energies of Na: -7.0 eV by frame 0 of .*a.extxyz, -6.5 eV"
+        InputError, match=r"two isolated-atom energies of Na: -7.0 eV by frame 0 of .*a.extxyz, -6.5 eV"
     ):
         isolated.isolated([*found.isolated, *other])
-    with pytest.raises(ValueError, match=r"of Cl: -8.0 eV by --e0-values, -9.0 eV by frame 2"):
+    with pytest.raises(InputError, match=r"of Cl: -8.0 eV by --e0-values, -9.0 eV by frame 2"):
         isolated.isolated(found.isolated, {"Cl": -8.0})
-    with pytest.raises(ValueError, match="frame 0 of .*: config_type=IsolatedAtom with 8 atoms: expected one"):
+    with pytest.raises(InputError, match="frame 0 of .*: config_type=IsolatedAtom with 8 atoms: expected one"):
         data.read_file(written(tmp_path / "c.extxyz", frame(REF_energy=1.0, config_type="IsolatedAtom")))
 
 
@@ -200,16 +201,16 @@ def test_messages_name_file_and_frame_of_the_user(tmp_path):
         assert found[number].source == f"frame 4 of {path}"
     close = [data.Labelled(ase.Atoms("Na2", [[0, 0, 0], [0, 0, 0.01]]), source=f"frame {i} of x") for i in (3, 9)]
     model = testing.random_forcefield(CONFIG)
-    with pytest.raises(ValueError, match=r"^frame 4 of .*a.extxyz: atom 3 of element U"):
+    with pytest.raises(InputError, match=r"^frame 4 of .*a.extxyz: atom 3 of element U"):
         data.predictions(model, found)
-    with pytest.raises(ValueError, match="^frame 3 of x: atoms 0 and 1"):
+    with pytest.raises(InputError, match="^frame 3 of x: atoms 0 and 1"):
         select.pick(close, 1)
-    with pytest.raises(ValueError, match="head 'c' is not one of the model's: a, b; rename it, or .* --head-key none"):
+    with pytest.raises(InputError, match="head 'c' is not one of the model's: a, b; rename it, or .* --head-key none"):
         data.predictions(model, [data.Labelled(testing.rattled(), head="c")])
 
 
 def test_isolated_atoms_alone_are_nothing_to_train_on(tmp_path):
     path = written(tmp_path / "a.extxyz", lone("Na", -7.0))
     options = finetune.parse(["--model", "m", "--train", str(path), "--out", "o"])
-    with pytest.raises(ValueError, match="--train holds nothing but isolated atoms"):
+    with pytest.raises(InputError, match="--train holds nothing but isolated atoms"):
         setup._sets(options, None)

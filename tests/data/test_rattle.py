@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
+from equijax.errors import InputError
 from equijax import checkpoint, data, testing
 from equijax.adapters import files, lora
 from equijax.data.rattle import RattleConfig, make_supercell, rattled, relaxations, shortest_distance
@@ -113,7 +114,7 @@ def test_rattled_supercells(salt, tmp_path, capsys):
     assert "POSCAR-001 and more already" in capsys.readouterr().err
 
 
-def test_supercell_is_long_enough_and_frames_of_relaxations_join(salt, labelled, tmp_path):
+def test_supercell_is_long_enough_and_frames_of_relaxations_join(salt, labelled, model, tmp_path):
     assert len(make_supercell(ase.io.read(salt), None, min_length=8.0)) == 64
     primitive = make_supercell(bulk("Si", a=5.43), None, min_length=9.0)  # heights of 3.135 A
     assert len(primitive) == 2 * 27
@@ -122,16 +123,16 @@ def test_supercell_is_long_enough_and_frames_of_relaxations_join(salt, labelled,
     assert rattle.main(argv) == 0
     assert len(ase.io.read(tmp_path / "structures.extxyz", ":")) == 3
     options = RattleConfig(salt, tmp_path, model=labelled / "model", relaxations=1, relaxation_steps=2)
-    frames = relaxations(ase.io.read(salt), options)
+    frames = relaxations(model, ase.io.read(salt), options=options)
     assert [kind for _, kind in frames] == [f"relaxation 1, step {i}" for i in range(3)]
     assert np.abs(frames[0][0].positions - frames[2][0].positions).max() > 1e-4
 
 
 def test_rattles_that_cannot_be(salt, tmp_path, capsys):
     crystal = make_supercell(ase.io.read(salt), (1, 1, 1), min_length=0.0)
-    with pytest.raises(ValueError, match="rattling by 3.0 A brings atoms closer"):
+    with pytest.raises(InputError, match="rattling by 3.0 A brings atoms closer"):
         rattled(crystal, RattleConfig(salt, tmp_path, rattle=(3.0,)))
-    with pytest.raises(ValueError, match="number 10 must be between 1 and the 5 candidates"):
+    with pytest.raises(InputError, match="number 10 must be between 1 and the 5 candidates"):
         RattleConfig(salt, tmp_path, candidates=5)
     ase.io.write(tmp_path / "m.xyz", bulk("Si"), format="xyz")
     assert rattle.main(["--structure", str(tmp_path / "m.xyz"), "--out", str(tmp_path / "out")]) == 2

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
+from equijax.errors import InputError
 from equijax import data, graph, testing
 from equijax.config import Compute
 from equijax.data import select
@@ -25,7 +26,7 @@ def test_farthest_points_cover_before_they_repeat():
     chosen = select.farthest(points, 4, seed=2)
     assert {i % 4 for i in chosen} == {0, 1, 2, 3}
     assert sorted(select.farthest(np.zeros((5, 2)), 5)) == list(range(5))
-    with pytest.raises(ValueError, match="13 structures asked for, 12 available"):
+    with pytest.raises(InputError, match="13 structures asked for, 12 available"):
         select.farthest(points, 13)
 
 
@@ -35,7 +36,7 @@ def test_pick_takes_one_of_each_material():
     assert {6, 7} < set(select.pick(structures, 3))
     drawn = select.pick(structures, 3, how="random", seed=1)
     assert drawn == select.pick(structures, 3, how="random", seed=1) and len(set(drawn)) == 3
-    with pytest.raises(ValueError, match="pick 'nearest': expected"):
+    with pytest.raises(InputError, match="pick 'nearest': expected"):
         select.pick(structures, 3, how="nearest")
 
 
@@ -68,11 +69,11 @@ def test_pseudo_labels_are_the_model_s_own(model):
 
 def test_failed_pseudo_labels_are_an_error(model):
     copper = data.Labelled(bulk("Cu"), energy=1.0, source="x:7")
-    with pytest.raises(ValueError, match="x:7: atom 0 of element Cu"):
+    with pytest.raises(InputError, match="x:7: atom 0 of element Cu"):
         replay.pseudo_label(model, [copper])
     constants = model.variables["constants"] | {"atomic_energies": np.full((1, 3), np.nan)}
     broken = ForceField(model.config, {**model.variables, "constants": constants}, {}, None, model.pool)
-    with pytest.raises(ValueError, match="x:8: the starting model gives a non-finite"):
+    with pytest.raises(InputError, match="x:8: the starting model gives a non-finite"):
         replay.pseudo_label(broken, [data.Labelled(testing.rattled(), energy=1.0, source="x:8")])
 
 
@@ -93,9 +94,9 @@ def test_new_heads_predict_what_the_copied_head_does(model):
     assert abs(energies(start.with_head("new")) - energies(start.with_head("Default"))) > 1e-3
     for head, like in (("Default", "Default"), ("new", "new"), ("third", "new")):
         assert energies(third.with_head(head)) == pytest.approx(energies(start.with_head(like)), abs=1e-9)
-    with pytest.raises(ValueError, match="head 'new' exists already"):
+    with pytest.raises(InputError, match="head 'new' exists already"):
         replay.add_head(start.config, start.variables, name="new")
-    with pytest.raises(ValueError, match="head to copy None: expected one of Default, new"):
+    with pytest.raises(InputError, match="head to copy None: expected one of Default, new"):
         replay.add_head(start.config, start.variables, name="fourth")
     assert model.variables["params"]["readouts_0"]["linear"].shape == (4, 1)
     assert dataclasses.replace(two[0], heads=("Default",)) == model.config

@@ -14,7 +14,7 @@ HEAVY = LATER | {"ase", "flax", "jax", "jaxlib", "numpy"}
 COMMANDS = {
     "-m equijax --help": HEAVY | {"tyro"},
     "-m equijax phonons --help": HEAVY,
-    "-m equijax.phonons --help": HEAVY,
+    **{f"-m equijax.{name} --help": HEAVY for name in ("expansion", "kappa", "md", "modes", "phonons")},
     "-c import\tequijax": HEAVY,
     "-c import\tequijax;equijax.load;equijax.ForceField": LATER,
 }

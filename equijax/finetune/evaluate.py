@@ -1,0 +1,107 @@
+"""Errors of a model on labelled structures, from files to a table and figures."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from equijax import data, forcefield, outputs, plots, tables
+from equijax.adapters import files
+from equijax.data import Keys, Labelled
+from equijax.data.errors import (
+    QUANTITIES,
+    StructureErrors,
+    label_warnings,
+    parity,
+    structure_errors,
+    summarise,
+    write_csv,
+)
+from equijax.data.labelled import sha256
+from equijax.errors import InputError
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Keys):
+    """Compare a model with labelled structures: table, parity plot, one CSV row per structure."""
+
+    model: Path
+    """Checkpoint directory."""
+    data: tuple[Path, ...]
+    """Labelled files: extxyz, any ASE trajectory, phonopy files."""
+    out: Path = Path("evaluation")
+    """Folder for structures.csv, parity.png and report.json."""
+    adapter: Path | None = None
+    """Fine-tuning adapter of this model to evaluate it with."""
+    head: str | None = None
+    """Head of a model that has several, for structures that name none."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the model."""
+
+
+class Evaluation(NamedTuple):
+    """What a run found."""
+
+    errors: list[dict]  # a row a file, then one of all: see `summarise`
+    messages: list[str]  # of what was read
+    warnings: list[str]  # of labels that the model contradicts
+
+
+@outputs.locked
+def run(options: EvaluateConfig) -> Evaluation:
+    """Errors of `options.model` on `options.data`, written to `options.out`.
+
+    Raises:
+      FileNotFoundError, InputError: see `equijax.load` and `equijax.data.load`.
+    """
+    started = time.perf_counter()
+    ff = forcefield.load(options.model, head=options.head)
+    ff = ff if options.adapter is None else files.attach(ff, options.adapter)
+    read = {str(path): data.read_file(path, options) for path in options.data}
+    structures = [s for file in read.values() for s in file.structures]
+    if not structures:
+        raise InputError(f"{', '.join(read)}: nothing but isolated atoms, which set E0 and are not evaluated")
+    found = data.predictions(ff, structures, dtype=options.dtype)
+    errors = [structure_errors(s, f) for s, f in zip(structures, found, strict=True)]
+    rows = _rows({path: file.structures for path, file in read.items()}, errors)
+    write_csv(options.out / "structures.csv", structures, found=found, errors=errors)
+    plots.draw_parity(options.out / "parity.png", parity(structures, found))
+    warnings = label_warnings(structures, found)
+    report = {
+        "model": str(options.model),
+        "head": options.head,
+        "dtype": options.dtype,
+        "metadata": ff.metadata,
+        "dataset_sha256": sha256(structures),
+        "errors": rows,
+        "warnings": [*(w for file in read.values() for w in file.warnings), *warnings],
+        "seconds": time.perf_counter() - started,
+    }
+    outputs.write_json(options.out / "report.json", report)
+    return Evaluation(rows, [text for file in read.values() for text in file.messages], warnings)
+
+
+def _rows(by_file: dict[str, list[Labelled]], errors: list[StructureErrors]) -> list[dict]:
+    """Errors of the structures of each file, and of all where there are several files."""
+    rows, first = [], 0
+    for path, structures in by_file.items():
+        rows.append({"file": path, **summarise(errors[first : first + len(structures)])})
+        first += len(structures)
+    return rows if len(by_file) == 1 else [*rows, {"file": "all", **summarise(errors)}]
+
+
+def summary(found: Evaluation) -> str:
+    """The lines printed at the end of a run."""
+    return "\n".join([*found.messages, table(found.errors), *(f"WARNING: {text}" for text in found.warnings)])
+
+
+def table(rows: Sequence[dict]) -> str:
+    """One line a file, MAE / RMSE of each quantity."""
+    header = ["file", "structures", *(f"{name} ({unit})" for name, unit, _ in QUANTITIES)]
+    pairs = [
+        [tables.pair(r[f"{name} MAE ({unit})"], r[f"{name} RMSE ({unit})"]) for name, unit, _ in QUANTITIES]
+        for r in rows
+    ]
+    lines = [[r["file"], r["structures"], *cells] for r, cells in zip(rows, pairs, strict=True)]
+    return "mean absolute / root mean square error\n" + tables.text(header, lines)

@@ -1,0 +1,140 @@
+"""Lattice thermal conductivity of a crystal, from a file to tables and figures (extra `kappa`).
+
+Second- and third-order force constants come from exact derivatives, phono3py solves the phonon Boltzmann equation
+(Togo, Chaput and Tanaka, Phys. Rev. B 91, 094306).
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ase
+import numpy as np
+
+from equijax import forcefield, graph, outputs, plots, structures, tables
+from equijax.config import Compute
+from equijax.errors import InputError
+from equijax.phonons import born, certificate, force_constants, projection, third_order
+from equijax.phonons.certificate import timed
+from equijax.phonons.options import KappaConfig
+from equijax.relax import symmetric
+
+COMPONENTS = ("xx", "yy", "zz", "yz", "xz", "xy")  # of the conductivity, phono3py's order
+SMALLEST_EV_A3 = 1e-8  # third-order force constants below this are rounding: without anharmonicity no resistance
+
+
+@outputs.locked
+def run(config: KappaConfig) -> dict:
+    """The whole run: checks, relaxation, force constants, conductivity, files; returns what report.json holds.
+
+    Raises:
+      InputError, MemoryError, FileNotFoundError: unusable input, before work starts.
+      ImportError: phono3py is not installed.
+    """
+    seconds: dict[str, float] = {}
+    ff, atoms = forcefield.load(config.model, head=config.head), structures.read(config.structure)
+    graph.check_atoms(atoms, ff.config, str(config.structure))
+    if min(config.temperatures, default=-1.0) <= 0:
+        raise InputError(f"temperatures {config.temperatures}: expected positive numbers")
+    if set(config.mesh) == {1}:
+        raise InputError(f"mesh {config.mesh} is Gamma alone, where no heat flows: use a finer one")
+    ph3 = _phono3py(config, atoms)
+    force_constants.check_mesh(ph3.phonon_supercell, ph3.phonon_primitive, config.mesh)
+    report: dict = {"relaxation": None}
+    if config.relax:
+        with timed(seconds, "relaxation"):
+            atoms, report["relaxation"] = symmetric.relax(
+                ff, atoms, fmax=config.fmax, symprec=config.symprec, compute=Compute(progress=True)
+            )
+        ph3 = _phono3py(config, atoms)
+    with timed(seconds, "forces"):
+        residual = symmetric.static_residuals(ff, atoms)
+    if not config.allow_unrelaxed:
+        symmetric.refuse_unrelaxed(residual, str(config.structure))
+    notes = symmetric.warn_unrelaxed(residual) + symmetric.warn_fixed(atoms) + born.warn_polar(ph3)
+    memory = None if config.memory is None else int(config.memory * 1e9)
+    with timed(seconds, "force constants"):
+        third_order.force_constants(ff, ph3, compute=Compute(config.dtype, memory, progress=True))
+    raw = third_order.residuals(ph3)
+    if raw["scale_eV_A3"] < SMALLEST_EV_A3:
+        raise InputError(
+            f"third-order force constants of this supercell vanish, the largest is {raw['scale_eV_A3']:.1e} eV/A^3: an "
+            "image on the other side cancels each; use a larger supercell"
+        )
+    if config.projection == "symfc":
+        ph3.fc3 = projection.project(ph3.fc3, ph3.supercell, ph3.primitive, ph3.symmetry)
+        ph3.fc2 = projection.project(ph3.fc2, ph3.phonon_supercell, ph3.phonon_primitive, ph3.phonon_supercell_symmetry)
+    with timed(seconds, "conductivity"):
+        conductivity, frequencies = solve(ph3, config)
+    report |= certificate.provenance(ff) | {
+        "formula": atoms.get_chemical_formula(),
+        "space_group": symmetric.space_group(atoms, config.symprec),
+        "options": asdict(config),
+        "supercell_atoms": len(ph3.supercell),
+        "dtype": config.dtype,
+        "residual": residual,
+        "warnings": notes,
+        "raw_residuals": raw,
+        "projection": config.projection,
+        "lowest_THz": float(frequencies.min()),
+        "temperatures_K": config.temperatures,
+        "components": COMPONENTS,
+        "conductivity_W_m_K": conductivity,
+        "seconds": seconds,
+    }
+    write(ph3, report, config.out)
+    return report
+
+
+def _phono3py(config: KappaConfig, atoms: ase.Atoms) -> Any:  # Phono3py, of the extra
+    ph3 = third_order.make_phono3py(atoms, config.supercell, config.phonon_supercell, symprec=config.symprec)
+    if config.born is not None:
+        born.set_born(ph3, config.born)
+    return ph3
+
+
+def solve(ph3: Any, config: KappaConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Conductivity [T, 6] in W/m/K (xx yy zz yz xz xy) and the frequencies in THz of the mesh."""
+    ph3.mesh_numbers = config.mesh
+    ph3.init_phph_interaction()
+    ph3.run_thermal_conductivity(
+        is_LBTE=config.method == "lbte", temperatures=config.temperatures, is_isotope=config.isotope
+    )
+    found = ph3.thermal_conductivity
+    return np.asarray(found.kappa)[0], np.asarray(found.frequencies)
+
+
+def write(ph3: Any, report: dict, folder: Path) -> None:
+    """fc2.hdf5, fc3.hdf5, phono3py_params.yaml, kappa.csv, kappa.png, report.json."""
+    # here, because phono3py comes with an extra
+    from phono3py.file_IO import write_fc2_to_hdf5, write_fc3_to_hdf5
+
+    with outputs.beside(folder / "fc2.hdf5") as part:
+        write_fc2_to_hdf5(ph3.fc2, str(part), p2s_map=ph3.phonon_primitive.p2s_map)
+    with outputs.beside(folder / "fc3.hdf5") as part:
+        write_fc3_to_hdf5(ph3.fc3, filename=str(part), p2s_map=ph3.primitive.p2s_map)
+    with outputs.beside(folder / "phono3py_params.yaml") as part:
+        ph3.save(part)
+    temperatures, conductivity = report["temperatures_K"], report["conductivity_W_m_K"]
+    header = ["temperature_K", *(f"kappa_{c}_W/m/K" for c in COMPONENTS)]
+    tables.write_csv(folder / "kappa.csv", header, ((t, *k) for t, k in zip(temperatures, conductivity, strict=True)))
+    curves = dict(zip(COMPONENTS[:3], conductivity.T[:3], strict=True))
+    plots.draw_conductivity(folder / "kappa.png", temperatures, curves, report["formula"])
+    certificate.write(report, folder / "report.json")
+
+
+def summary(report: dict) -> str:
+    """The lines printed at the end of a run."""
+    raw = report["raw_residuals"]
+    rows = zip(report["temperatures_K"], report["conductivity_W_m_K"], strict=True)
+    return "\n".join(
+        [
+            f"{report['formula']}, {report['space_group']}, {report['supercell_atoms']} atoms, {report['dtype']}",
+            f"  residual force {report['residual']['max_force_eV_A']:.1e} eV/A",
+            f"  third-order force constants, before any cleaning: sum rule {raw['sum_rule_eV_A3']:.1e}, permutation "
+            f"{raw['permutation_eV_A3']:.1e} eV/A^3 (largest entry {raw['scale_eV_A3']:.3g})",
+            f"  lowest frequency {report['lowest_THz']:.3f} THz",
+            *(f"  {t:g} K: " + ", ".join(f"{c} {x:.4g}" for c, x in zip(COMPONENTS, k, strict=True)) for t, k in rows),
+            f"  {certificate.times(report['seconds'])}",
+        ]
+    )
