@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from ase.data import chemical_symbols
 
-from equijax.errors import InputError
 from equijax import checkpoint, outputs
 from equijax.adapters.lora import Adapters, merge
+from equijax.errors import InputError
 from equijax.forcefield import ForceField
 from equijax.potential import Potential
 from equijax.pytrees import listing, sha256

@@ -6,9 +6,9 @@ import ase
 import numpy as np
 from ase.geometry import complete_cell
 
-from equijax.errors import InputError
 from equijax import graph
 from equijax.data.labelled import Labelled
+from equijax.errors import InputError
 
 RADIAL_CENTRES = 16  # Gaussians of the radial histogram between 0 and the cutoff
 

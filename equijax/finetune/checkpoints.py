@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equijax.errors import InputError
 from equijax import checkpoint, outputs
+from equijax.errors import InputError
 from equijax.finetune.options import FinetuneOptions, document
 from equijax.finetune.trainer import Progress, TrainState
 from equijax.phonons import reference

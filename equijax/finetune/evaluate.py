@@ -53,7 +53,7 @@ def run(options: EvaluateConfig) -> Evaluation:
     """Errors of `options.model` on `options.data`, written to `options.out`.
 
     Raises:
-      FileNotFoundError, InputError: see `equijax.load` and `equijax.data.load`.
+      FileNotFoundError, InputError: see `equijax.load` and `equijax.data.read_file`.
     """
     started = time.perf_counter()
     ff = forcefield.load(options.model, head=options.head)

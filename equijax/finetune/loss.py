@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import jraph
 
-from equijax.errors import InputError
 from equijax import derivatives, potential
 from equijax.config import ModelConfig
 from equijax.derivatives import Derivatives
+from equijax.errors import InputError
 
 # Conditional Huber of the universal loss: delta shrinks where the reference force is large (Batatia et al.,
 # arXiv:2401.00096, appendix): (|F| below, eV/A; factor on delta).

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from equijax.errors import InputError
 from equijax.data import Keys
+from equijax.errors import InputError
 from equijax.finetune.loss import LossConfig
 from equijax.finetune.optimizer import TrainConfig
 

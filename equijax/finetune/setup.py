@@ -10,7 +10,6 @@ import ase
 import jraph
 import numpy as np
 
-from equijax.errors import InputError
 from equijax import checkpoint, parallel
 from equijax.config import ModelConfig
 from equijax.data import isolated, labelled, select
@@ -18,6 +17,7 @@ from equijax.data.files import LabelledFile, read_file
 from equijax.data.items import Item, predictions, prepare
 from equijax.data.labelled import Labelled
 from equijax.data.phonopy_files import ForceConstants, force_constants, is_phonopy
+from equijax.errors import InputError
 from equijax.finetune import replay
 from equijax.finetune.loader import TrainingSet, evaluation_graphs, settle
 from equijax.finetune.options import FinetuneOptions, document

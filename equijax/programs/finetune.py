@@ -8,8 +8,8 @@ from typing import Any
 import tyro
 import yaml
 
-from equijax.errors import InputError
 from equijax import parallel
+from equijax.errors import InputError
 from equijax.finetune import report, run
 from equijax.finetune.options import FinetuneOptions, option_names, resolve
 from equijax.programs import runner

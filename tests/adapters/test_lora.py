@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from equijax.errors import InputError
 from equijax import checkpoint, derivatives, potential, pytrees, testing
 from equijax.adapters import files, lora
 from equijax.config import Compute
+from equijax.errors import InputError
 from equijax.forcefield import ForceField
 from equijax.programs import adapters
 

@@ -10,11 +10,11 @@ import tyro
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from equijax.errors import InputError
 from equijax import data, testing
 from equijax.data import isolated, labelled, select
 from equijax.data.items import batch, prepare
 from equijax.derivatives import Derivatives
+from equijax.errors import InputError
 from equijax.finetune import evaluate, loss, setup
 from equijax.programs import finetune
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from equijax.errors import InputError
 from equijax import checkpoint, data, testing
 from equijax.adapters import files, lora
 from equijax.data.rattle import RattleConfig, make_supercell, rattled, relaxations, shortest_distance
+from equijax.errors import InputError
 from equijax.programs import evaluate, rattle
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from equijax.errors import InputError
 from equijax import data, graph, testing
 from equijax.config import Compute
 from equijax.data import select
 from equijax.data.items import prepare, size_of
+from equijax.errors import InputError
 from equijax.finetune import loader, replay
 from equijax.forcefield import ForceField
 
