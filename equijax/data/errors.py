@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from equijax import tables
-from equijax.data import isolated
+from equijax.data.isolated import REFERENCE_EV, off_reference
 from equijax.data.labelled import Labelled, check_stress
 from equijax.errors import InputError
 from equijax.potential import Evaluated
@@ -94,10 +94,10 @@ def label_warnings(structures: Sequence[Labelled], found: Sequence[Evaluated]) -
         check_stress(structures, [f.stress for f in found])
     except InputError as error:
         out.append(str(error))
-    off = isolated.off_reference(structures, [f.energy for f in found])
+    off = off_reference(structures, [f.energy for f in found])
     if off is not None:
         out.append(
-            f"energy labels are {off:.4g} eV/atom off the model's (median; more than {isolated.REFERENCE_EV} is "
+            f"energy labels are {off:.4g} eV/atom off the model's (median; more than {REFERENCE_EV} is "
             "another reference of energies, not an error of the model): fine-tune with --e0 refit"
         )
     return out

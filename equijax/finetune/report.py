@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from equijax import outputs, parallel
+from equijax import outputs, parallel, tables
 from equijax.data.errors import QUANTITIES, Quantity
 from equijax.errors import InputError
 from equijax.finetune.metrics import Dimer, LabelErrors
@@ -97,19 +97,18 @@ def read_history(path: Path) -> list[dict]:
 
 def errors_table(models: dict[str, dict[str, LabelErrors]]) -> str:
     """MAE / RMSE of energy, forces and stress per model and set."""
-    width = max(12, 2 + max(map(len, models)))
-    lines = [f"{'model':<{width}}{'set':<8}" + "".join(f"{f'{q.name} ({q.unit})':>24}" for q in QUANTITIES)]
-    for model, sets in models.items():
-        for name, found in sets.items():
-            cells = "".join(f"{_pair(found, q):>24}" for q in QUANTITIES)
-            lines.append(f"{model:<{width}}{name:<8}{cells}")
-    return "\n".join(lines)
+    rows = (
+        [model, name, *(_pair(found, q) for q in QUANTITIES)]
+        for model, sets in models.items()
+        for name, found in sets.items()
+    )
+    return tables.text(["model", "set", *(f"{q.name} ({q.unit})" for q in QUANTITIES)], rows, left=2)
 
 
 def _pair(found: LabelErrors, q: Quantity) -> str:
     """MAE / RMSE in the unit of the table."""
     mae, rmse = getattr(found, f"{q.name}_mae"), getattr(found, f"{q.name}_rmse")
-    return "-" if mae is None else f"{q.factor * mae:.4g} / {q.factor * rmse:.4g}"
+    return tables.cell(None) if mae is None else tables.pair(q.factor * mae, q.factor * rmse)
 
 
 def shifted_name(e0: str) -> str:
@@ -123,19 +122,15 @@ THERMAL = ("omega_max", "free_energy", "entropy", "heat_capacity")
 def phonons_table(before: list[dict], after: list[dict], *, name: str) -> str:
     """Per crystal: starting model, result and reference; F, S and C_V at 300 K per mole of primitive cells."""
     titles = ("MAE (THz)", "highest (THz)", "F (kJ/mol)", "S (J/K/mol)", "C_V (J/K/mol)", "imaginary")
-    lines, thresholds = [], ""
-    width = max(len(row["crystal"]) for row in after) + 2
-    lines.append(f"{'phonons':<{width}}{'model':<12}" + "".join(f"{title:>15}" for title in titles))
+    rows, thresholds = [], ""
     for b, a in zip(before, after, strict=True):
         for model, row in (("zero-shot", b), (name, a)):
             agree = " ".join(f"{share:.0%}" for share in row["imaginary_agreement"].values())
-            cells = [f"{row[k]:.4g}" for k in ("frequency_mae", *THERMAL)]
-            lines.append(f"{row['crystal']:<{width}}{model:<12}" + "".join(f"{c:>15}" for c in (*cells, agree)))
-        cells = ["", *(f"{a[f'{k}_reference']:.4g}" for k in THERMAL)]
-        lines.append(f"{a['crystal']:<{width}}{'reference':<12}" + "".join(f"{c:>15}" for c in cells))
+            rows.append([row["crystal"], model, *(row[k] for k in ("frequency_mae", *THERMAL)), agree])
+        rows.append([a["crystal"], "reference", "", *(a[f"{k}_reference"] for k in THERMAL), ""])
         thresholds = ", ".join(a["imaginary_agreement"])
-    lines.append(f"imaginary: share of q that agree with the reference on modes below minus {thresholds} THz")
-    return "\n".join(lines)
+    text = tables.text(["phonons", "model", *titles], rows, left=2)
+    return f"{text}\nimaginary: share of q that agree with the reference on modes below minus {thresholds} THz"
 
 
 def verdict(result: Result) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ def run(options: FinetuneOptions) -> Result | None:
 
     Raises:
       FileExistsError: the output folder is in use, or holds a run and --resume is not given.
-      InputError: bad data or options; see the modules they belong to.
+      ValueError: bad data or options; see the modules they belong to.
       TrainingDiverged: see `trainer.fit`.
     """
     with jax.enable_x64(options.dtype == "float64"):

@@ -10,8 +10,9 @@ import yaml
 
 from equijax import parallel
 from equijax.errors import InputError
-from equijax.finetune import report, run
+from equijax.finetune import report
 from equijax.finetune.options import FinetuneOptions, option_names, resolve
+from equijax.finetune.run import run, say
 from equijax.programs import runner
 
 
@@ -21,9 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = resolve(parse(sys.argv[1:] if argv is None else argv))
     if options.distributed:
         parallel.join(options.coordinator, options.processes, options.process)
-    result = run.run(options)
+    result = run(options)
     if result is not None:
-        run.say(report.summary(result))
+        say(report.summary(result))
     return 0
 
 

@@ -80,7 +80,7 @@ def test_weights_and_heads_are_honoured(tmp_path):
     items = prepare([first], CONFIG)
     g = batch(items, CONFIG, energies=np.zeros((2, 3)))
     labels = g.globals.labels
-    wrong = Derivatives(None, labels.energy + 8.0, g.nodes.labels.forces + 1.0, labels.stress + 1)
+    wrong = Derivatives(np.zeros(8), labels.energy + 8.0, g.nodes.labels.forces + 1.0, labels.stress + 1)
     options = loss.LossConfig(loss="mae")
     terms = [loss.FIRST_ORDER[term](wrong, g, options).numerators[0] for term in ("energy", "forces", "stress")]
     np.testing.assert_allclose(terms, [0.0, 2.0 * 24, 6.0 * 9])

@@ -20,7 +20,7 @@ from phonopy.structure.atoms import PhonopyAtoms
 import equijax
 from equijax import potential, pytrees
 from equijax.adapters import files
-from equijax.finetune import loader, setup
+from equijax.finetune import loader, setup, strategies
 from equijax.finetune import run as run_module
 from equijax.finetune.options import resolve
 from equijax.finetune.report import Log, summary
