@@ -11,7 +11,7 @@ from equijax import data
 from equijax.finetune import evaluate
 from equijax.finetune.loss import LossConfig
 from equijax.finetune.optimizer import TrainConfig
-from equijax.finetune.options import LOSS, FinetuneOptions, document, flat, nested, option_names, resolve
+from equijax.finetune.options import LOSS, PARTS, FinetuneOptions, document, flat, nested, option_names, resolve
 from equijax.programs import finetune
 
 
@@ -20,7 +20,16 @@ def test_programs_share_the_key_options():
     tune = finetune.parse(["--model", "m", "--train", "t", "--out", "o", *flags])
     test = tyro.cli(evaluate.EvaluateConfig, args=["--model", "m", "--data", "t", *flags])
     expected = data.Keys(virials_key="v", weight_key="w", head_key="none", energy_key="E")
-    names = [f.name for part in parts for f in dataclasses.fields(part) if not dataclasses.is_dataclass(f.default)]
+    names = [f.name for f in dataclasses.fields(data.Keys)]
+    assert isinstance(test, data.Keys)
+    assert tune.keys == data.Keys(**{name: getattr(test, name) for name in names}) == expected
+
+
+def test_every_option_is_defined_once():
+    parts = [FinetuneOptions, *PARTS.values()]
+    names = [
+        f.name for part in parts for f in dataclasses.fields(part) if part is not FinetuneOptions or f.name not in PARTS
+    ]
     assert len(names) == len(set(names)) and set(names) == option_names()
     options = FinetuneOptions(model=Path("m"), train=(Path("t"),), out=Path("o"), keys=data.Keys(energy_key="E"))
     assert set(flat(options)) == option_names() and nested(flat(options)) == options
