@@ -38,7 +38,7 @@ def make_phonon(atoms: ase.Atoms, supercell, primitive="auto", symprec: float = 
     return Phonopy(
         cell,
         matrix,
-        primitive_matrix=primitive_matrix(cell, primitive, symprec),
+        primitive_matrix=primitive_matrix(cell, primitive, symprec=symprec),
         symprec=symprec,
         distinguish_symbol_index=True,  # isotopes, see `structures.to_phonopy`
         log_level=0,
@@ -233,7 +233,7 @@ def spot_check(ff: Potential, phonon: Phonopy, seed: int = 0) -> dict:
     for step in steps:
         moved = to_ase(phonon.supercell)
         moved.positions[atom] += step * direction
-        g.append(-calculator.get_forces(moved))
+        g.append(-np.asarray(calculator.get_forces(moved)))
     near, far = (g[0] - g[1]) / (2 * steps[0]), (g[2] - g[3]) / (2 * steps[2])
     exact = np.einsum("jab,a->jb", compact(phonon)[p], direction)
     return {

@@ -59,7 +59,7 @@ def run(config: ModesConfig) -> dict:
             ase.io.write(part, phase["atoms"])
         with outputs.beside(config.out / f"phase_{i}.vasp") as part:
             ase.io.write(part, phase["atoms"], format="vasp", direct=True)
-    plots.draw_scans(scans, config.out / "energy_of_Q.png")
+    plots.draw_scans(config.out / "energy_of_Q.png", scans)
     report = {
         "model": str(config.model),
         "phases": [{k: v for k, v in p.items() if k != "atoms"} for p in phases],
@@ -118,15 +118,22 @@ def _follow(ff, phases, scans, parent, orders, config):
         found = order_parameters.distinct(atoms, order, config.max_atoms, config.random_directions, config.seed)
         if not found:
             q = order.qpoints[0].round(4).tolist()
-            tqdm.write(f"phase {parent}: the mode of {order.frequency:.2f} THz at q {q} needs more than "
-                       f"{config.max_atoms} atoms and is not followed (--max-atoms)")  # fmt: skip
+            tqdm.write(
+                f"phase {parent}: the mode of {order.frequency:.2f} THz at q {q} needs more than {config.max_atoms} "
+                "atoms and is not followed (--max-atoms)"
+            )
         for direction, cell, u, group in tqdm(found[: config.max_directions], desc="distortions", leave=False):
             scan = energy_scan(ff, cell, u, len(cell) // len(atoms))
             q = sorted(
                 {tuple(np.round(p, 4).tolist()) for p, c in zip(order.qpoints, direction, strict=True) if abs(c) > 0}
             )
-            scan |= {"parent": parent, "from_space_group": phases[parent]["space_group"], "q": q,
-                     "frequency_THz": order.frequency, "distorted_space_group": group}  # fmt: skip
+            scan |= {
+                "parent": parent,
+                "from_space_group": phases[parent]["space_group"],
+                "q": q,
+                "frequency_THz": order.frequency,
+                "distorted_space_group": group,
+            }
             scans.append(scan)
             if scan["well_meV_atom"] > 1e3 * SHALLOWEST_EV:
                 cell.positions += scan["Q_min"] * u
@@ -167,8 +174,13 @@ def energy_scan(ff: Potential, cell: ase.Atoms, u: np.ndarray, cells: int) -> di
         )
         Q, order = np.unique(np.concatenate([coarse, fine]), return_index=True)
         values = np.concatenate([values, energy])[order]
-    return {"Q": Q.tolist(), "energy_meV_atom": (1e3 * (values - flat)).tolist(), "Q_min": best,
-            "well_meV_atom": 1e3 * depth, "cells": cells}  # fmt: skip
+    return {
+        "Q": Q.tolist(),
+        "energy_meV_atom": (1e3 * (values - flat)).tolist(),
+        "Q_min": best,
+        "well_meV_atom": 1e3 * depth,
+        "cells": cells,
+    }
 
 
 def _energies(ff, cell, u, amplitudes):
@@ -218,8 +230,8 @@ def _primitive(atoms):
         raise RuntimeError(f"spglib found no primitive cell of {atoms.get_chemical_formula()} at {NAMED_AT_A} A")
     lattice, positions, found = primitive
     like = [int(np.flatnonzero(kinds == kind)[0]) for kind in found]  # an atom of the same element and mass
-    return ase.Atoms(atoms.numbers[like], cell=lattice, scaled_positions=positions, pbc=True,
-                     masses=atoms.get_masses()[like] if atoms.has("masses") else None)  # fmt: skip
+    masses = atoms.get_masses()[like] if atoms.has("masses") else None
+    return ase.Atoms(atoms.numbers[like], cell=lattice, scaled_positions=positions, pbc=True, masses=masses)
 
 
 def _heights(atoms):
