@@ -19,8 +19,8 @@ def test_scores():
     found = soft_modes.scores(
         [("GeTe", 160), ("GeTe", 160), ("GeTe", 44)], [("GeTe", 160), ("GeTe", 62), ("BaTiO3", 99)]
     )
-    assert found == {"precision": 0.5, "recall": pytest.approx(1 / 3), "F1": pytest.approx(0.4)}
-    assert soft_modes.scores([], []) == {"precision": 0.0, "recall": 0.0, "F1": 0.0}
+    assert found == (0.5, pytest.approx(1 / 3), pytest.approx(0.4))
+    assert soft_modes.scores([], []) == (0.0, 0.0, 0.0)
 
 
 def test_rocksalt_gete_becomes_rhombohedral(tmp_path, capsys):

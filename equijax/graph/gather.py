@@ -8,7 +8,7 @@ Edge slot e = n K + k belongs to receiver n. Because the neighbour list is symme
 Both are linear, each is the other's transpose, and both batch: derivatives of any order and mode go through.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,30 +31,30 @@ def sum_to_senders(y: jax.Array, senders: jax.Array, reverse: jax.Array) -> jax.
     return _scatter_p.bind(y, senders, reverse)
 
 
-def _gather_impl(x: jax.Array, senders: jax.Array, reverse: jax.Array):
+def _gather_impl(x: jax.Array, senders: jax.Array, reverse: jax.Array) -> jax.Array:
     n = x.shape[0]
     out = jnp.take(x, senders, axis=0, mode="clip")
     return out.reshape(n, senders.shape[0] // max(n, 1), *x.shape[1:])
 
 
-def _scatter_impl(y: jax.Array, senders: jax.Array, reverse: jax.Array):
+def _scatter_impl(y: jax.Array, senders: jax.Array, reverse: jax.Array) -> jax.Array:
     n, k = y.shape[:2]
     flat = y.reshape(n * k, *y.shape[2:])
     return jnp.take(flat, reverse, axis=0, mode="clip").reshape(y.shape).sum(1)
 
 
-def _register(primitive: Primitive, impl: Callable, transpose: Primitive, node_axes: int):
+def _register(primitive: Primitive, impl: Callable, transpose: Primitive, node_axes: int) -> None:
     """Give a linear primitive with index operands its abstract value, lowering, JVP, transpose and batching rules."""
     primitive.def_impl(jax.jit(impl))
 
-    def abstract(x: jax.Array, senders: jax.Array, reverse: jax.Array):
+    def abstract(x: Any, senders: Any, reverse: Any) -> jax.core.ShapedArray:
         out = jax.eval_shape(impl, x, senders, reverse)
         return jax.core.ShapedArray(out.shape, out.dtype)
 
     primitive.def_abstract_eval(abstract)
     mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=False))
 
-    def jvp(primals: Sequence[Any], tangents: Sequence[Any]):
+    def jvp(primals: tuple, tangents: tuple) -> tuple:
         x, senders, reverse = primals
         t = tangents[0]
         out = primitive.bind(x, senders, reverse)
@@ -62,14 +62,14 @@ def _register(primitive: Primitive, impl: Callable, transpose: Primitive, node_a
 
     ad.primitive_jvps[primitive] = jvp
 
-    def transpose_rule(ct: Any, x: jax.Array, senders: jax.Array, reverse: jax.Array):
+    def transpose_rule(ct: Any, x: Any, senders: jax.Array, reverse: jax.Array) -> tuple:
         if type(ct) is ad.Zero:
             return ad.Zero(x.aval), None, None
         return transpose.bind(ct, senders, reverse), None, None
 
     ad.primitive_transposes[primitive] = transpose_rule
 
-    def batch(args: Sequence[Any], dims: Sequence[int | None]):
+    def batch(args: tuple, dims: tuple) -> tuple:
         if any(d is not None for d in dims[1:]):
             # a batch of graphs (vmap over edges): map the plain gather, JAX batches that itself
             out = jax.vmap(impl, in_axes=tuple(dims))(*args)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import ase
 import jax
+import jraph
 
 from equijax.config import ModelConfig
 from equijax.graph import neighbours, regular, shapes
@@ -31,7 +32,7 @@ class Batch(NamedTuple):
     members: list[Structure]
     size: shapes.Size
 
-    def build(self, config: ModelConfig, head: int):
+    def build(self, config: ModelConfig, head: int) -> jraph.GraphsTuple:
         """The padded graph."""
         pairs = [(s.atoms, s.edges) for s in self.members]
         return regular.build(pairs, config, self.size, [head] * len(pairs))

@@ -35,9 +35,8 @@ def run(config: ExpansionConfig) -> dict:
         modes = volumes.gruneisen(ff, atoms, config.supercell, mesh=config.gruneisen_mesh)
     with timed(seconds, "quasi-harmonic approximation"):
         temperatures = np.arange(first, last + 1.5 * step, step)  # phonopy drops the last one
-        found = volumes.quasi_harmonic(
-            ff, atoms, config.supercell, config.strains, temperatures, config.mesh, fmax=config.fmax
-        )
+        cells, energies = volumes.series(ff, atoms, config.supercell, config.strains, fmax=config.fmax)
+        found = volumes.quasi_harmonic(cells, energies, temperatures=temperatures, mesh=config.mesh)
     n, moving = len(found.thermal_expansion), np.isfinite(modes.parameters)
     weights = np.broadcast_to(modes.weights[:, None], moving.shape)
     columns = {
