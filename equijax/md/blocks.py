@@ -1,6 +1,7 @@
 """Blocks of compiled simulation steps, with room for neighbours made as it is needed."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ class Lost(NotFinite):
 
 def run_blocks(
     apply_fn: Callable,
-    state,
+    state: Any,
     neighbors: neighbours.NeighborList,
     neighbor_fn: neighbours.NeighborFns,
     *,
@@ -78,10 +79,10 @@ def compiled_block(apply_fn: Callable, box_of: Callable | None) -> Callable:
     """advance(state, neighbors, length, kwargs) -> (state, neighbors), one program for any length."""
 
     @jax.jit
-    def advance(state, neighbors, length, kwargs):
+    def advance(state: Any, neighbors: neighbours.NeighborList, length: int, kwargs: dict):
         each = _over_replicas(lambda s, n: apply_fn(s, neighbor=n, **kwargs), state)
 
-        def body(_, carry):
+        def body(_: int, carry: tuple):
             state, neighbors = carry
             state = each(state, neighbors)
             box = {} if box_of is None else {"box": _over_replicas(box_of, state)(state)}
@@ -92,9 +93,9 @@ def compiled_block(apply_fn: Callable, box_of: Callable | None) -> Callable:
     return advance
 
 
-def _over_replicas(function, state):
+def _over_replicas(function: Callable, state: Any):
     return jax.vmap(function) if state.position.ndim == 3 else function
 
 
-def _finite(tree) -> bool:
+def _finite(tree: Any) -> bool:
     return all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(tree))

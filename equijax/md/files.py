@@ -88,7 +88,7 @@ class HDF5:
                 )
             dataset.resize(mark or 0, axis=0)
 
-    def _create(self, atoms):
+    def _create(self, atoms: ase.Atoms):
         n = len(atoms)
         self.file.create_group("h5md").attrs["version"] = np.array([1, 1])
         creator = self.file.create_group("h5md/creator")
@@ -149,5 +149,5 @@ def _open_h5(path: Path) -> h5py.File:
         raise InputError(f"{path} cannot be continued, put it back as the run left it: {error}") from error
 
 
-def _number(value) -> str:
+def _number(value: float) -> str:
     return "" if value is None else repr(value if isinstance(value, int) else float(value))

@@ -3,7 +3,9 @@
 import dataclasses
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ase
 import jax
@@ -110,7 +112,7 @@ def _run(config: MDConfig, system: System, begun: dict[str, str], saved: tuple |
     written = Files(config, system.atoms, marks)
     observe = observe_all(system)
 
-    def record(step, state, neighbors, seen=None):
+    def record(step: int, state: Any, neighbors: neighbours.NeighborList, seen: dict | None = None):
         seen = observe(state, neighbors, system.variables) if seen is None else seen
         seen = {k: np.asarray(v, np.float64) for k, v in seen.items()}
         if not np.isfinite(seen["potential_eV"]).all():
@@ -135,7 +137,7 @@ def _run(config: MDConfig, system: System, begun: dict[str, str], saved: tuple |
         written.close()
 
 
-def _write(config: MDConfig, system: System, step: int, seen: dict, log, frames) -> None:
+def _write(config: MDConfig, system: System, step: int, seen: dict, log: files.ThermoLog, frames: Any) -> None:
     """A row of the log, and a frame where one is due; energies get their E0 here, in float64."""
     time_ps = step * config.timestep * 1e-3
     row = {k: float(seen[k]) + system.e0 * (k in ("potential_eV", "total_eV", "conserved_eV")) for k in _SCALARS}
@@ -144,7 +146,9 @@ def _write(config: MDConfig, system: System, step: int, seen: dict, log, frames)
         frames.write(step, time_ps, frame_of(system, seen), row["potential_eV"], seen["forces"])
 
 
-def _advance(config, system, first, state, neighbors, record) -> None:
+def _advance(
+    config: MDConfig, system: System, first: int, state: Any, neighbors: neighbours.NeighborList, record: Callable
+) -> None:
     with tqdm(total=config.steps, initial=first, unit="step", desc=config.ensemble) as progress:
         begin = None  # the first block compiles: it is left out of the speed
         done = run_blocks(

@@ -22,6 +22,7 @@ from equijax.errors import InputError, MissingExtra
 from equijax.forcefield import ForceField
 from equijax.md import neighbours
 from equijax.md.momenta import rigid_motions, starting_momenta
+from equijax.md.options import MDConfig
 from equijax.md.potential import energy_in
 
 FLOAT32_EXTENT_A = 1000.0  # beyond it float32 places atoms to 1e-4 A, and forces are off by 1e-3 eV/A
@@ -46,7 +47,7 @@ class System(NamedTuple):
     home: np.ndarray  # [N, 3] fractional: what was taken off the positions to bring them near the origin
 
 
-def prepare(config, ff: ForceField) -> System:
+def prepare(config: MDConfig, ff: ForceField) -> System:
     """Structure, potential and integrator.
 
     Raises:
@@ -106,7 +107,7 @@ def home_of(atoms: ase.Atoms) -> np.ndarray:
     return np.where(atoms.pbc, np.floor(s), s.mean(0))
 
 
-def initial(config, atoms: ase.Atoms, home: np.ndarray) -> tuple:
+def initial(config: MDConfig, atoms: ase.Atoms, home: np.ndarray) -> tuple:
     """(position, random key, momenta) of the first step; with several replicas each has its own key and momenta."""
     R = jnp.asarray(atoms.positions - home @ complete_cell(atoms.cell.array), config.dtype)
     p = jnp.asarray(starting_momenta(config, atoms), config.dtype)
@@ -116,7 +117,7 @@ def initial(config, atoms: ase.Atoms, home: np.ndarray) -> tuple:
     return jnp.broadcast_to(R, (config.replicas, *R.shape)), jax.random.split(key, config.replicas), p
 
 
-def integrator(config, atoms: ase.Atoms, cell: np.ndarray, energy_fn: Callable, dof: int) -> tuple:
+def integrator(config: MDConfig, atoms: ase.Atoms, cell: np.ndarray, energy_fn: Callable, dof: int) -> tuple:
     """(init, apply, box_of, conserved) of the ensemble.
 
     Positions are real and never wrapped: jax_md's NPT step shifts them by r (e^x - 1), which is the right scaling of
@@ -136,22 +137,22 @@ def integrator(config, atoms: ase.Atoms, cell: np.ndarray, energy_fn: Callable, 
     pressure = config.pressure / units.GPA_PER_EV_A3
     tau = config.thermostat_time * FS
 
-    def shift(R, dR, **unused):
+    def shift(R: jax.Array, dR: jax.Array, **unused):
         return R + dR if free.all() else R + jnp.where(free, dR, 0.0)
 
-    def held(R, **others):
+    def held(R: jax.Array, **others):
         return energy_fn(R if free.all() else jnp.where(free, R, jax.lax.stop_gradient(R)), **others)
 
-    def constant(e):
+    def constant(e: jax.Array):
         return lambda R, **unused: e
 
-    def nvt_invariant(state, e):
+    def nvt_invariant(state: Any, e: jax.Array):
         return md.nvt_nose_hoover_invariant(constant(e), state, kT) - missing * kT * state.chain.position[0]
 
-    def npt_invariant(state, e):
+    def npt_invariant(state: Any, e: jax.Array):
         return md.npt_nose_hoover_invariant(constant(e), state, pressure, kT_npt)
 
-    def npt(energy_fn):
+    def npt(energy_fn: Callable):
         return md.npt_nose_hoover(
             energy_fn, shift, dt, pressure, kT_npt, {"tau": config.barostat_time * FS}, {"tau": tau}
         )
@@ -165,7 +166,7 @@ def integrator(config, atoms: ase.Atoms, cell: np.ndarray, energy_fn: Callable, 
         "npt": (npt, (jnp.asarray(cell.T, config.dtype),), md.npt_box, npt_invariant),
     }[name]  # fmt: skip
 
-    def init(R, key, momenta):
+    def init(R: jax.Array, key: jax.Array, momenta: jax.Array):
         # without a potential: its forces are those of the first observation, one program less to compile
         zero = constant(jnp.zeros((), R.dtype))
         state = make(zero)[0](key, R, *arguments, mass=mass[:, None], momenta=momenta)
@@ -173,7 +174,7 @@ def integrator(config, atoms: ase.Atoms, cell: np.ndarray, energy_fn: Callable, 
 
     apply = make(held)[1]
 
-    def apply_held(state, **others):
+    def apply_held(state: Any, **others):
         state = apply(state, **others)
         return state.set(momentum=jnp.where(free, state.momentum, 0.0))  # Langevin's noise knows of no fixed atoms
 
@@ -188,11 +189,11 @@ def observer(system: System) -> Callable:
     volume_known = bool(system.atoms.pbc.all())
     fixed = complete_cell(system.atoms.cell.array).T
 
-    def observe(state, neighbors, variables) -> dict[str, Any]:
+    def observe(state: Any, neighbors: neighbours.NeighborList, variables: dict) -> dict[str, Any]:
         R = state.position
         box = jnp.asarray(fixed, R.dtype) if system.box_of is None else system.box_of(state)
 
-        def deformed(R, p):
+        def deformed(R: jax.Array, p: jax.Array):
             return system.energy_fn(R, neighbor=neighbors, box=box, perturbation=p, variables=variables)
 
         energy, gradient, virial = derivatives.gradient_and_virial(deformed, R)

@@ -7,6 +7,7 @@ functions are R_p = g W_p with g the U last hidden units of the radial MLP.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from equijax import couplings
 from equijax.graph.fields import Topology
@@ -44,7 +45,15 @@ def convolve(
     return coupled_on_edge(sender, R, Y, paths)
 
 
-def convolve_table(h, phi, first, table, Y, paths, graph) -> list[jax.Array]:
+def convolve_table(
+    h: list[jax.Array],
+    phi: jax.Array,
+    first: jax.Array,
+    table: jax.Array,
+    Y: jax.Array,
+    paths: list[couplings.Path],
+    graph: Topology,
+) -> list[jax.Array]:
     """`convolve` with radial functions R[n, k, p, c] = sum_j phi[n, k, j] table[first[n, k] + j, p, c].
 
     Args:
@@ -61,18 +70,18 @@ def convolve_table(h, phi, first, table, Y, paths, graph) -> list[jax.Array]:
     return coupled_on_edge(sender, radial_from_table(phi, first, table), Y, paths)
 
 
-def _rows(sender):
+def _rows(sender: list[jax.Array]):
     """Values already at the edges as node features: a row for each slot."""
     return [x.reshape(-1, *x.shape[2:]) for x in sender]
 
 
-def _own_slots(edges):
+def _own_slots(edges: jax.Array):
     """Senders and reverse slots when every slot [N, K] has a row of its own."""
     slots = jnp.arange(edges.shape[0] * edges.shape[1], dtype=jnp.int32)
     return slots, slots
 
 
-def convolve_species(h, g, last, Y, graph) -> list[jax.Array]:
+def convolve_species(h: jax.Array, g: jax.Array, last: jax.Array, Y: jax.Array, graph: Topology) -> list[jax.Array]:
     """`convolve` for features that depend on the sender's species alone, as those of the first interaction do.
 
         A_l[n, m, c] = sum_{s u} (sum_{k of species s} Y_lm(r_nk) g_u(r_nk)) W_l[u, c] h[s, c]
@@ -96,12 +105,14 @@ def convolve_species(h, g, last, Y, graph) -> list[jax.Array]:
     return [(T[:, l * l : (l + 1) ** 2] @ W[l])[:, None] for l in range(last.shape[1])]
 
 
-def has_kernel(channels: int, dtype) -> bool:
+def has_kernel(channels: int, dtype: npt.DTypeLike) -> bool:
     """Whether this process computes on a CPU, the model repays compiling a kernel, and one can be built."""
     return jax.default_backend() == "cpu" and channels >= KERNEL_CHANNELS and available(channels, dtype)
 
 
-def coupled_on_edge(sender, R, Y, paths) -> list[jax.Array]:
+def coupled_on_edge(
+    sender: list[jax.Array], R: jax.Array, Y: jax.Array, paths: list[couplings.Path]
+) -> list[jax.Array]:
     """Fold Clebsch-Gordan into Y on the edge; one batched [2 l3 + 1, K m1] x [K m1, C] product per path."""
     out = [[] for _ in range(max(p.l3 for p in paths) + 1)]
     n, k = Y.shape[:2]

@@ -79,7 +79,7 @@ def node_energies(cfg: ModelConfig, folded: dict, vectors: jax.Array, graph: Top
     return folded["scale"][head] * (energy + learned) + folded["shift"][head]
 
 
-def pair_index(cfg: ModelConfig, a, b):
+def pair_index(cfg: ModelConfig, a: jax.Array, b: jax.Array):
     """Table of the unordered pair of species a, b (rows of cfg.species): radial functions know the sum of two radii."""
     if cfg.distance_transform == "none":
         return jnp.zeros(jnp.broadcast_shapes(a.shape, b.shape), jnp.int32)
@@ -129,6 +129,6 @@ def density(phi: jax.Array, first: jax.Array, table: jax.Array) -> jax.Array:
     return (phi * jnp.take(table, rows, mode="clip")).sum((1, 2))
 
 
-def _rows(w, table):
+def _rows(w: jax.Array, table: jax.Array):
     """Weights [C, S, D] of species, or [C, 1, D] for all."""
     return table if w.shape[1] > 1 else jnp.zeros(1, jnp.int32)
