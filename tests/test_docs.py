@@ -83,3 +83,13 @@ def test_the_version_stands_in_one_place():
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "equijax.__version__"}
     source = (ROOT / "equijax" / "__init__.py").read_text()
     assert re.findall(r'^__version__ = "(.*)"$', source, re.MULTILINE) == [equijax.__version__]
+
+
+def test_the_picture_of_the_house_has_every_room():
+    picture = re.search(r"## The house.*?```\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)[1]
+    folder = ROOT / "equijax"
+    rooms = {p.stem for p in folder.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()}
+    doors = {p.stem for p in (folder / "programs").glob("*.py")} - {"__init__"} | {"__main__"}
+    drawn = set(re.findall(r"\w+", picture))
+    folders = {p.parent.name for p in folder.glob("*/__init__.py")}
+    assert not rooms - drawn - (doors - folders), "give it a line in CONTRIBUTING.md"
