@@ -30,9 +30,7 @@ from equijax import structures
 from equijax.errors import InputError
 from equijax.phonons import projection
 
-Stored = (
-    Any  # what phonopy and phono3py read, in the units of the file: PhonopyYamlData or phono3py's of the same names
-)
+Stored = Any  # PhonopyYamlData or that of phono3py, in the units of the file
 PACKED = tuple(filter(None, get_supported_file_extensions_for_compression()))  # .xz, .gz, ...
 HEADER_LINES = 20  # among which a yaml says whose it is
 SYMPREC_A = 1e-5  # phonopy's, where a file states none
