@@ -25,5 +25,5 @@ for name, q in {"Gamma": (0, 0, 0), "X": (0.5, 0, 0.5), "L": (0.5, 0.5, 0.5)}.it
     print(f"{name:5}", np.round(phonon.get_frequencies(q), 3) + 0.0, "THz")
 phonon.run_mesh((10, 10, 10))
 phonon.run_thermal_properties(temperatures=[300])
-print(f"heat capacity at 300 K: {phonon.get_thermal_properties_dict()['heat_capacity'][0]:.2f} J/(K mol)")
+print(f"heat capacity at 300 K: {phonon.thermal_properties.heat_capacity[0]:.2f} J/(K mol)")
 phonon.save("silicon.yaml", settings={"force_constants": True})
