@@ -227,8 +227,8 @@ def source(paths: Sequence[couplings.Path], terms: int, channels: int, scalar: s
         "NUM_PATHS": len(paths),
         "NUM_ROWS": rows,
         "NUM_B": entries,
-        "NUM_H": (max(p.l1 for p in paths) + 1) ** 2,
-        "NUM_Y": (max(p.l2 for p in paths) + 1) ** 2,
+        "NUM_H": (max(l1 for l1, _, _ in paths) + 1) ** 2,
+        "NUM_Y": (max(l2 for _, l2, _ in paths) + 1) ** 2,
         "WIDE": 4 if size == 64 else 2,  # registers of channels per row of A: small and large l3
         "NARROW": 2 if size == 64 else 1,
     }

@@ -62,7 +62,7 @@ def make_phonon(
     return Phonopy(
         cell,
         matrix,
-        primitive_matrix=primitive_matrix(cell, primitive, symprec),
+        primitive_matrix=primitive_matrix(cell, primitive, symprec=symprec),
         symprec=symprec,
         distinguish_symbol_index=True,  # isotopes, see `structures.to_phonopy`
         log_level=0,

@@ -337,7 +337,7 @@ def _phonon(stored: Stored, tolerance: float, path: Path) -> Phonopy:
     Raises:
       InputError: values of another number of atoms, or a supercell that phonopy would order differently.
     """
-    primitive = structures.primitive_matrix(stored.unitcell, "auto", tolerance)
+    primitive = structures.primitive_matrix(stored.unitcell, symprec=tolerance)
     primitive = primitive if stored.primitive_matrix is None else stored.primitive_matrix
     for snf in (False, True):  # phonopy has two ways to number the atoms of a supercell
         phonon = Phonopy(
