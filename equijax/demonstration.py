@@ -26,6 +26,7 @@ from equijax.finetune.options import nested, resolve
 from equijax.finetune.run import RUN
 from equijax.forcefield import ForceField
 from equijax.phonons import force_constants
+from equijax.potential import Potential
 
 Result = TypeVar("Result")
 ASSETS = resources.files("equijax") / "assets"
@@ -55,7 +56,7 @@ class DemoConfig:
 class Demonstration(NamedTuple):
     """What the demo made."""
 
-    ff: ForceField  # as converted
+    ff: Potential  # as converted
     report: dict  # what report.json holds
 
 
@@ -192,7 +193,7 @@ def read_labels(atoms: ase.Atoms) -> tuple[float, np.ndarray, np.ndarray]:
     return atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress(voigt=False)
 
 
-def evaluate(ff: ForceField, name: str) -> dict:
+def evaluate(ff: Potential, name: str) -> dict:
     """Mean absolute errors of a bundled file of labelled structures, and the time of the first and a second call."""
     with resources.as_file(ASSETS / f"{name}.extxyz") as path:
         images = ase.io.read(path, ":")
@@ -214,7 +215,7 @@ def evaluate(ff: ForceField, name: str) -> dict:
     }
 
 
-def phonons_of(ff: ForceField, name: str, out: Path, note: str = "") -> tuple[Phonopy, Phonopy, dict]:
+def phonons_of(ff: Potential, name: str, out: Path, note: str = "") -> tuple[Phonopy, Phonopy, dict]:
     """Force constants of a bundled crystal on the supercell of its reference phonons.
 
     Returns:

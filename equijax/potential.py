@@ -1,6 +1,6 @@
 """The potential: one pure function from parameters and a graph to the energy of every atom."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import ase
@@ -58,6 +58,10 @@ class Potential(Protocol):
 
     def with_head(self, name: str) -> "Potential":
         """The same model with another head."""
+        ...
+
+    def specialise(self, species: Iterable[int | str], tolerance: dict | None = None) -> "Potential":
+        """The same potential for these species alone, several times faster."""
         ...
 
     def device_variables(self, dtype: str = "float32") -> dict:

@@ -2,8 +2,10 @@
 
 import ast
 import importlib
+import json
 import resource
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -214,3 +216,20 @@ def test_two_runs_of_one_folder(tmp_path, capsys, command):
         except (SystemExit, FileExistsError) as refusal:
             told = str(refusal)
     assert "out is in use by another run" in told + capsys.readouterr().err
+
+
+@dataclass
+class Option:
+    path: Path
+
+
+def test_json_of_what_it_has_no_type_for(tmp_path):
+    document = {"array": np.arange(3), "number": np.float64(0.5), "options": Option(Path("a/b"))}
+    outputs.write_json(tmp_path / "a.json", document)
+    expected = {"array": [0, 1, 2], "number": 0.5, "options": {"path": "a/b"}}
+    assert json.loads((tmp_path / "a.json").read_text()) == expected
+    with pytest.raises(TypeError, match="of type set cannot be written as JSON"):
+        outputs.write_json(tmp_path / "a.json", {1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        outputs.write_json(tmp_path / "a.json", {"x": float("nan")}, allow_nan=False)
+    assert json.loads((tmp_path / "a.json").read_text()) == expected

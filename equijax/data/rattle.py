@@ -15,8 +15,8 @@ from tqdm import tqdm
 from equijax import forcefield, outputs, structures
 from equijax.data.select import descriptors, farthest
 from equijax.errors import InputError
-from equijax.forcefield import ForceField
 from equijax.graph.neighbours import check_atoms, neighbour_list
+from equijax.potential import Potential
 
 MAX_ATTEMPTS = 50  # draws of one rattled structure before its shortest distance is given up
 FMAX = 0.02  # eV/A, where a relaxation ends
@@ -187,7 +187,7 @@ def shortest_distance(atoms: ase.Atoms) -> float:
     return float(np.linalg.norm(ends - atoms.positions[edges.receivers], axis=1).min())
 
 
-def relaxations(ff: ForceField, supercell: ase.Atoms, *, options: RattleConfig) -> list[tuple[ase.Atoms, str]]:
+def relaxations(ff: Potential, supercell: ase.Atoms, *, options: RattleConfig) -> list[tuple[ase.Atoms, str]]:
     """Frames of relaxations of ions and cell by the model, from the largest rattle."""
     starts = rattled(supercell, _with(options, candidates=options.relaxations))
     out: list[tuple[ase.Atoms, str]] = []

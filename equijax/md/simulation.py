@@ -19,11 +19,11 @@ from ase.io.jsonio import encode
 from equijax import checkpoint, derivatives, graph, precision, structures, units
 from equijax.constraints import free_components, refuse_fixed
 from equijax.errors import InputError, MissingExtra
-from equijax.forcefield import ForceField
 from equijax.md import neighbours
 from equijax.md.momenta import rigid_motions, starting_momenta
 from equijax.md.options import MDConfig
 from equijax.md.potential import energy_in
+from equijax.potential import Potential
 
 FLOAT32_EXTENT_A = 1000.0  # beyond it float32 places atoms to 1e-4 A, and forces are off by 1e-3 eV/A
 FS = ase.units.fs  # one femtosecond in sqrt(amu A^2 / eV)
@@ -47,7 +47,7 @@ class System(NamedTuple):
     home: np.ndarray  # [N, 3] fractional: what was taken off the positions to bring them near the origin
 
 
-def prepare(config: MDConfig, ff: ForceField) -> System:
+def prepare(config: MDConfig, ff: Potential) -> System:
     """Structure, potential and integrator.
 
     Raises:
@@ -88,7 +88,7 @@ def prepare(config: MDConfig, ff: ForceField) -> System:
     )  # fmt: skip
 
 
-def inputs(ff: ForceField, atoms: ase.Atoms) -> dict[str, str]:
+def inputs(ff: Potential, atoms: ase.Atoms) -> dict[str, str]:
     """sha256 of what a run begins with, by what it is: the model, and each property of the structure."""
     constraints = encode([constraint.todict() for constraint in atoms.constraints])
     values = {"elements": atoms.numbers, "masses": atoms.get_masses(), "cell": atoms.cell.array, "pbc": atoms.pbc,
