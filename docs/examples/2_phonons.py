@@ -22,8 +22,8 @@ for law, residual in phonons.residuals(phonon)._asdict().items():
 
 # from here on phonopy's own methods
 for name, q in {"Gamma": (0, 0, 0), "X": (0.5, 0, 0.5), "L": (0.5, 0.5, 0.5)}.items():
-    print(f"{name:5}", np.round(phonon.get_frequencies(q), 3) + 0.0, "THz")
-phonon.run_mesh((10, 10, 10))
+    print(f"{name:5}", np.round(phonon.run_qpoints([q]).frequencies[0], 3) + 0.0, "THz")
+phonon.run_mesh((10, 10, 10), is_gamma_center=True)
 phonon.run_thermal_properties(temperatures=[300])
 print(f"heat capacity at 300 K: {phonon.thermal_properties.heat_capacity[0]:.2f} J/(K mol)")
 phonon.save("silicon.yaml", settings={"force_constants": True})
