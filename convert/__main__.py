@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from convert import download
-from convert.unpickle import UnreadableModel, UnsupportedModel
+from convert.errors import UnreadableModel, UnsupportedModel
 from equijax import outputs
 from equijax.errors import InputError, MissingExtra
 from equijax.programs import runner
@@ -60,7 +60,7 @@ def _from_torch(source: str, out: Path, options: ConvertConfig) -> int:
 
     import equijax  # what needs jax comes after the answers that do not
     from convert.mapping import source_dtype, to_flax
-    from convert.modules import read_model
+    from convert.torch_model import read_model
     from equijax import checkpoint
 
     started = time.perf_counter()
@@ -112,8 +112,10 @@ def _summary(config, variables, dtype: str) -> str:
     import jax
 
     count = sum(a.size for a in jax.tree.leaves(variables["params"]))
-    return (f"{len(config.species)} elements, heads {', '.join(config.heads)}, {config.num_interactions} interactions, "
-            f"{config.hidden_irreps}, r_max {config.r_max:g} A, {count:,} parameters in {dtype}")  # fmt: skip
+    return (
+        f"{len(config.species)} elements, heads {', '.join(config.heads)}, {config.num_interactions} interactions, "
+        f"{config.hidden_irreps}, r_max {config.r_max:g} A, {count:,} parameters in {dtype}"
+    )
 
 
 def _require_torch(option: str) -> None:

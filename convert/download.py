@@ -161,8 +161,13 @@ def _transfer(published: Published, target: Path, file) -> None:
         raise DownloadError(_by_hand(published, target, f"{type(error).__name__}: {reason}")) from None
     got = file.seek(0, os.SEEK_END)
     if total is not None and got != total:
-        raise DownloadError(_by_hand(published, target, f"the connection ended after {got} of {total} bytes; "
-                                     "the same command continues from there"))  # fmt: skip
+        raise DownloadError(
+            _by_hand(
+                published,
+                target,
+                f"the connection ended after {got} of {total} bytes; the same command continues from there",
+            )
+        )
 
 
 def _continues(reply, start: int) -> bool:
@@ -171,8 +176,10 @@ def _continues(reply, start: int) -> bool:
 
 
 def _by_hand(published: Published, target: Path, reason: str) -> str:
-    return (f"cannot download {published.name}: {reason}. Fetch {published.url} ({published.size / 1e6:.1f} MB) on a "
-            f"machine with a network and put it at {target}, or give its path instead of the name")  # fmt: skip
+    return (
+        f"cannot download {published.name}: {reason}. Fetch {published.url} ({published.size / 1e6:.1f} MB) on a "
+        f"machine with a network and put it at {target}, or give its path instead of the name"
+    )
 
 
 def _check(published: Published, path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from convert.adapters import fold
 from convert.errors import UnreadableModel, UnsupportedModel
 from convert.mapping import source_dtype, to_flax
-from convert.modules import TorchModel, read_model
+from convert.torch_model import TorchModel, read_model
 
 MINI = Path(str(resources.files("equijax"))) / "assets" / "mini.model"
 DENSE, LINEAR = "interactions.0.conv_tp_weights.layer1", "interactions.1.linear_up"

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from convert import archive
+from convert.errors import UnreadableModel, UnsupportedModel
 from convert.mapping import _compress, source_dtype, table, to_flax, u_names
-from convert.modules import Opaque, TorchModel, flatten, read_model
-from convert.unpickle import UnreadableModel, UnsupportedModel, interpret
+from convert.torch_model import Opaque, TorchModel, flatten, read_model
+from convert.unpickle import interpret
 from equijax import potential
 
 MINI = Path(str(resources.files("equijax"))) / "assets" / "mini.model"
@@ -128,9 +129,19 @@ def test_one_wide_weight_keeps_its_digits(mini):
 
 def test_old_files_lack_attributes_and_buffers(mini):
     """MACE-MP-0a was written before heads, switches, zeroed flags and biases existed; E0, scale and shift were flat."""
-    new_names = {"heads", "apply_cutoff", "use_reduced_cg", "use_agnostic_product", "use_so3", "edge_irreps",
-                 "use_last_readout_only", "use_edge_irreps_first", "lammps_mliap", "radial_embedding.apply_cutoff",
-                 "readouts.1.num_heads"}  # fmt: skip
+    new_names = {
+        "heads",
+        "apply_cutoff",
+        "use_reduced_cg",
+        "use_agnostic_product",
+        "use_so3",
+        "edge_irreps",
+        "use_last_readout_only",
+        "use_edge_irreps_first",
+        "lammps_mliap",
+        "radial_embedding.apply_cutoff",
+        "readouts.1.num_heads",
+    }
     new_names |= {n for n in mini.attributes if n.endswith(("cueq_config", "oeq_config", "radial_MLP", ".edge_irreps"))}
     new_names |= {n for n in mini.tensors if n.endswith(("_zeroed", ".bias"))}
     flat = {n: mini.tensors[n].reshape(-1) for n in ("atomic_energies_fn.atomic_energies",)}
@@ -145,8 +156,14 @@ def test_old_files_lack_attributes_and_buffers(mini):
 
 def test_numbers_of_old_files_are_plain_attributes(mini):
     """Before mace-torch 0.2: atomic_numbers a list, scalars plain numbers, and bare tensors that are no buffers."""
-    names = {"r_max", "num_interactions", "radial_embedding.cutoff_fn.p", "radial_embedding.cutoff_fn.r_max",
-             "radial_embedding.bessel_fn.r_max", "radial_embedding.bessel_fn.prefactor"}  # fmt: skip
+    names = {
+        "r_max",
+        "num_interactions",
+        "radial_embedding.cutoff_fn.p",
+        "radial_embedding.cutoff_fn.r_max",
+        "radial_embedding.bessel_fn.r_max",
+        "radial_embedding.bessel_fn.prefactor",
+    }
     plain = {name: mini.tensors[name].reshape(()).item() for name in names}
     plain |= {n: tuple(mini.tensors[n].tolist()) for n in ("atomic_numbers", "scale_shift.scale", "scale_shift.shift")}
     old = changed(mini, drop=set(plain))
@@ -205,20 +222,30 @@ LINEAR = ((0, 0, (24, 24), 0.3),)
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("use_so3", True), ("use_agnostic_product", True), ("use_last_readout_only", True),
+        ("use_so3", True),
+        ("use_agnostic_product", True),
+        ("use_last_readout_only", True),
         ("interactions.1.edge_irreps", "8x0e"),
-        ("embedding_specs", Opaque("dict")), ("brand_new_option", 3), ("products.0.cueq_config", Opaque("CueqConfig")),
+        ("embedding_specs", Opaque("dict")),
+        ("brand_new_option", 3),
+        ("products.0.cueq_config", Opaque("CueqConfig")),
         ("interactions.0.linear_up.instructions", LINEAR),
         ("interactions.0.conv_tp_weights.layer1.var_in", 2),
         ("interactions.1.conv_tp_weights.layer0.act.f", "torch.tanh"),
-        ("interactions.0.edge_attrs_irreps", "1x0e+1x1e+1x2e+1x3e"), ("products.0.linear.irreps_out", "24x0e+24x1e"),
-        ("spherical_harmonics.normalization", "norm"), ("spherical_harmonics.normalize", False),
-        ("readouts.1.non_linearity.acts.0.f", "torch.relu"), ("readouts.1.linear_1.irreps_out", "16x0e+4x1o"),
-        ("products.1.use_sc", False), ("radial_embedding.out_dim", 10**12), ("heads", ()),
+        ("interactions.0.edge_attrs_irreps", "1x0e+1x1e+1x2e+1x3e"),
+        ("products.0.linear.irreps_out", "24x0e+24x1e"),
+        ("spherical_harmonics.normalization", "norm"),
+        ("spherical_harmonics.normalize", False),
+        ("readouts.1.non_linearity.acts.0.f", "torch.relu"),
+        ("readouts.1.linear_1.irreps_out", "16x0e+4x1o"),
+        ("products.1.use_sc", False),
+        ("radial_embedding.out_dim", 10**12),
+        ("heads", ()),
         ("interactions.0.skip_tp.instructions", ()),
-        ("radial_embedding.out_dim", 2**127), ("interactions.0.conv_tp_weights.hs", (8, 2**127, 64)),
+        ("radial_embedding.out_dim", 2**127),
+        ("interactions.0.conv_tp_weights.hs", (8, 2**127, 64)),
     ],
-)  # fmt: skip
+)
 def test_unsupported_options_are_named(mini, name, value):
     with pytest.raises(
         (UnsupportedModel, UnreadableModel), match=re.sub(r"\.instructions|\.acts\.0\.f|\.f$", "", name)
@@ -250,14 +277,20 @@ def test_repulsion_switch_and_module_must_agree(mini):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("radial_embedding.cutoff_fn.r_max", np.float32(4.0)), ("radial_embedding.bessel_fn.prefactor", np.float32(1)),
-        ("radial_embedding.cutoff_fn.p", np.float32(5.5)), ("scale_shift.scale", np.ones(2, np.float32)),
-        ("node_embedding.linear.weight", np.full(792, np.nan, np.float32)), ("num_interactions", np.int64(3)),
-        ("num_interactions", np.int64(2**62)), ("num_interactions", np.float64(1e300)), ("r_max", np.float64(1e300)),
-        (f"{SYMMETRIC}.U_matrix_2", np.float32(1)), (f"{SYMMETRIC}.U_matrix_2", np.zeros((9, 9, 4), np.float32)),
+        ("radial_embedding.cutoff_fn.r_max", np.float32(4.0)),
+        ("radial_embedding.bessel_fn.prefactor", np.float32(1)),
+        ("radial_embedding.cutoff_fn.p", np.float32(5.5)),
+        ("scale_shift.scale", np.ones(2, np.float32)),
+        ("node_embedding.linear.weight", np.full(792, np.nan, np.float32)),
+        ("num_interactions", np.int64(3)),
+        ("num_interactions", np.int64(2**62)),
+        ("num_interactions", np.float64(1e300)),
+        ("r_max", np.float64(1e300)),
+        (f"{SYMMETRIC}.U_matrix_2", np.float32(1)),
+        (f"{SYMMETRIC}.U_matrix_2", np.zeros((9, 9, 4), np.float32)),
         (f"{SYMMETRIC}.U_matrix_2", np.ones((16, 16, 4), np.float32)),
     ],
-)  # fmt: skip
+)
 def test_contradicting_tensors_are_named(mini, name, value):
     with pytest.raises((UnsupportedModel, UnreadableModel), match=name):
         to_flax(changed(mini, tensors={name: np.asarray(value)}))

@@ -16,8 +16,9 @@ import pytest
 
 from convert import archive, unpickle
 from convert.errors import Budget, UnreadableModel, UnsupportedModel
-from convert.modules import flatten, read_model
-from convert.unpickle import Global, Instance, interpret
+from convert.records import Global, Instance
+from convert.torch_model import flatten, read_model
+from convert.unpickle import interpret
 
 MINI = Path(str(resources.files("equijax"))) / "assets" / "mini.model"
 
@@ -66,7 +67,7 @@ def test_reading_imports_nothing_of_the_file():
     code = """if True:
         import sys
         from pathlib import Path
-        from convert.modules import read_model
+        from convert.torch_model import read_model
         read_model(Path(sys.argv[1]))
         print(sorted({m.split(".")[0] for m in sys.modules} & {"torch", "mace", "e3nn", "opt_einsum_fx", "jax"}))
     """
@@ -196,9 +197,18 @@ def test_strided_tensor(storages):
 
 @pytest.mark.parametrize(
     ("offset", "size", "stride"),
-    [(0, (7,), (1,)), (-1, (2,), (1,)), (0, (2,), (-1,)), (0, (2, 2), (1,)), (5, (2,), (1,)),
-     (0, (2,), (2**50,)), (True, (1,), (1,)), (0, (1,) * 17, (1,) * 17), (0, [2], [1])],
-)  # fmt: skip
+    [
+        (0, (7,), (1,)),
+        (-1, (2,), (1,)),
+        (0, (2,), (-1,)),
+        (0, (2, 2), (1,)),
+        (5, (2,), (1,)),
+        (0, (2,), (2**50,)),
+        (True, (1,), (1,)),
+        (0, (1,) * 17, (1,) * 17),
+        (0, [2], [1]),
+    ],
+)
 def test_tensor_outside_its_storage_is_refused(storages, offset, size, stride):
     with pytest.raises(UnreadableModel, match="tensor"):
         archive._rebuild_tensor(storages.load(("storage", FLOATS, "0", "cpu", 6)), offset, size, stride)
@@ -241,8 +251,10 @@ def test_storage_claims_are_checked(storages, pid, message):
 
 
 def test_big_endian_file(tmp_path):
-    tensor = (b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nDoubleStorage\nX\x01\x00\x00\x000"
-              b"X\x03\x00\x00\x00cpuK\x02tQK\x00K\x02\x85K\x01\x85\x89NtR")  # fmt: skip
+    tensor = (
+        b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nDoubleStorage\nX\x01\x00\x00\x000"
+        b"X\x03\x00\x00\x00cpuK\x02tQK\x00K\x02\x85K\x01\x85\x89NtR"
+    )
     entries = {"m/data.pkl": raw(tensor), "m/data/0": np.array([1.5, 2.5], ">f8").tobytes(), "m/byteorder": b"big"}
     value = archive.read_archive(write_zip(tmp_path / "big.model", entries))
     assert isinstance(value, archive.Tensor) and value.array.tolist() == [1.5, 2.5]

@@ -15,8 +15,8 @@ from mace.modules.lora import inject_LoRAs
 
 from convert import __main__ as cli
 from convert import mapping, verify
-from convert.modules import read_model
 from convert.to_torch import expand_u, use_reduced_basis, write_torch
+from convert.torch_model import read_model
 from equijax import checkpoint, couplings
 from equijax.adapters import lora
 from equijax.finetune import replay
