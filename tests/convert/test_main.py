@@ -5,7 +5,6 @@ import pickle
 import subprocess
 import sys
 import zipfile
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,7 @@ from convert import download
 from convert.__main__ import main
 from convert.download import ChecksumWarning
 from equijax import checkpoint
-
-MINI = Path(str(resources.files("equijax"))) / "assets" / "mini.model"
+from tests.convert.samples import MINI
 
 
 def test_convert_writes_a_checkpoint_with_its_provenance(tmp_path, capsys):
