@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 
 from convert.errors import UnreadableModel, UnsupportedModel, shorten
-from convert.hyper import attribute
-from convert.modules import TorchModel
+from convert.torch_model import TorchModel, attribute
 
 LORA = "mace.modules.lora."
 # Each wraps the layer `base`, beside `lora_A` and `lora_B`: a layer of a radial MLP, or an equivariant linear layer.

@@ -13,16 +13,24 @@ import numpy as np
 
 from convert.errors import Budget, UnreadableModel, UnsupportedModel, shorten
 from convert.families import family
-from convert.unpickle import Builder, Global, Instance, interpret
+from convert.records import Builder, Global, Instance
+from convert.unpickle import interpret
 
 MAX_PICKLE_BYTES = 64 * 2**20
 MAX_ENTRIES = 100_000
 
 _STORAGE_DTYPES = {
-    "torch.DoubleStorage": "f8", "torch.FloatStorage": "f4", "torch.HalfStorage": "f2", "torch.LongStorage": "i8",
-    "torch.IntStorage": "i4", "torch.ShortStorage": "i2", "torch.CharStorage": "i1", "torch.ByteStorage": "u1",
-    "torch.BoolStorage": "u1", "torch.BFloat16Storage": "u2",
-}  # fmt: skip
+    "torch.DoubleStorage": "f8",
+    "torch.FloatStorage": "f4",
+    "torch.HalfStorage": "f2",
+    "torch.LongStorage": "i8",
+    "torch.IntStorage": "i4",
+    "torch.ShortStorage": "i2",
+    "torch.CharStorage": "i1",
+    "torch.ByteStorage": "u1",
+    "torch.BoolStorage": "u1",
+    "torch.BFloat16Storage": "u2",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +58,17 @@ def read_archive(path: Path, budget: Budget | None = None) -> object:
     except (UnreadableModel, UnsupportedModel) as error:
         raise type(error)(f"{path}: {error}") from None
     # zipfile reports damage by its own error and, for odd headers, by these
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError, KeyError, IndexError,
-            OverflowError, OSError) as error:  # fmt: skip
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        EOFError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        IndexError,
+        OverflowError,
+        OSError,
+    ) as error:
         if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
             raise
         raise UnreadableModel(f"{path}: {_describe(path)} ({type(error).__name__}: {str(error)[:200]})") from None
@@ -79,8 +96,10 @@ def _read(archive: zipfile.ZipFile, budget: Budget) -> object:
     entries = _entries(archive)
     pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise UnreadableModel(f"expected one TOP/data.pkl in the zip, found {len(pickles)}; "
-                              f"entries: {', '.join(map(shorten, list(entries)[:5]))}")  # fmt: skip
+        raise UnreadableModel(
+            f"expected one TOP/data.pkl in the zip, found {len(pickles)}; "
+            f"entries: {', '.join(map(shorten, list(entries)[:5]))}"
+        )
     folder = pickles[0].removesuffix("data.pkl")
     if entries[pickles[0]].file_size > MAX_PICKLE_BYTES:
         raise UnreadableModel(f"data.pkl is larger than {MAX_PICKLE_BYTES} bytes")
@@ -184,8 +203,10 @@ def _rebuild_tensor(storage: object, offset: object, size: object, stride: objec
     count = math.prod(shape)
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if count and last >= storage.size:
-        raise UnreadableModel(f"tensor of size {shape}, strides {strides}, offset {offset} reaches element {last} of a "
-                              f"storage of {storage.size}")  # fmt: skip
+        raise UnreadableModel(
+            f"tensor of size {shape}, strides {strides}, offset {offset} reaches element {last} of a "
+            f"storage of {storage.size}"
+        )
     if not count:
         return Tensor(np.zeros(shape, storage.dtype))
     steps = [s * storage.itemsize for s in strides]

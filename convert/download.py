@@ -14,6 +14,7 @@ import urllib.parse
 import urllib.request
 import warnings
 from pathlib import Path
+from typing import IO, BinaryIO
 
 import platformdirs
 from tqdm import tqdm
@@ -23,8 +24,8 @@ from convert.published import PUBLISHED as PUBLISHED
 from convert.published import Published as Published
 from convert.published import find as find
 
-TIMEOUT_S = 60
-BLOCK = 1 << 18
+TIMEOUT_S = 60  # without a byte: servers of files answer within seconds
+BLOCK = 1 << 18  # bytes between two steps of the progress bar
 
 
 class DownloadError(OSError):
@@ -120,13 +121,21 @@ def _download(published: Published, target: Path) -> None:
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects, but never from https to an address that is not."""
 
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
         if req.type == "https" and urllib.parse.urlsplit(newurl).scheme != "https":
             raise urllib.error.URLError(f"redirected from https to {newurl}, which is refused")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _transfer(published: Published, target: Path, file) -> None:
+def _transfer(published: Published, target: Path, file: BinaryIO) -> None:
     """Append to `file` what it lacks of the published file; what arrived stays for the next attempt."""
     start = file.seek(0, os.SEEK_END)
     request = urllib.request.Request(published.url, headers={"User-Agent": "equijax"})
@@ -161,18 +170,25 @@ def _transfer(published: Published, target: Path, file) -> None:
         raise DownloadError(_by_hand(published, target, f"{type(error).__name__}: {reason}")) from None
     got = file.seek(0, os.SEEK_END)
     if total is not None and got != total:
-        raise DownloadError(_by_hand(published, target, f"the connection ended after {got} of {total} bytes; "
-                                     "the same command continues from there"))  # fmt: skip
+        raise DownloadError(
+            _by_hand(
+                published,
+                target,
+                f"the connection ended after {got} of {total} bytes; the same command continues from there",
+            )
+        )
 
 
-def _continues(reply, start: int) -> bool:
+def _continues(reply: http.client.HTTPResponse, start: int) -> bool:
     """Whether the partial reply begins at byte `start`."""
     return (reply.headers.get("Content-Range") or "").startswith(f"bytes {start}-")
 
 
 def _by_hand(published: Published, target: Path, reason: str) -> str:
-    return (f"cannot download {published.name}: {reason}. Fetch {published.url} ({published.size / 1e6:.1f} MB) on a "
-            f"machine with a network and put it at {target}, or give its path instead of the name")  # fmt: skip
+    return (
+        f"cannot download {published.name}: {reason}. Fetch {published.url} ({published.size / 1e6:.1f} MB) on a "
+        f"machine with a network and put it at {target}, or give its path instead of the name"
+    )
 
 
 def _check(published: Published, path: Path) -> None:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from convert.adapters import fold
+from convert.checks import checked_config
+from convert.config import with_numbers
 from convert.errors import UnreadableModel, UnsupportedModel, one_line, shorten
-from convert.hyper import read_config, with_numbers
-from convert.modules import TorchModel
+from convert.torch_model import TorchModel
 from equijax import couplings
 from equijax.config import ModelConfig
 
@@ -47,14 +48,18 @@ class Row:
 def table(config: ModelConfig) -> list[Row]:
     """All tensors of the model but the U tensors: params in `params`, constants in `constants`."""
     C, Z, H = config.channels, len(config.species), len(config.heads)
-    rows = [_row("node_embedding.linear.weight", "params/node_embedding", Z, C),
-            _row("atomic_energies_fn.atomic_energies", "constants/atomic_energies", H, Z)]  # fmt: skip
+    rows = [
+        _row("node_embedding.linear.weight", "params/node_embedding", Z, C),
+        _row("atomic_energies_fn.atomic_energies", "constants/atomic_energies", H, Z),
+    ]
     for t in range(config.num_interactions):
         rows += _interaction_rows(config, t) + _product_rows(config, t)
         if t == config.num_interactions - 1 and t > 0:
             M = H * config.readout_mlp
-            rows += [_row(f"readouts.{t}.linear_1.weight", f"params/readouts_{t}/linear_1", C, M),
-                     _row(f"readouts.{t}.linear_2.weight", f"params/readouts_{t}/linear_2", M, H)]  # fmt: skip
+            rows += [
+                _row(f"readouts.{t}.linear_1.weight", f"params/readouts_{t}/linear_1", C, M),
+                _row(f"readouts.{t}.linear_2.weight", f"params/readouts_{t}/linear_2", M, H),
+            ]
         else:
             rows.append(_row(f"readouts.{t}.linear.weight", f"params/readouts_{t}/linear", C, H))
     if config.scale_shift:
@@ -77,15 +82,18 @@ def _interaction_rows(config: ModelConfig, t: int) -> list[Row]:
     paths = couplings.conv_paths(lmax, config.max_ell, config.max_ell)
     per_l = [(sum(p.l3 == l for p in paths), C, C) for l in range(config.max_ell + 1)]
     skip_lmax = min(lmax, config.output_lmax(t)) if "Residual" in name else config.max_ell
-    rows = [_by_degree(f"{torch}.linear_up.weight", f"{flax}/linear_up", [(C, C)] * (lmax + 1)),
-            _by_degree(f"{torch}.linear.weight", f"{flax}/linear", per_l),
-            _by_degree(f"{torch}.skip_tp.weight", f"{flax}/skip_tp", [(C, Z, C)] * (skip_lmax + 1))]  # fmt: skip
+    rows = [
+        _by_degree(f"{torch}.linear_up.weight", f"{flax}/linear_up", [(C, C)] * (lmax + 1)),
+        _by_degree(f"{torch}.linear.weight", f"{flax}/linear", per_l),
+        _by_degree(f"{torch}.skip_tp.weight", f"{flax}/skip_tp", [(C, Z, C)] * (skip_lmax + 1)),
+    ]
     sizes = (B, *config.radial_mlp)
     for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
         rows.append(_row(f"{torch}.conv_tp_weights.layer{i}.weight", f"{flax}/radial_mlp/layer{i}", fan_in, fan_out))
     last = len(sizes) - 1
-    rows.append(_row(f"{torch}.conv_tp_weights.layer{last}.weight", f"{flax}/radial_mlp/layer{last}",
-                     sizes[-1], len(paths), C))  # fmt: skip
+    rows.append(
+        _row(f"{torch}.conv_tp_weights.layer{last}.weight", f"{flax}/radial_mlp/layer{last}", sizes[-1], len(paths), C)
+    )
     if "Density" in name:
         rows.append(_row(f"{torch}.density_fn.layer0.weight", f"{flax}/density", B, 1))
     return rows
@@ -98,8 +106,15 @@ def _product_rows(config: ModelConfig, t: int) -> list[Row]:
         for nu, paths in enumerate(counts, start=1):
             # torch numbers the weights from the highest degree down, which has a name of its own
             weight = "weights_max" if nu == nu_max else f"weights.{nu_max - 1 - nu}"
-            rows.append(_row(f"products.{t}.symmetric_contractions.contractions.{L}.{weight}",
-                             f"params/products_{t}/contraction_l{L}/l{L}_nu{nu}", Z, paths, C))  # fmt: skip
+            rows.append(
+                _row(
+                    f"products.{t}.symmetric_contractions.contractions.{L}.{weight}",
+                    f"params/products_{t}/contraction_l{L}/l{L}_nu{nu}",
+                    Z,
+                    paths,
+                    C,
+                )
+            )
     shapes = [(C, C)] * (config.output_lmax(t) + 1)
     return [*rows, _by_degree(f"products.{t}.linear.weight", f"params/products_{t}/linear", shapes)]
 
@@ -122,10 +137,16 @@ def _radial_rows(config: ModelConfig) -> list[Row]:
 
 def u_names(config: ModelConfig) -> dict[str, tuple[FlaxPath, int, int]]:
     """Torch name of every U tensor -> (Flax path, L, degree)."""
-    return {f"products.{t}.symmetric_contractions.contractions.{L}.U_matrix_{nu}":
-            (("constants", f"products_{t}", f"contraction_l{L}", f"l{L}_nu{nu}"), L, nu)
-            for t in range(config.num_interactions)
-            for L, counts in enumerate(config.contraction_paths[t]) for nu in range(1, len(counts) + 1)}  # fmt: skip
+    return {
+        f"products.{t}.symmetric_contractions.contractions.{L}.U_matrix_{nu}": (
+            ("constants", f"products_{t}", f"contraction_l{L}", f"l{L}_nu{nu}"),
+            L,
+            nu,
+        )
+        for t in range(config.num_interactions)
+        for L, counts in enumerate(config.contraction_paths[t])
+        for nu in range(1, len(counts) + 1)
+    }
 
 
 def activation_names(config: ModelConfig) -> dict[str, FlaxPath]:
@@ -145,7 +166,7 @@ def to_flax(model: TorchModel, dtype: str | None = None) -> tuple[ModelConfig, d
     """Config and Flax variables of a torch MACE model.
 
     Args:
-      model: from `convert.modules.read_model`.
+      model: from `convert.torch_model.read_model`.
       dtype: "float32" or "float64" of the trained arrays; None: as in the file. Constants (U tensors, E0, radii) are
         kept in float64, where the values of a float32 file are exact.
 
@@ -163,7 +184,7 @@ def complete(model: TorchModel) -> TorchModel:
 
 
 def _to_flax(model: TorchModel, dtype: str | None) -> tuple[ModelConfig, dict]:
-    config = read_config(model)
+    config = checked_config(model)
     rows = table(config)
     _check_names(model, {row.torch for row in rows} | set(u_names(config)))
     variables: dict = {}
@@ -186,7 +207,7 @@ def source_dtype(model: TorchModel) -> str:
     """
     with one_line():
         model = complete(model)
-        return _weights_dtype(model, table(read_config(model)))
+        return _weights_dtype(model, table(checked_config(model)))
 
 
 def _weights_dtype(model: TorchModel, rows: list[Row]) -> str:

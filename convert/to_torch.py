@@ -15,8 +15,8 @@ from mace.modules.models import MACE, ScaleShiftMACE
 from mace.modules.symmetric_contraction import SymmetricContraction
 
 from convert import mapping
-from convert.modules import read_model
-from convert.unpickle import UnsupportedModel
+from convert.errors import UnsupportedModel
+from convert.torch_model import read_model
 from equijax import couplings
 from equijax.config import ModelConfig
 
@@ -29,7 +29,8 @@ TRANSFORMS = {"none": "None", "agnesi": "Agnesi", "soft": "Soft"}
 def write_torch(path: Path, config: ModelConfig, variables: dict) -> None:
     """Write the model to the file `path`, which MACECalculator and mace's LAMMPS exporter load.
 
-    The file is read back by `convert.modules` and must give the same variables to the last bit before it gets its name.
+    The file is read back by `convert.torch_model` and must give the same variables, to the precision of their type,
+    before it gets its name.
 
     Raises:
       UnsupportedModel: mace-torch cannot hold this model.
@@ -107,8 +108,10 @@ def _skeleton(config: ModelConfig, variables: dict) -> MACE:
         wanted = {name: _leaf(variables, path).shape for name, (path, _, _) in mapping.u_names(config).items()}
         if all(shapes[name][-1] == shape[-1] for name, shape in wanted.items()):
             return model
-    raise UnsupportedModel(f"mace-torch has no coupling basis with {config.contraction_paths} paths; the reduced basis "
-                           "needs cuequivariance: pip install cuequivariance")  # fmt: skip
+    raise UnsupportedModel(
+        f"mace-torch has no coupling basis with {config.contraction_paths} paths; the reduced basis "
+        "needs cuequivariance: pip install cuequivariance"
+    )
 
 
 def use_reduced_basis(model: MACE) -> None:

@@ -5,57 +5,30 @@ only *record* the name and the arguments (`Instance`), so that tensors and hyper
 mace or e3nn and without trusting the file. The standard `pickle` module is not used: its machine imports and calls, and
 a twenty-byte stream can make it allocate gigabytes.
 
-Not checked here: that the recorded classes form a MACE model; see `convert.modules` and `convert.mapping`.
+Not checked here: that the recorded classes form a MACE model; see `convert.torch_model` and `convert.mapping`.
 """
 
 import pickletools
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import Any
 
 from convert.errors import Budget, UnreadableModel, UnsupportedModel, shorten
 from convert.families import family
-
-OPCODE_BYTES = 256  # the largest object one instruction makes (an empty set, with its places on the stack and in memo)
-ENTRY_BYTES = 128  # an entry copied from one collection to another
-MAX_INTEGER_BITS = 128  # so that every integer has a float and a decimal form
-MAX_KEY = 16  # elements of a tuple that is a key
-MAX_NAME = 1000  # characters of a class or function name
-
-# Whole packages whose names may appear: they become labels, never imports.
-ALLOWED_PACKAGES = frozenset({"torch", "e3nn", "mace", "numpy", "opt_einsum_fx"})
-_BUILTIN_TYPES = ("set", "frozenset", "slice", "complex", "bytearray", "object", "int", "float", "bool", "str", "bytes",
-                  "list", "tuple", "dict")  # fmt: skip
-ALLOWED_NAMES = frozenset(
-    {"collections.OrderedDict", "collections.defaultdict", "_codecs.encode", "builtins.getattr", "__builtin__.getattr"}
-    | {"collections.Counter", "argparse.Namespace", "pathlib.PosixPath"}  # in training checkpoints
-    | {f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _BUILTIN_TYPES}
+from convert.records import (
+    ALLOWED_NAMES,
+    ALLOWED_PACKAGES,
+    BUILDERS,
+    MAX_NAME,
+    Builder,
+    Global,
+    Instance,
+    copied_bytes,
+    hashable,
 )
 
-Builder = Callable[..., object]
-
-
-@dataclass(frozen=True)
-class Global:
-    """A class or function named by the file, as a label."""
-
-    module: str
-    name: str
-
-    @property
-    def dotted(self) -> str:
-        return f"{self.module}.{self.name}"
-
-
-@dataclass(eq=False, repr=False)
-class Instance:
-    """An object the file asked to build: the name of the callable, its arguments and the state set on it later."""
-
-    cls: str
-    args: tuple
-    state: dict = field(default_factory=dict)
-    items: list = field(default_factory=list)
-    mapping: dict = field(default_factory=dict)
+OPCODE_BYTES = 256  # the largest object one instruction makes (an empty set, with its places on the stack and in memo)
+MAX_INTEGER_BITS = 128  # so that every integer has a float and a decimal form
 
 
 def interpret(
@@ -95,8 +68,22 @@ def interpret(
 
 _MARK = object()
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_LITERALS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
-                       "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"})  # fmt: skip
+_LITERALS = frozenset(
+    {
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG1",
+        "LONG4",
+        "BINFLOAT",
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE8",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+    }
+)
 _EMPTY = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
@@ -105,13 +92,13 @@ class _Machine:
     """Stack, marks and memo of one pickle stream."""
 
     def __init__(self, persistent_load: Builder, builders: dict[str, Builder], budget: Budget):
-        self.stack: list = []
+        self.stack: list[Any] = []
         self.memo: dict[int, object] = {}
         self.budget = budget
         self.persistent_load = persistent_load
         self.builders = builders
 
-    def step(self, name: str, arg) -> None:
+    def step(self, name: str, arg: Any) -> None:
         """Carry out one instruction."""
         self.budget.spend(OPCODE_BYTES)
         if name in _LITERALS:
@@ -129,12 +116,12 @@ class _Machine:
         else:
             raise UnreadableModel(f"instruction {name} is not one that torch.save writes")
 
-    def pop(self):
+    def pop(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:
             raise UnreadableModel("instruction needs a value the stack does not hold")
         return self.stack.pop()
 
-    def top(self):
+    def top(self) -> Any:
         value = self.pop()
         self.stack.append(value)
         return value
@@ -214,7 +201,7 @@ class _Machine:
         if not isinstance(mapping, dict) or len(values) % 2:
             raise UnreadableModel(f"key-value pairs stored in {shorten(target)}")
         for key, value in zip(values[::2], values[1::2], strict=True):
-            mapping[_hashable(key)] = value
+            mapping[hashable(key)] = value
 
     def append(self, values: list) -> None:
         target = self.top()
@@ -227,35 +214,19 @@ class _Machine:
         target = self.top()
         if not isinstance(target, set):
             raise UnreadableModel(f"elements added to {shorten(target)}")
-        target.update(_hashable(v) for v in values)
+        target.update(hashable(v) for v in values)
 
 
-def copied_bytes(value: object) -> int:
-    """What a copy of `value` takes, one level deep."""
-    if isinstance(value, str | bytes):
-        return 4 * len(value)
-    return ENTRY_BYTES * len(value) if isinstance(value, list | tuple | dict | set | frozenset) else 0
-
-
-def _hashable(key: object) -> object:
-    """`key` if hashing it is cheap: long or nested tuples can share parts and take exponential time."""
-    atoms = key if isinstance(key, tuple) else (key,)
-    plain = str | bytes | int | float | Global | Instance | None
-    if len(atoms) <= MAX_KEY and all(isinstance(atom, plain) for atom in atoms):
-        return key
-    raise UnreadableModel(f"{shorten(key)} is used as a key")
-
-
-def _persistent(machine: _Machine, _) -> None:
+def _persistent(machine: _Machine, _: object) -> None:
     machine.stack.append(machine.persistent_load(machine.pop()))
 
 
-def _stack_global(machine: _Machine, _) -> None:
+def _stack_global(machine: _Machine, _: object) -> None:
     name = machine.pop()
     machine.name(machine.pop(), name)
 
 
-def _new_with_keywords(machine: _Machine, _) -> None:
+def _new_with_keywords(machine: _Machine, _: object) -> None:
     kwargs = machine.pop()
     machine.call(machine.pop(), kwargs)
 
@@ -270,7 +241,7 @@ _STEPS: dict[str, Callable] = {
     "TUPLE": lambda m, _: m.stack.append(tuple(m.pop_mark())),
     "LIST": lambda m, _: m.stack.append(m.pop_mark()),
     "DICT": lambda m, _: (values := m.pop_mark(), m.stack.append({}), m.set_items(values)),
-    "FROZENSET": lambda m, _: m.stack.append(frozenset(_hashable(v) for v in m.pop_mark())),
+    "FROZENSET": lambda m, _: m.stack.append(frozenset(hashable(v) for v in m.pop_mark())),
     "APPEND": lambda m, _: m.append([m.pop()]),
     "APPENDS": lambda m, _: m.append(m.pop_mark()),
     "SETITEM": lambda m, _: m.set_items([m.pop(), m.pop()][::-1]),
@@ -288,38 +259,4 @@ _STEPS: dict[str, Callable] = {
     "NEWOBJ_EX": _new_with_keywords,
     "BUILD": lambda m, _: m.build(),
     "BINPERSID": _persistent,
-}
-
-
-def _ordered_dict(pairs: object = ()) -> dict:
-    return {_hashable(key): value for key, value in pairs}  # type: ignore[attr-defined]
-
-
-def _set(values: object = ()) -> set:
-    return {_hashable(value) for value in values}  # type: ignore[attr-defined]
-
-
-def _bytes(text: str, encoding: str) -> bytes:
-    if encoding != "latin1" or not isinstance(text, str):
-        raise UnreadableModel(f"bytes stored with the encoding {shorten(encoding)}, expected 'latin1'")
-    return text.encode("latin1")
-
-
-def _attribute(owner: object, name: object) -> Global:
-    """A call of getattr is how functions of torch's C library, such as torch.tanh, are named: extends the label."""
-    if not isinstance(owner, Global) or not isinstance(name, str) or not name.isidentifier():
-        raise UnreadableModel(f"getattr of {shorten(name)} from {shorten(owner)}, expected a name of torch")
-    known = owner.module.split(".")[0] in ALLOWED_PACKAGES and len(owner.dotted) + len(name) <= MAX_NAME
-    if not known or name.startswith("__"):
-        raise UnreadableModel(f"getattr of {shorten(name)} from {shorten(owner.dotted)}, expected a name of torch")
-    return Global(owner.dotted, name)
-
-
-BUILDERS: dict[str, Builder] = {
-    "builtins.getattr": _attribute,
-    "__builtin__.getattr": _attribute,
-    "collections.OrderedDict": _ordered_dict,
-    "builtins.set": _set,
-    "__builtin__.set": _set,
-    "_codecs.encode": _bytes,  # how protocol 2 writes bytes: the compiled TorchScript of e3nn modules
 }

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import ase
 import numpy as np
 from ase.build import bulk
+from ase.calculators.calculator import Calculator
 from ase.data import covalent_radii
 
 from equijax import derivatives, graph
@@ -36,6 +37,11 @@ class Difference(NamedTuple):
     def limit(self, dtype: str, key: str) -> float:
         """What is allowed of it."""
         return LIMITS[dtype][key] + RELATIVE[dtype] * self.scale
+
+    def share(self, dtype: str, key: str) -> float:
+        """Of the limit; infinite where one of the numbers is NaN."""
+        share = self.value / self.limit(dtype, key)
+        return np.inf if np.isnan(share) else share
 
 
 def structures(config: ModelConfig, seed: int = 0) -> list[ase.Atoms]:
@@ -70,12 +76,9 @@ def _distance(a: int, b: int, r_max: float) -> float:
     return max(min(1.1 * radii, 0.8 * r_max), 0.8 * radii, SHORTEST_A + 4 * RATTLE_A)
 
 
-def differences(path: Path, config: ModelConfig, variables: dict, head: str) -> dict[str, float]:
-    """Largest differences to mace-torch over `structures`, see `compared`."""
-    return {key: found.value for key, found in compared(path, config, variables, head).items()}
-
-
-def compared(path: Path, config: ModelConfig, variables: dict, head: str, dtype: str = "float64") -> dict:
+def compared(
+    path: Path, config: ModelConfig, variables: dict, head: str, dtype: str = "float64"
+) -> dict[str, Difference]:
     """By quantity, the `Difference` to mace-torch that is largest against its limit for `dtype`; both in float64.
 
     Energies alone for a Chebyshev basis: torch does not differentiate `chebyshev_polynomial_t`, so the forces and
@@ -96,11 +99,11 @@ def compared(path: Path, config: ModelConfig, variables: dict, head: str, dtype:
                 pairs["stress"] = atoms.get_stress(voigt=False), ours.stress[i]
         for key, (theirs, mine) in pairs.items():
             found = Difference(float(np.abs(theirs - mine).max()), float(np.abs(theirs).max()))
-            worst[key] = max(worst.get(key, found), found, key=lambda d, key=key: d.value / d.limit(dtype, key))
+            worst[key] = max(worst.get(key, found), found, key=lambda d, key=key: d.share(dtype, key))
     return worst
 
 
-def torch_calculator(path: Path, head: str):
+def torch_calculator(path: Path, head: str) -> Calculator:
     """mace-torch's own calculator of a file, in float64 on the CPU, wherever the file was saved.
 
     Raises:
@@ -126,22 +129,36 @@ def _scripts_on_cpu() -> Iterator[None]:
         torch.jit.load = load
 
 
-def compare(path: Path, config: ModelConfig, variables: dict, dtype: str) -> int:
-    """Print the largest differences for every head; exit status 1 where they exceed their limits.
+class Compared(NamedTuple):
+    """One quantity of one head against mace-torch; as text, the line that --verify prints."""
+
+    head: str
+    quantity: str  # a key of UNITS
+    found: Difference
+    limit: float
+
+    @property
+    def within(self) -> bool:
+        """Whether the difference is at most the limit; not where it is NaN."""
+        return self.found.value <= self.limit
+
+    def __str__(self) -> str:
+        return (
+            f"head {self.head}: largest difference in {self.quantity} {self.found.value:.2e} of {self.found.scale:.3g} "
+            f"{UNITS[self.quantity]} (limit {self.limit:.1e}) {'ok' if self.within else 'TOO LARGE'}"
+        )
+
+
+def compare(path: Path, config: ModelConfig, variables: dict, dtype: str) -> list[Compared]:
+    """The largest differences for every head and quantity.
 
     Args:
       path: the torch file; it is loaded with torch, which runs code in it.
       config, variables: what it was converted to.
       dtype: the coarser of the types of the file and of the variables.
     """
-    status = 0
-    for head in config.heads:
-        for key, found in compared(path, config, variables, head, dtype).items():
-            limit = found.limit(dtype, key)
-            verdict = "ok" if found.value <= limit else "TOO LARGE"
-            status |= verdict != "ok"
-            print(
-                f"head {head}: largest difference in {key} {found.value:.2e} of {found.scale:.3g} {UNITS[key]} "
-                f"(limit {limit:.1e}) {verdict}"
-            )
-    return int(status)
+    return [
+        Compared(head, key, found, found.limit(dtype, key))
+        for head in config.heads
+        for key, found in compared(path, config, variables, head, dtype).items()
+    ]

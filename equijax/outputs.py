@@ -17,7 +17,6 @@ import filelock
 import numpy as np
 import numpy.typing as npt
 
-from equijax import parallel
 from equijax.errors import InputError
 
 Options = TypeVar("Options")
@@ -147,6 +146,8 @@ def locked(run: Callable[[Options], Result]) -> Callable[[Options], Result]:
 
     @functools.wraps(run)
     def alone(options: Options) -> Result:
+        from equijax import parallel  # here, because `python -m convert --help` needs no JAX
+
         if not parallel.is_first():
             return run(options)
         with lock(options.out):  # type: ignore[attr-defined]

@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,16 +9,10 @@ import pytest
 from convert.adapters import fold
 from convert.errors import UnreadableModel, UnsupportedModel
 from convert.mapping import source_dtype, to_flax
-from convert.modules import TorchModel, read_model
+from convert.torch_model import TorchModel
 
-MINI = Path(str(resources.files("equijax"))) / "assets" / "mini.model"
 DENSE, LINEAR = "interactions.0.conv_tp_weights.layer1", "interactions.1.linear_up"
 RANK, SCALING, C = 2, 1.5, 24
-
-
-@pytest.fixture(scope="module")
-def mini() -> TorchModel:
-    return read_model(MINI)
 
 
 def wrapped(model: TorchModel, name: str, cls: str, *, tensors: dict, attributes: dict) -> TorchModel:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from convert import archive, mapping
 from convert.errors import Budget, UnreadableModel, UnsupportedModel
-from convert.modules import flatten
+from convert.torch_model import flatten
 from convert.unpickle import interpret
 
 ROOT = Path(__file__).parents[2]
@@ -154,7 +154,7 @@ HOSTILE: dict[str, bytes] = {
 READ_ALL = """
 import json, resource, sys
 from pathlib import Path
-from convert.modules import read_model
+from convert.torch_model import read_model
 
 resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
 resource.setrlimit(resource.RLIMIT_CPU, (300, 300))

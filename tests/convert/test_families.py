@@ -7,7 +7,7 @@ import pytest
 
 from convert import families, mapping
 from convert.errors import UnreadableModel, UnsupportedModel
-from convert.modules import read_model
+from convert.torch_model import read_model
 
 NAMES = [(name, what) for what, _, *names in families.FAMILIES for name in names]
 # A module of the class, without the rest of a model; a package stands for any class in it.
@@ -49,8 +49,10 @@ def test_compiled_archives(tmp_path, paths, what):
     assert what in answer(tmp_path / "x.model", entries, zipfile.ZIP_DEFLATED)
 
 
-TENSOR = (b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000"
-          b"X\x03\x00\x00\x00cpuK\x02tQK\x00K\x02\x85K\x01\x85\x89NtR")  # fmt: skip
+TENSOR = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000"
+    b"X\x03\x00\x00\x00cpuK\x02tQK\x00K\x02\x85K\x01\x85\x89NtR"
+)
 
 
 @pytest.mark.parametrize(

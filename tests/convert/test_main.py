@@ -2,9 +2,9 @@
 
 import os
 import pickle
+import subprocess
 import sys
 import zipfile
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,7 @@ from convert import download
 from convert.__main__ import main
 from convert.download import ChecksumWarning
 from equijax import checkpoint
-
-MINI = Path(str(resources.files("equijax"))) / "assets" / "mini.model"
+from tests.convert.samples import MINI
 
 
 def test_convert_writes_a_checkpoint_with_its_provenance(tmp_path, capsys):
@@ -53,6 +52,34 @@ def test_published_name_is_converted_from_the_cache(tmp_path, monkeypatch, capsy
 def test_list(capsys):
     assert main(["--list"]) == 0
     assert "mace-mp-0b3-medium" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--list"], ["--help"], [], ["missing.model", "out"], ["mace-omat-0-small", "out"], ["mini", "folder"]],
+)
+def test_answers_that_need_no_jax_come_without_it(tmp_path, arguments):
+    """And so within a fraction of a second."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes").touch()
+    code = """if True:
+        import sys
+        from convert.__main__ import main
+        try:
+            main(sys.argv[1:])
+        except SystemExit:
+            pass
+        print("imported:", sorted({m.split(".")[0] for m in sys.modules} & {"jax", "flax", "torch", "scipy", "ase"}))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "imported: []" and "Traceback" not in done.stderr
 
 
 class Evil:

@@ -1,44 +1,26 @@
-"""Hyper-parameters and the name table: the shipped model, old files, unsupported options, damaged contents."""
+"""The name table and the variables: the shipped model, dtypes, damaged contents."""
 
-import dataclasses
 import random
 import re
 import zipfile
-from importlib import resources
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from convert import archive
+from convert.errors import UnreadableModel, UnsupportedModel
 from convert.mapping import _compress, source_dtype, table, to_flax, u_names
-from convert.modules import Opaque, TorchModel, flatten, read_model
-from convert.unpickle import UnreadableModel, UnsupportedModel, interpret
+from convert.torch_model import flatten, read_model
+from convert.unpickle import interpret
 from equijax import potential
-
-MINI = Path(str(resources.files("equijax"))) / "assets" / "mini.model"
-SYMMETRIC = "products.0.symmetric_contractions.contractions.0"
-
-
-@pytest.fixture(scope="module")
-def mini() -> TorchModel:
-    return read_model(MINI)
+from tests.convert.samples import MINI, changed
 
 
 @pytest.fixture(scope="module")
 def initial(mini):
     """What the Flax model itself makes of the config."""
     return potential.init_variables(to_flax(mini)[0])
-
-
-def changed(model, *, attributes=None, tensors=None, classes=None, drop=()) -> TorchModel:
-    """`model` with entries replaced, and those whose name is in `drop` removed."""
-    edits = {"attributes": attributes, "tensors": tensors, "classes": classes}
-    fields = {
-        f: {k: v for k, v in (getattr(model, f) | (new or {})).items() if k not in drop} for f, new in edits.items()
-    }
-    return dataclasses.replace(model, **fields)
 
 
 def test_variables_have_the_shapes_of_the_flax_model(mini, initial):
@@ -126,62 +108,6 @@ def test_one_wide_weight_keeps_its_digits(mini):
     np.testing.assert_array_equal(variables["params"]["interactions_0"]["linear_up"]["l0"].reshape(-1), value)
 
 
-def test_old_files_lack_attributes_and_buffers(mini):
-    """MACE-MP-0a was written before heads, switches, zeroed flags and biases existed; E0, scale and shift were flat."""
-    new_names = {"heads", "apply_cutoff", "use_reduced_cg", "use_agnostic_product", "use_so3", "edge_irreps",
-                 "use_last_readout_only", "use_edge_irreps_first", "lammps_mliap", "radial_embedding.apply_cutoff",
-                 "readouts.1.num_heads"}  # fmt: skip
-    new_names |= {n for n in mini.attributes if n.endswith(("cueq_config", "oeq_config", "radial_MLP", ".edge_irreps"))}
-    new_names |= {n for n in mini.tensors if n.endswith(("_zeroed", ".bias"))}
-    flat = {n: mini.tensors[n].reshape(-1) for n in ("atomic_energies_fn.atomic_energies",)}
-    flat |= {n: mini.tensors[n].reshape(()) for n in ("scale_shift.scale", "scale_shift.shift")}
-    unused = {"pair_repulsion_fn.r_max": np.float32(5), "pair_repulsion_fn.cutoff.p": np.float32(5)}
-    old = changed(mini, drop=new_names, tensors=flat | unused)
-    config, variables = to_flax(old)
-    wanted_config, wanted = to_flax(mini)
-    assert config == wanted_config
-    jax.tree.map(np.testing.assert_array_equal, variables, wanted)
-
-
-def test_numbers_of_old_files_are_plain_attributes(mini):
-    """Before mace-torch 0.2: atomic_numbers a list, scalars plain numbers, and bare tensors that are no buffers."""
-    names = {"r_max", "num_interactions", "radial_embedding.cutoff_fn.p", "radial_embedding.cutoff_fn.r_max",
-             "radial_embedding.bessel_fn.r_max", "radial_embedding.bessel_fn.prefactor"}  # fmt: skip
-    plain = {name: mini.tensors[name].reshape(()).item() for name in names}
-    plain |= {n: tuple(mini.tensors[n].tolist()) for n in ("atomic_numbers", "scale_shift.scale", "scale_shift.shift")}
-    old = changed(mini, drop=set(plain))
-    old = dataclasses.replace(old, attributes=old.attributes | plain)
-    config, variables = to_flax(old)
-    wanted_config, wanted = to_flax(mini)
-    assert config == wanted_config
-    jax.tree.map(np.testing.assert_array_equal, variables, wanted)
-
-
-@pytest.mark.parametrize("value", [(8, "O"), ((1,), (2, 3)), (8, None)])
-def test_species_that_are_no_numbers_are_refused(mini, value):
-    old = changed(mini, drop={"atomic_numbers"})
-    with pytest.raises(UnreadableModel, match="atomic_numbers"):
-        to_flax(dataclasses.replace(old, attributes=old.attributes | {"atomic_numbers": value}))
-
-
-@pytest.mark.parametrize("precision", [np.float16, "bfloat16"])
-def test_constants_in_half_precision_are_recognised(mini, precision):
-    """A float16 or bfloat16 file holds r_max and the prefactor rounded; another prefactor is still refused."""
-
-    def rounded(array):
-        if precision == "bfloat16":
-            return ((array.astype("f4").view("u4") + 0x8000) & 0xFFFF0000).view("f4")
-        return array.astype(precision)
-
-    floats = {n: rounded(a) for n, a in mini.tensors.items() if a.dtype.kind == "f" and "U_matrix" not in n}
-    _, variables = to_flax(changed(mini, tensors=floats))
-    weights = variables["params"]["interactions_0"]["linear_up"]["l0"].reshape(-1)
-    np.testing.assert_array_equal(weights, floats["interactions.0.linear_up.weight"].astype("f4"))
-    name = "radial_embedding.bessel_fn.prefactor"
-    with pytest.raises(UnsupportedModel, match=name):
-        to_flax(changed(mini, tensors=floats | {name: 1.05 * floats[name]}))
-
-
 def test_missing_and_extra_tensors_are_all_listed(mini):
     drop = {"interactions.1.linear.weight", "radial_embedding.distance_transform.q"}
     extra = {"surprise": np.zeros(3), "interactions.0.linear.bias": np.ones(2, np.float32)}
@@ -197,70 +123,6 @@ def test_table_has_every_name_once(mini):
     names = [row.torch for row in rows] + list(u_names(config))
     paths = [path for row in rows for path, _ in row.parts] + [path for path, _, _ in u_names(config).values()]
     assert len(set(names)) == len(names) and len(set(paths)) == len(paths)
-
-
-LINEAR = ((0, 0, (24, 24), 0.3),)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("use_so3", True), ("use_agnostic_product", True), ("use_last_readout_only", True),
-        ("interactions.1.edge_irreps", "8x0e"),
-        ("embedding_specs", Opaque("dict")), ("brand_new_option", 3), ("products.0.cueq_config", Opaque("CueqConfig")),
-        ("interactions.0.linear_up.instructions", LINEAR),
-        ("interactions.0.conv_tp_weights.layer1.var_in", 2),
-        ("interactions.1.conv_tp_weights.layer0.act.f", "torch.tanh"),
-        ("interactions.0.edge_attrs_irreps", "1x0e+1x1e+1x2e+1x3e"), ("products.0.linear.irreps_out", "24x0e+24x1e"),
-        ("spherical_harmonics.normalization", "norm"), ("spherical_harmonics.normalize", False),
-        ("readouts.1.non_linearity.acts.0.f", "torch.relu"), ("readouts.1.linear_1.irreps_out", "16x0e+4x1o"),
-        ("products.1.use_sc", False), ("radial_embedding.out_dim", 10**12), ("heads", ()),
-        ("interactions.0.skip_tp.instructions", ()),
-        ("radial_embedding.out_dim", 2**127), ("interactions.0.conv_tp_weights.hs", (8, 2**127, 64)),
-    ],
-)  # fmt: skip
-def test_unsupported_options_are_named(mini, name, value):
-    with pytest.raises(
-        (UnsupportedModel, UnreadableModel), match=re.sub(r"\.instructions|\.acts\.0\.f|\.f$", "", name)
-    ):
-        to_flax(changed(mini, attributes={name: value}))
-
-
-@pytest.mark.parametrize(
-    ("name", "cls"),
-    [
-        ("", "mace.modules.models.AtomicDipolesMACE"),
-        ("interactions.1", "mace.modules.blocks.RealAgnosticAttResidualInteractionBlock"),
-        ("interactions.0.conv_tp_weights", "mace.modules.radial.RadialMLP"),
-        ("readouts.1", "mace.modules.blocks.NonLinearBiasReadoutBlock"),
-        ("joint_embedding", "mace.modules.embeddings.GenericJointEmbedding"),
-        ("radial_embedding.distance_transform", "mace.modules.radial.BesselBasis"),
-    ],
-)
-def test_unsupported_classes_are_named(mini, name, cls):
-    with pytest.raises(UnsupportedModel, match=cls.rsplit(".", 1)[-1]):
-        to_flax(changed(mini, classes={name: cls}))
-
-
-def test_repulsion_switch_and_module_must_agree(mini):
-    with pytest.raises(UnreadableModel, match="pair_repulsion"):
-        to_flax(changed(mini, drop={"pair_repulsion"}))
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("radial_embedding.cutoff_fn.r_max", np.float32(4.0)), ("radial_embedding.bessel_fn.prefactor", np.float32(1)),
-        ("radial_embedding.cutoff_fn.p", np.float32(5.5)), ("scale_shift.scale", np.ones(2, np.float32)),
-        ("node_embedding.linear.weight", np.full(792, np.nan, np.float32)), ("num_interactions", np.int64(3)),
-        ("num_interactions", np.int64(2**62)), ("num_interactions", np.float64(1e300)), ("r_max", np.float64(1e300)),
-        (f"{SYMMETRIC}.U_matrix_2", np.float32(1)), (f"{SYMMETRIC}.U_matrix_2", np.zeros((9, 9, 4), np.float32)),
-        (f"{SYMMETRIC}.U_matrix_2", np.ones((16, 16, 4), np.float32)),
-    ],
-)  # fmt: skip
-def test_contradicting_tensors_are_named(mini, name, value):
-    with pytest.raises((UnsupportedModel, UnreadableModel), match=name):
-        to_flax(changed(mini, tensors={name: np.asarray(value)}))
 
 
 def test_large_couplings_need_many_paths():

@@ -31,3 +31,13 @@ def test_limits_scale_with_the_numbers():
     assert rounded.value < rounded.limit("float32", "energy") and rounded.value > rounded.limit("float64", "energy")
     assert verify.Difference(0.0, 10.0).limit("float32", "energy") < 3e-5
     assert verify.Difference(0.0, 10.0).limit("float64", "energy") < 2e-9
+
+
+def test_a_number_that_is_none_is_no_small_difference():
+    """NaN in one structure is neither hidden by the next nor within a limit, and the line says so."""
+    small, broken = verify.Difference(0.0, 1.0), verify.Difference(np.nan, np.nan)
+    for pair in ((small, broken), (broken, small)):
+        assert max(pair, key=lambda d: d.share("float64", "energy")) is broken
+    rows = [verify.Compared("Default", "energy", d, d.limit("float64", "energy")) for d in (small, broken)]
+    assert [row.within for row in rows] == [True, False]
+    assert str(rows[0]).endswith("ok") and str(rows[1]).endswith("TOO LARGE")

@@ -9,7 +9,7 @@ from e3nn import o3
 from mace.calculators import MACECalculator
 
 from convert import mapping
-from convert.modules import read_model
+from convert.torch_model import read_model
 from equijax import derivatives, graph, testing
 from tests.parity.test_convert_parity import VARIANTS, torch_model
 

@@ -1,14 +1,16 @@
 """Flattens the module tree of a torch file to named tensors, class names and plain attributes."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from convert.archive import Tensor, read_archive
 from convert.errors import Budget, UnreadableModel, UnsupportedModel, one_line, shorten
 from convert.families import family, form_of_dict
-from convert.unpickle import Global, Instance
+from convert.records import Global, Instance
 
 MAX_DEPTH = 50
 MAX_NAME = 200  # characters of one component of a name
@@ -19,12 +21,30 @@ NUMBER_BYTES = 48  # an element of a tensor in float64, with the copies that its
 MAX_PLAIN = 200  # elements of a tensor that is an attribute and no buffer, such as atomic_numbers of old files
 
 # Attributes of every torch module and of compiled code, which hold no hyper-parameters.
-_MACHINERY = frozenset({
-    "training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook",
-    "_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks",
-    "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs", "_state_dict_hooks", "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "__codegen__", "_profiling_str", "_prof_str",
-})  # fmt: skip
+_MACHINERY = frozenset(
+    {
+        "training",
+        "_parameters",
+        "_buffers",
+        "_modules",
+        "_non_persistent_buffers_set",
+        "_is_full_backward_hook",
+        "_backward_hooks",
+        "_backward_pre_hooks",
+        "_forward_hooks",
+        "_forward_hooks_with_kwargs",
+        "_forward_pre_hooks",
+        "_forward_hooks_always_called",
+        "_forward_pre_hooks_with_kwargs",
+        "_state_dict_hooks",
+        "_state_dict_pre_hooks",
+        "_load_state_dict_pre_hooks",
+        "_load_state_dict_post_hooks",
+        "__codegen__",
+        "_profiling_str",
+        "_prof_str",
+    }
+)
 # fx graphs and scripted code: derived from the tensors and hyper-parameters beside them, never evaluated here.
 _COMPILED = ("torch.fx.", "torch.jit.")
 
@@ -177,3 +197,51 @@ def _items(value: object) -> tuple:
     if not isinstance(value, Instance):
         raise UnreadableModel(f"irreps hold {shorten(value)}")
     return value.args[0] if len(value.args) == 1 and isinstance(value.args[0], tuple) else value.args
+
+
+def attribute(model: TorchModel, name: str, kind: type, default: object = ...) -> Any:
+    """The attribute `name`, which must be of type `kind`; `default` where old files lack it."""
+    value = model.attributes.get(name, default)
+    if value is ...:
+        raise UnreadableModel(f"attribute {name} is missing; every MACE model has it")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UnreadableModel(f"attribute {name} is {shorten(value)}, expected {kind.__name__}")
+    return value
+
+
+def tensor(model: TorchModel, name: str) -> np.ndarray:
+    """The parameter or buffer `name`."""
+    if name not in model.tensors:
+        raise UnreadableModel(f"tensor {name} is missing")
+    return model.tensors[name]
+
+
+def scalar(model: TorchModel, name: str) -> float:
+    """The value of the one-element tensor `name`."""
+    value = tensor(model, name)
+    if value.size != 1 or not np.isfinite(value).all():
+        raise UnreadableModel(f"tensor {name} of shape {value.shape} is not one finite number")
+    return float(value.reshape(()))
+
+
+def expect(name: str, found: object, wanted: object) -> None:
+    """Raise unless a value of the file is the only one supported."""
+    same = found == wanted
+    if isinstance(wanted, float) and isinstance(found, int | float):
+        same = math.isclose(found, wanted, rel_tol=1e-6)
+    if not same:
+        raise UnsupportedModel(f"{name} = {str(found)[:300]} is not supported; expected {str(wanted)[:300]}")
+
+
+def expect_constant(model: TorchModel, name: str, wanted: float) -> None:
+    """As `expect` for a one-element tensor, which a file of lower precision holds rounded.
+
+    A number of at most 11 significant bits (8: bfloat16) went through half precision; r_max was rounded before it too.
+    """
+    found = scalar(model, name)
+    mantissa = math.frexp(found)[0]
+    bits = next((bits for bits in (8, 11) if (mantissa * 2**bits).is_integer()), 20)
+    if not math.isclose(found, wanted, rel_tol=2.0 ** (1 - bits)):
+        raise UnsupportedModel(f"{name} = {found} is not supported; expected {wanted}")
