@@ -8,6 +8,9 @@ Edge slot e = n K + k belongs to receiver n. Because the neighbour list is symme
 Both are linear, each is the other's transpose, and both batch: derivatives of any order and mode go through.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.core
 import jax.numpy as jnp
@@ -28,30 +31,30 @@ def sum_to_senders(y: jax.Array, senders: jax.Array, reverse: jax.Array) -> jax.
     return _scatter_p.bind(y, senders, reverse)
 
 
-def _gather_impl(x, senders, reverse):
+def _gather_impl(x: jax.Array, senders: jax.Array, reverse: jax.Array) -> jax.Array:
     n = x.shape[0]
     out = jnp.take(x, senders, axis=0, mode="clip")
     return out.reshape(n, senders.shape[0] // max(n, 1), *x.shape[1:])
 
 
-def _scatter_impl(y, senders, reverse):
+def _scatter_impl(y: jax.Array, senders: jax.Array, reverse: jax.Array) -> jax.Array:
     n, k = y.shape[:2]
     flat = y.reshape(n * k, *y.shape[2:])
     return jnp.take(flat, reverse, axis=0, mode="clip").reshape(y.shape).sum(1)
 
 
-def _register(primitive, impl, transpose, node_axes):
+def _register(primitive: Primitive, impl: Callable, transpose: Primitive, node_axes: int) -> None:
     """Give a linear primitive with index operands its abstract value, lowering, JVP, transpose and batching rules."""
     primitive.def_impl(jax.jit(impl))
 
-    def abstract(x, senders, reverse):
+    def abstract(x: jax.Array, senders: jax.Array, reverse: jax.Array) -> jax.core.ShapedArray:
         out = jax.eval_shape(impl, x, senders, reverse)
         return jax.core.ShapedArray(out.shape, out.dtype)
 
     primitive.def_abstract_eval(abstract)
     mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=False))
 
-    def jvp(primals, tangents):
+    def jvp(primals: tuple, tangents: tuple) -> tuple:
         x, senders, reverse = primals
         t = tangents[0]
         out = primitive.bind(x, senders, reverse)
@@ -59,14 +62,14 @@ def _register(primitive, impl, transpose, node_axes):
 
     ad.primitive_jvps[primitive] = jvp
 
-    def transpose_rule(ct, x, senders, reverse):
+    def transpose_rule(ct: Any, x: Any, senders: jax.Array, reverse: jax.Array) -> tuple:
         if type(ct) is ad.Zero:
             return ad.Zero(x.aval), None, None
         return transpose.bind(ct, senders, reverse), None, None
 
     ad.primitive_transposes[primitive] = transpose_rule
 
-    def batch(args, dims):
+    def batch(args: tuple, dims: tuple) -> tuple:
         if any(d is not None for d in dims[1:]):
             # a batch of graphs (vmap over edges): map the plain gather, JAX batches that itself
             out = jax.vmap(impl, in_axes=tuple(dims))(*args)

@@ -10,6 +10,7 @@ from scipy.linalg import null_space
 
 from equijax import units
 from equijax.constraints import free_components
+from equijax.md.options import MDConfig
 
 RANK = 1e-8  # rigid motions are independent above this; they are scaled to the size of the structure
 
@@ -36,7 +37,7 @@ def rigid_motions(atoms: ase.Atoms, free: np.ndarray) -> np.ndarray:
     return found if len(found) < free.sum() else found[:0]
 
 
-def thermal_momenta(atoms: ase.Atoms, temperature: float, seed) -> np.ndarray:
+def thermal_momenta(atoms: ase.Atoms, temperature: float, seed: int | tuple[int, ...]) -> np.ndarray:
     """Maxwell-Boltzmann momenta [N, 3] in sqrt(amu eV) without drift, scaled to the temperature (K); 0 where fixed."""
     free = free_components(atoms)
     motions = rigid_motions(atoms, free)
@@ -63,7 +64,7 @@ def _still(q: np.ndarray, motions: np.ndarray) -> np.ndarray:
     return q - (motions.T @ (motions @ q.ravel())).reshape(q.shape)
 
 
-def starting_momenta(config, atoms: ase.Atoms) -> np.ndarray:
+def starting_momenta(config: MDConfig, atoms: ase.Atoms) -> np.ndarray:
     """[N, 3] or, for replicas, [B, N, 3] momenta of the first step; a printed line says where they come from.
 
     Those of the file serve one replica of the cell as it is: the copies of a repeated cell would move in step.

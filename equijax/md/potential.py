@@ -1,4 +1,4 @@
-"""A potential for `jax_md.simulate`, and blocks of compiled steps. Users import these names from `equijax.md.run`.
+"""A potential for `jax_md.simulate`, and blocks of compiled steps. Users import both from `equijax.md`.
 
     neighbor_fn, energy_fn = equijax.md.energy_neighbor(displacement, box, ff, atoms.numbers)
     neighbors = neighbor_fn.allocate(R)
@@ -11,10 +11,12 @@ Units: A, eV, amu; a time of 1 is sqrt(amu A^2 / eV) = 10.18 fs, so dt = 1 fs is
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from equijax import precision
 from equijax.errors import InputError
@@ -25,7 +27,7 @@ from equijax.potential import MASKED_LENGTH, Potential, cast
 
 
 def energy_neighbor(
-    displacement: Callable, box, ff: Potential, numbers, *, skin: float = 0.5
+    displacement: Callable, box: npt.ArrayLike | None, ff: Potential, numbers: npt.ArrayLike, *, skin: float = 0.5
 ) -> tuple[neighbours.NeighborFns, Callable]:
     """Neighbour list and energy functions of a model for `jax_md.simulate`.
 
@@ -55,14 +57,23 @@ def energy_neighbor(
     return energy_in(T, neighbours.Space(is_fractional, periodic, ff.config.r_max, skin), ff, numbers)
 
 
-def energy_in(T, space: neighbours.Space, ff: Potential, numbers):
+def energy_in(
+    T: np.ndarray, space: neighbours.Space, ff: Potential, numbers: npt.ArrayLike
+) -> tuple[neighbours.NeighborFns, Callable]:
     """`energy_neighbor` with the space given in so many words: cell T [3, 3] (columns) and `space`."""
     if not space.skin > 0:
         raise InputError(f"skin {space.skin} A: expected a positive length, 0.5 for solids, 1 for hot liquids")
     species = species_inputs(ff, numbers)
     fns = neighbours.neighbor_list(T, space)
 
-    def energy_fn(R, neighbor, box=None, perturbation=None, variables=None, **unused):
+    def energy_fn(
+        R: jax.Array,
+        neighbor: neighbours.NeighborList,
+        box: npt.ArrayLike | None = None,
+        perturbation: jax.Array | None = None,
+        variables: dict | None = None,
+        **unused: Any,
+    ) -> jax.Array:
         cell = jnp.asarray(T if box is None else _matrix(box)).astype(R.dtype)
         vectors, edges, valid = model_edges(R, cell, neighbor, space, perturbation)
         weights = variables if variables is not None else jax.tree.map(jnp.asarray, cast(ff.variables, R.dtype))
@@ -73,7 +84,7 @@ def energy_in(T, space: neighbours.Space, ff: Potential, numbers):
     return fns, energy_fn
 
 
-def species_inputs(ff: Potential, numbers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def species_inputs(ff: Potential, numbers: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The species as the model wants them: row of the table of each atom [N], the table [S], the head [N].
 
     Raises:
@@ -89,7 +100,13 @@ def species_inputs(ff: Potential, numbers) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 @precision.exact
-def model_edges(R, T, neighbor: neighbours.NeighborList, space: neighbours.Space, perturbation=None):
+def model_edges(
+    R: jax.Array,
+    T: jax.Array,
+    neighbor: neighbours.NeighborList,
+    space: neighbours.Space,
+    perturbation: jax.Array | None = None,
+) -> tuple[jax.Array, neighbours.Near, jax.Array]:
     """Edge vectors [N, K, 3] of the slots within the cutoff, these slots, and whether all are there.
 
     In fractional coordinates the derivative with respect to R is the one in real space, as in jax_md.space.
@@ -130,7 +147,7 @@ def probe(displacement: Callable, T: np.ndarray) -> tuple[bool, tuple[bool, bool
     zero = np.zeros(3)
     moved = np.asarray(displacement(jnp.asarray(x), jnp.asarray(zero)))
 
-    def like(a, b):
+    def like(a: np.ndarray, b: np.ndarray) -> bool:
         return np.allclose(a, b, rtol=1e-3, atol=1e-5)
 
     if not (like(moved, x) or like(moved, T @ x)):
@@ -144,7 +161,7 @@ def probe(displacement: Callable, T: np.ndarray) -> tuple[bool, tuple[bool, bool
     return is_fractional, repeats
 
 
-def _matrix(box):
+def _matrix(box: Any) -> Any:
     """[3, 3] from a side, [3] sides or a matrix."""
     if box.ndim == 2:
         return box

@@ -3,6 +3,8 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
 
 from equijax import couplings
 from equijax.kernels.polynomial import available, evaluate, plain, terms
@@ -36,7 +38,7 @@ class SymmetricContraction(nn.Module):
             coefficients.append(jnp.einsum("qp,zpc->zqc", u.astype(A.dtype), w.astype(A.dtype)[table]))
         return polynomial(A, jnp.concatenate(coefficients, axis=1), tables, slot)
 
-    def _default_u(self, nu):
+    def _default_u(self, nu: int) -> np.ndarray:
         return couplings.compress_u(couplings.u_tensor(self.lmax, self.L, nu), self.lmax, self.L)
 
 
@@ -56,6 +58,6 @@ def polynomial(A: jax.Array, coefficients: jax.Array, tables: list[couplings.Mon
     return (evaluate if has_kernel(A.shape[-1], A.dtype) else plain)(coefficients, A, slot, table)
 
 
-def has_kernel(channels: int, dtype) -> bool:
+def has_kernel(channels: int, dtype: npt.DTypeLike) -> bool:
     """Under the same conditions as the convolution's."""
     return jax.default_backend() == "cpu" and channels >= KERNEL_CHANNELS and available(channels, dtype)

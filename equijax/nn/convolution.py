@@ -7,11 +7,12 @@ functions are R_p = g W_p with g the U last hidden units of the radial MLP.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from equijax import couplings
 from equijax.graph.fields import Topology
 from equijax.graph.gather import gather_senders
-from equijax.kernels.convolution import available, neighbour_sum, radial_from_table, table_sum
+from equijax.kernels.convolution import Tabulated, available, neighbour_sum, radial_from_table, table_sum
 
 # A register of float32 or two of float64: models of fewer channels are toys, not worth seconds of a C++ compiler.
 KERNEL_CHANNELS = 16
@@ -44,35 +45,34 @@ def convolve(
     return coupled_on_edge(sender, R, Y, paths)
 
 
-def convolve_table(h, phi, first, table, Y, paths, graph) -> list[jax.Array]:
-    """`convolve` with radial functions R[n, k, p, c] = sum_j phi[n, k, j] table[first[n, k] + j, p, c].
+def convolve_table(h: list[jax.Array], R: Tabulated, Y: jax.Array, paths: list, graph: Topology) -> list[jax.Array]:
+    """`convolve` with radial functions from a table.
 
     Args:
-      phi: [N, K, J], zero on masked slots; first: [N*K] int32, negative there.
-      table: [rows, P, C].
+      R: see `Tabulated`.
       h, Y, paths, graph: as in `convolve`, and so the result.
     """
-    gather, kernel = graph.gather, has_kernel(table.shape[-1], phi.dtype)
+    gather, kernel = graph.gather, has_kernel(R.table.shape[-1], R.phi.dtype)
     if gather is gather_senders and kernel:
-        return table_sum(h, phi, first, table, Y, paths, graph.senders, graph.reverse)
+        return table_sum(h, R, Y, paths, graph.senders, graph.reverse)
     sender = [gather(x, graph.senders, graph.reverse) for x in h]
     if kernel:
-        return table_sum(_rows(sender), phi, first, table, Y, paths, *_own_slots(phi))
-    return coupled_on_edge(sender, radial_from_table(phi, first, table), Y, paths)
+        return table_sum(_rows(sender), R, Y, paths, *_own_slots(R.phi))
+    return coupled_on_edge(sender, radial_from_table(*R), Y, paths)
 
 
-def _rows(sender):
+def _rows(sender: list[jax.Array]) -> list[jax.Array]:
     """Values already at the edges as node features: a row for each slot."""
     return [x.reshape(-1, *x.shape[2:]) for x in sender]
 
 
-def _own_slots(edges):
+def _own_slots(edges: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Senders and reverse slots when every slot [N, K] has a row of its own."""
     slots = jnp.arange(edges.shape[0] * edges.shape[1], dtype=jnp.int32)
     return slots, slots
 
 
-def convolve_species(h, g, last, Y, graph) -> list[jax.Array]:
+def convolve_species(h: jax.Array, g: jax.Array, last: jax.Array, Y: jax.Array, graph: Topology) -> list[jax.Array]:
     """`convolve` for features that depend on the sender's species alone, as those of the first interaction do.
 
         A_l[n, m, c] = sum_{s u} (sum_{k of species s} Y_lm(r_nk) g_u(r_nk)) W_l[u, c] h[s, c]
@@ -96,12 +96,12 @@ def convolve_species(h, g, last, Y, graph) -> list[jax.Array]:
     return [(T[:, l * l : (l + 1) ** 2] @ W[l])[:, None] for l in range(last.shape[1])]
 
 
-def has_kernel(channels: int, dtype) -> bool:
+def has_kernel(channels: int, dtype: npt.DTypeLike) -> bool:
     """Whether this process computes on a CPU, the model repays compiling a kernel, and one can be built."""
     return jax.default_backend() == "cpu" and channels >= KERNEL_CHANNELS and available(channels, dtype)
 
 
-def coupled_on_edge(sender, R, Y, paths) -> list[jax.Array]:
+def coupled_on_edge(sender: list[jax.Array], R: jax.Array, Y: jax.Array, paths: list) -> list[jax.Array]:
     """Fold Clebsch-Gordan into Y on the edge; one batched [2 l3 + 1, K m1] x [K m1, C] product per path."""
     out = [[] for _ in range(max(p.l3 for p in paths) + 1)]
     n, k = Y.shape[:2]
