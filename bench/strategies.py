@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,14 +23,15 @@ import numpy as np
 import tyro
 
 import equijax
-from equijax import data, potential
+from equijax import data
 from equijax.data import select
-from equijax.finetune import metrics, setup, strategies
-from equijax.finetune import options as options_module
-from equijax.finetune.options import FinetuneConfig, resolve
-from equijax.finetune.run import assess, finished, optimise
+from equijax.finetune import setup, strategies
+from equijax.finetune.options import FinetuneOptions, nested, resolve
+from equijax.finetune.run import assess, optimise, set_errors
+from equijax.finetune.setup import Setup
 
 ASSETS = Path(equijax.__file__).parent / "assets"
+SECONDS = ("seconds", "processor_seconds")
 EVALUATE_EVERY = 3  # passes; every one of them would cost as much as the training
 AIM = {"better": 3.0, "worse": 10.0}  # phonons at least so many times better, retained forces at most so many % worse
 # name -> options that differ from the defaults, chosen by tuning.py; REPLAY is put in place of the replay file
@@ -81,9 +83,9 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     try:
         files = inputs(options, folder)
-        for material, name in missing(options, names, rows):
+        for material, name in missing(options, names, rows=rows):
             before = next((r for r in rows if r["material"] == material), None)
-            rows.append(run(options, files, material, name, before))
+            rows.append(run(options, files, material=material, name=name, before=before))
             common.write(options.name, rows, epochs=options.epochs)
     finally:
         shutil.rmtree(folder)
@@ -94,7 +96,7 @@ def main() -> None:
         draw(rows, common.RESULTS / f"{options.name}.png")
 
 
-def missing(options: StrategiesConfig, names: list[str], rows: list[dict]):
+def missing(options: StrategiesConfig, names: list[str], *, rows: list[dict]) -> Iterator[tuple[str, str]]:
     """(material, strategy) without a row, one material after the other so that what is compiled is used again."""
     found = sorted(p.name.removesuffix("_train.extxyz") for p in options.data.glob("*_train.extxyz"))
     done = {(r["material"], r["strategy"], r["epochs"]) for r in rows}
@@ -111,8 +113,9 @@ def inputs(options: StrategiesConfig, folder: Path) -> dict[str, Path | None]:
     chosen = None
     if options.replay:
         frames = ase.io.read(options.replay, ":")
-        defaults = FinetuneConfig
-        picked = select.pick(data.load(options.replay), defaults.replay_number, defaults.replay_pick)
+        defaults = FinetuneOptions
+        structures = data.read_structures(options.replay)
+        picked = select.pick(structures, defaults.replay_number, how=defaults.replay_pick)
         chosen = folder / "replay.extxyz"
         ase.io.write(chosen, [frames[i] for i in picked])
     return {"model": model, "replay": chosen}
@@ -128,59 +131,54 @@ def starting_model(given: Path | None, folder: Path) -> Path:
     return folder / "model"
 
 
-def recipe_of(options: StrategiesConfig, files: dict, material: str, case: dict, out: Path) -> FinetuneConfig:
-    """The resolved options of one run."""
+def recipe_of(options: StrategiesConfig, files: dict, *, material: str, case: dict) -> FinetuneOptions:
+    """The resolved options of one run, which writes nothing."""
     sets = {k: (options.data / f"{material}_{k}.extxyz",) for k in ("train", "valid", "test")}
     given = {k: (files["replay"],) if v == "REPLAY" else v for k, v in case.items()}
     same = {"epochs": options.epochs, "evaluate_every": EVALUATE_EVERY, "retain": (options.retain,), **sets}
-    phonons = (options.data / f"{material}_phonopy.yaml",)
-    return resolve(FinetuneConfig(model=files["model"], out=out, phonons=phonons, **same, **given))
+    same |= {"phonons": (options.data / f"{material}_phonopy.yaml",), "model": files["model"]}
+    return resolve(nested({"out": Path("never-written"), **same, **given}))
 
 
-def run(options: StrategiesConfig, files: dict, material: str, name: str, before: dict | None = None) -> dict:
+def run(options: StrategiesConfig, files: dict, *, material: str, name: str, before: dict | None = None) -> dict:
     """One fine-tuning run, as `run.run` does it but without plots and files, reduced to a row.
 
     `before` is a row of the same material: the starting model is then not assessed again.
     """
     started, processor = time.perf_counter(), time.process_time()
-    made = setup.prepare(recipe_of(options, files, material, CASES[name], Path("never-written")))
+    made = setup.begin(recipe_of(options, files, material=material, case=CASES[name]))
     row = {"material": material, "strategy": name, "epochs": options.epochs}
-    row |= {k: v for k, v in (before or assessed(made, made.variables, "before")).items() if k.endswith("_before")}
+    before = before or assessed(made, made.ff.variables, when="before")
+    row |= {k: v for k, v in before.items() if k.endswith("_before")}
     if name == "zero-shot":
-        return row | {k.replace("_before", "_after"): v for k, v in row.items() if k.endswith("_before")} | {
-            "trainable": 0, "best_epoch": 0, "seconds": 0.0, "processor_seconds": 0.0}  # fmt: skip
-    variables, found = fit(made, errors(made, made.variables, "valid")["loss"])
-    found |= {"seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - processor}
-    return row | found | assessed(made, variables, "after")
+        same = {k.replace("_before", "_after"): v for k, v in row.items() if k.endswith("_before")}
+        return row | same | dict.fromkeys(("trainable", "best_epoch"), 0) | dict.fromkeys(SECONDS, 0.0)
+    start = set_errors(made, made.ff.variables, graphs={"valid": made.graphs["valid"]})["valid"].loss
+    variables, found = fit(made, start)
+    found |= zip(SECONDS, (time.perf_counter() - started, time.process_time() - processor), strict=True)
+    return row | found | assessed(made, variables, when="after")
 
 
-def fit(made: setup.Task, start: float) -> tuple[dict, dict]:
+def fit(made: Setup, start: float) -> tuple[dict, dict]:
     """Train; `start` is the validation loss of the starting model.
 
     Returns:
       variables of the result; how many numbers were trained and the best pass.
     """
-    trained = strategies.trainable(made.options, made.config, made.variables, made.numbers)
     with tempfile.TemporaryDirectory() as folder:
-        best, progress, _ = optimise(made, trained, start, Path(folder).absolute())
-    found = {"trainable": strategies.count(trained.start), "best_epoch": progress.best_epoch}
-    return finished(made, trained, best), found
+        best, progress, _ = optimise(made, start, out=Path(folder).absolute())
+    found = {"trainable": strategies.count(made.trained.start), "best_epoch": progress.best_epoch}
+    return strategies.merged(made.ff.variables, made.trained, best=best, energies=made.energies), found
 
 
-def errors(made: setup.Task, variables: dict, name: str) -> dict:
-    """Loss and errors on one of the sets."""
-    on_device, losses = potential.cast(variables, made.options.dtype), options_module.losses(made.options)
-    return metrics.label_errors(made.config, on_device, made.graphs[name], losses)
-
-
-def assessed(made: setup.Task, variables: dict, when: str) -> dict:
+def assessed(made: Setup, variables: dict, *, when: str) -> dict:
     """What is compared: test set, retained set, phonons."""
-    found = assess(made, variables, made.graphs)
-    errors, (phonon,) = found["errors"], found["phonons"]
+    found = assess(made, variables, graphs=made.graphs)
+    (phonon,) = found.phonons
     return {
-        f"energy_mae_{when}": errors["test"]["energy_mae"],
-        f"forces_mae_{when}": errors["test"]["forces_mae"],
-        f"retain_forces_mae_{when}": errors["retain"]["forces_mae"],
+        f"energy_mae_{when}": found.errors["test"].energy_mae,
+        f"forces_mae_{when}": found.errors["test"].forces_mae,
+        f"retain_forces_mae_{when}": found.errors["retain"].forces_mae,
         f"frequency_mae_{when}": phonon["frequency_mae"],
         f"heat_capacity_error_{when}": abs(phonon["heat_capacity"] - phonon["heat_capacity_reference"]),
     }
@@ -210,16 +208,21 @@ def table(rows: list[dict]) -> str:
     ]
     for name, chosen in by_strategy(rows).items():
 
-        def median(key, chosen=chosen):
+        def median(key: str, chosen: list[dict] = chosen) -> float:
             return float(np.median([r[key] for r in chosen]))
 
         gains, losses = [better(r) for r in chosen], [worse(r) for r in chosen]
         cells = [
-            name, str(len(chosen)), f"{int(median('trainable')):,}", f"{1e3 * median('forces_mae_after'):.1f}",
-            f"{median('frequency_mae_after'):.3f}", f"{np.median(gains):.2f}x ({min(gains):.2f}x)",
-            f"{median('heat_capacity_error_after'):.3f}", f"{np.median(losses):+.1f} % ({max(losses):+.1f} %)",
+            name,
+            str(len(chosen)),
+            f"{int(median('trainable')):,}",
+            f"{1e3 * median('forces_mae_after'):.1f}",
+            f"{median('frequency_mae_after'):.3f}",
+            f"{np.median(gains):.2f}x ({min(gains):.2f}x)",
+            f"{median('heat_capacity_error_after'):.3f}",
+            f"{np.median(losses):+.1f} % ({max(losses):+.1f} %)",
             f"{median('processor_seconds'):.0f}",
-        ]  # fmt: skip
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -230,14 +233,28 @@ def draw(rows: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
-    axis.set(xscale="symlog", yscale="log", xlabel="force error on the retained set, change in % (linear below 10)",
-             ylabel="phonon frequency error, times smaller than zero-shot")  # fmt: skip
+    axis.set(
+        xscale="symlog",
+        yscale="log",
+        xlabel="force error on the retained set, change in % (linear below 10)",
+        ylabel="phonon frequency error, times smaller than zero-shot",
+    )
     for i, (name, chosen) in enumerate(by_strategy(rows).items()):
         x, y = (np.percentile([f(r) for r in chosen], (25, 50, 75)) for f in (worse, better))
         fill = {} if len(chosen) > 1 else {"mfc": "none"}
-        axis.errorbar(x[1], y[1], xerr=[[x[1] - x[0]], [x[2] - x[1]]], yerr=[[y[1] - y[0]], [y[2] - y[1]]],
-                      marker="osD^v<>PX*hd"[i % 12], color=f"C{i % 10}", ms=8, lw=1, ls="none",
-                      label=f"{name} ({len(chosen)})", **fill)  # fmt: skip
+        axis.errorbar(
+            x[1],
+            y[1],
+            xerr=[[x[1] - x[0]], [x[2] - x[1]]],
+            yerr=[[y[1] - y[0]], [y[2] - y[1]]],
+            marker="osD^v<>PX*hd"[i % 12],
+            color=f"C{i % 10}",
+            ms=8,
+            lw=1,
+            ls="none",
+            label=f"{name} ({len(chosen)})",
+            **fill,
+        )
     axis.set_xscale("symlog", linthresh=10)
     axis.axhline(1, color="k", lw=0.8, ls=":")
     left, right = axis.get_xlim()

@@ -7,21 +7,28 @@ respect to what is trained), for LoRA and for all parameters, and a step on forc
 mace-torch's. Memory: temporary buffers of the compiled step, and the peak of the process after its first call.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import _common as common
+import ase
 import jax
+import jraph
 import numpy as np
 import tyro
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from equijax import data, potential, testing
 from equijax.adapters import lora
-from equijax.finetune import loss, optimizer, trainer
-from equijax.finetune.options import LORA_TARGETS
-from equijax.finetune.strategies import count, fill
+from equijax.config import ModelConfig
+from equijax.data import items
+from equijax.finetune import trainer
+from equijax.finetune.loss import LossConfig
+from equijax.finetune.options import LORA_TARGETS, LOSS, TRAINING
+from equijax.finetune.strategies import Trainable, count, fill
 
 
 @dataclass(frozen=True)
@@ -49,17 +56,17 @@ def main() -> None:
     variables = testing.random_forcefield(config).variables
     images = [common.crystal("Si", 2, seed=i) for i in range(options.structures)]
     graph = labelled(images, config, variables)
-    cases = [(name, graph, loss.LossConfig(), start, combine)
-             for name, start, combine in strategies(config, variables, options.rank)]  # fmt: skip
+    chosen = strategies(config, variables, options.rank)
+    cases = [(name, graph, LOSS, trained) for name, trained in chosen.items()]
     if options.tangents:
         only = products(images[:1], config, variables, options.tangents)
         name = f"lora, force constants: {options.tangents} tangents of one cell"
-        cases.append((name, only, loss.LossConfig(hvp=1.0), *cases[0][3:]))
+        cases.append((name, only, dataclasses.replace(LOSS, hessian_weight=1.0), chosen["lora"]))
     rows, calls = [], {}
-    for name, batch, losses, start, combine in cases:
-        row, calls[name] = compiled(name, config, variables, batch, losses, start, combine)
+    for name, batch, losses, trained in cases:
+        row, calls[name] = compiled(config, variables, batch=batch, losses=losses, trained=trained)
         calls[name]()
-        rows.append({**row, "peak_memory_gb": common.peak_memory_gb()})
+        rows.append({"step": name, **row, "peak_memory_gb": common.peak_memory_gb()})
         print(rows[-1], flush=True)
     for chosen in (images, images[:2]) if options.torch else ():  # its time grows faster than the batch
         if peer := torch_step(chosen, options):
@@ -68,61 +75,66 @@ def main() -> None:
     times = common.timed(calls, options.repeats)
     rows = [{**row, **times[row["step"]]} for row in rows]
     print(table(rows))
-    common.write("training" + ("-small" if options.small else ""), rows, structures=options.structures,
-                 atoms=sum(map(len, images)), directed_edges=int(np.sum(graph.edges.mask)))  # fmt: skip
+    sizes = {"atoms": sum(map(len, images)), "directed_edges": int(np.sum(graph.edges.mask))}
+    common.write("training" + ("-small" if options.small else ""), rows, structures=options.structures, **sizes)
 
 
-def labelled(images, config, variables):
+def labelled(images: list[ase.Atoms], config: ModelConfig, variables: dict) -> jraph.GraphsTuple:
     """A batch with random labels; their values do not change the time."""
     rng = np.random.default_rng(0)
     structures = []
     for i, atoms in enumerate(images):
         forces, stress = rng.normal(size=(len(atoms), 3)), rng.normal(size=(3, 3)) * 0.01
         structures.append(data.Labelled(atoms, 0.0, forces, stress + stress.T, source=f"structure {i}"))
-    items = data.prepare(structures, config)
-    return potential.cast(data.batch(items, config, variables["constants"]["atomic_energies"]), "float32")
+    return batch_of(structures, config, variables)
 
 
-def products(images, config, variables, tangents):
+def batch_of(structures: list[data.Labelled], config: ModelConfig, variables: dict) -> jraph.GraphsTuple:
+    """One padded graph with labels, float32."""
+    prepared = items.prepare(structures, config)
+    return potential.cast(items.batch(prepared, config, energies=variables["constants"]["atomic_energies"]), "float32")
+
+
+def products(images: list[ase.Atoms], config: ModelConfig, variables: dict, tangents: int) -> jraph.GraphsTuple:
     """Supercells with force-constant products along random tangents, and no other label."""
     rng = np.random.default_rng(0)
     draws = [rng.normal(size=(2, len(a), tangents, 3)) for a in images]
     some = [data.Labelled(a, tangents=u, hvp=product) for a, (u, product) in zip(images, draws, strict=True)]
-    g = data.batch(data.prepare(some, config), config, variables["constants"]["atomic_energies"])
-    return potential.cast(data.without_first_order(g), "float32")
+    return items.without_first_order(batch_of(some, config, variables))
 
 
-def strategies(config, variables, rank):
-    """(name, what is trained, how it acts)"""
-    params = potential.cast(variables["params"], "float32")
-    rows = [config.species.index(14)]
-    return [
-        ("lora", lora.init_lora(params, rank, rank, LORA_TARGETS, rows=rows), lora.apply),
-        ("lora, all layers", lora.init_lora(params, rank, rank, rows=rows), lora.apply),
-        ("naive", params, fill),
-    ]
+def strategies(config: ModelConfig, variables: dict, rank: int) -> dict[str, Trainable]:
+    """What is trained, by name."""
+    params, rows = potential.cast(variables["params"], "float32"), [config.species.index(14)]
+    few = lora.init_lora(params, rank, alpha=rank, targets=LORA_TARGETS, rows=rows)
+    return {
+        "lora": Trainable(few, lora.apply),
+        "lora, all layers": Trainable(lora.init_lora(params, rank, alpha=rank, rows=rows), lora.apply),
+        "naive": Trainable(params, fill),
+    }
 
 
-def compiled(name, config, variables, graph, losses, start, combine) -> tuple[dict, Callable]:
+def compiled(
+    config: ModelConfig, variables: dict, *, batch: jraph.GraphsTuple, losses: LossConfig, trained: Trainable
+) -> tuple[dict, Callable]:
     """Compile one step: what it took, and a call that does the next step."""
-    plan = optimizer.TrainConfig()
-    step = trainer.make_step(config, combine, losses, plan, 100)
-    holder = [trainer.init(start, plan, 100)]
+    step = trainer.make_step(config, trained, losses=losses, options=TRAINING, total_steps=100)
+    state = trainer.init(trained.start, TRAINING, total_steps=100)
     variables = jax.device_put(potential.cast(variables, "float32"))
     started = time.perf_counter()
-    program = step.lower(holder[0], variables, graph).compile()
+    program = step.lower(state, variables, batch).compile()
     compile_s = time.perf_counter() - started
 
-    def once():
-        holder[0], metrics = program(holder[0], variables, graph)
+    def once() -> None:
+        nonlocal state
+        state, metrics = program(state, variables, batch)
         jax.block_until_ready(metrics)
 
-    row = {"step": name, "trainable": count(start), "compile_s": compile_s,
-           "temporary_gb": program.memory_analysis().temp_size_in_bytes / 1e9}  # fmt: skip
-    return row, once
+    temporary_gb = program.memory_analysis().temp_size_in_bytes / 1e9
+    return {"trainable": count(trained.start), "compile_s": compile_s, "temporary_gb": temporary_gb}, once
 
 
-def torch_step(images, options) -> tuple[dict, Callable] | None:
+def torch_step(images: list[ase.Atoms], options: TrainingConfig) -> tuple[dict, Callable] | None:
     """mace-torch's training step on the same structures: all parameters, energy, forces and stress; None without it."""
     try:
         import torch
@@ -134,8 +146,13 @@ def torch_step(images, options) -> tuple[dict, Callable] | None:
     model = torch_model(options)
     table_z = utils.AtomicNumberTable([int(z) for z in model.atomic_numbers])
     batch = torch_geometric.Batch.from_data_list(
-        [mace_data.AtomicData.from_config(mace_data.config_from_atoms(with_labels(a)), z_table=table_z,
-                                          cutoff=float(model.r_max)) for a in images])  # fmt: skip
+        [
+            mace_data.AtomicData.from_config(
+                mace_data.config_from_atoms(with_labels(a)), z_table=table_z, cutoff=float(model.r_max)
+            )
+            for a in images
+        ]
+    )
     rule = torch.optim.Adam(model.parameters(), lr=1e-3, amsgrad=True)
     target = torch.randn(batch["positions"].shape)
 
@@ -151,7 +168,7 @@ def torch_step(images, options) -> tuple[dict, Callable] | None:
     return {"step": name, "trainable": number, "compile_s": None, "temporary_gb": None}, once
 
 
-def torch_model(options):
+def torch_model(options: TrainingConfig) -> Any:
     """A ScaleShiftMACE of the same shape with random weights."""
     import torch
     from e3nn import o3
@@ -161,18 +178,31 @@ def torch_model(options):
     config = testing.random_config(channels=24) if options.small else common.published_config()
     blocks = modules.interaction_classes
     return modules.ScaleShiftMACE(
-        r_max=config.r_max, num_bessel=config.num_radial, num_polynomial_cutoff=config.cutoff_power,
-        max_ell=config.max_ell, interaction_cls=blocks[config.interaction],
-        interaction_cls_first=blocks[config.interaction_first], num_interactions=config.num_interactions,
-        num_elements=len(config.species), hidden_irreps=o3.Irreps(config.hidden_irreps), MLP_irreps=o3.Irreps("16x0e"),
-        atomic_energies=np.zeros(len(config.species)), avg_num_neighbors=config.avg_num_neighbors,
-        atomic_numbers=list(config.species), correlation=3, gate=torch.nn.functional.silu, pair_repulsion=True,
-        distance_transform="Agnesi", radial_MLP=list(config.radial_mlp), atomic_inter_scale=1.0,
-        atomic_inter_shift=0.0, use_reduced_cg=False,
-    )  # fmt: skip
+        r_max=config.r_max,
+        num_bessel=config.num_radial,
+        num_polynomial_cutoff=config.cutoff_power,
+        max_ell=config.max_ell,
+        interaction_cls=blocks[config.interaction],
+        interaction_cls_first=blocks[config.interaction_first],
+        num_interactions=config.num_interactions,
+        num_elements=len(config.species),
+        hidden_irreps=o3.Irreps(config.hidden_irreps),
+        MLP_irreps=o3.Irreps("16x0e"),
+        atomic_energies=np.zeros(len(config.species)),
+        avg_num_neighbors=config.avg_num_neighbors,
+        atomic_numbers=list(config.species),
+        correlation=3,
+        gate=torch.nn.functional.silu,
+        pair_repulsion=True,
+        distance_transform="Agnesi",
+        radial_MLP=list(config.radial_mlp),
+        atomic_inter_scale=1.0,
+        atomic_inter_shift=0.0,
+        use_reduced_cg=False,
+    )
 
 
-def with_labels(atoms):
+def with_labels(atoms: ase.Atoms) -> ase.Atoms:
     """A copy with the results mace-torch's reader expects."""
     atoms = atoms.copy()
     atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=np.zeros((len(atoms), 3)), stress=np.zeros(6))

@@ -24,7 +24,8 @@ import strategies
 import tyro
 
 from equijax.finetune import setup
-from equijax.finetune.options import FinetuneConfig, resolve
+from equijax.finetune.options import nested, resolve
+from equijax.finetune.run import set_errors
 
 CAP = 10.0  # %, the aim for what is retained
 HELD_OUT = 100  # structures of the replay file
@@ -80,7 +81,7 @@ def main() -> None:
             for setting in GRID[name]:
                 key = {"material": material, "strategy": name, "setting": setting}
                 if not any(key.items() <= row.items() for row in rows):
-                    rows.append(key | run(options, files, material, CASES[name] | setting))
+                    rows.append(key | run(options, files, material=material, case=CASES[name] | setting))
                     common.write(options.name, rows, cap=CAP, held_out=HELD_OUT)
             jax.clear_caches()  # XLA on CPU runs out of memory maps
     finally:
@@ -99,20 +100,21 @@ def inputs(options: TuningConfig, folder: Path) -> dict[str, Path]:
     return files
 
 
-def run(options: TuningConfig, files: dict, material: str, case: dict) -> dict:
+def run(options: TuningConfig, files: dict, *, material: str, case: dict) -> dict:
     """Validation loss and held-out force error of one run, relative to zero-shot."""
     started = time.perf_counter()
     sets = {k: (options.data / f"{material}_{k}.extxyz",) for k in ("train", "valid")}
     given = {k: (files["replay"],) if v == "REPLAY" else v for k, v in case.items()}
     epochs = given.pop("epochs", strategies.StrategiesConfig.epochs)
     given |= {"epochs": epochs, "evaluate_every": epochs // 4, "retain": (files["held_out"],), **sets}
-    made = setup.prepare(resolve(FinetuneConfig(model=files["model"], out=Path("never-written"), **given)))
-    before = {name: strategies.errors(made, made.variables, name) for name in ("valid", "retain")}
-    variables, found = strategies.fit(made, before["valid"]["loss"])
-    after = {name: strategies.errors(made, variables, name) for name in before}
+    made = setup.begin(resolve(nested({"model": files["model"], "out": Path("never-written"), **given})))
+    graphs = {name: made.graphs[name] for name in ("valid", "retain")}
+    before = set_errors(made, made.ff.variables, graphs=graphs)
+    variables, found = strategies.fit(made, before["valid"].loss)
+    after = set_errors(made, variables, graphs=graphs)
     return {
-        "valid_loss": after["valid"]["loss"] / before["valid"]["loss"],
-        "held_out_forces": after["retain"]["forces_mae"] / before["retain"]["forces_mae"],
+        "valid_loss": after["valid"].loss / before["valid"].loss,
+        "held_out_forces": after["retain"].forces_mae / before["retain"].forces_mae,
         "best_epoch": found["best_epoch"],
         "seconds": time.perf_counter() - started,
     }
@@ -122,7 +124,7 @@ def table(rows: list[dict]) -> str:
     """Means over materials per setting, the choice of the rule in bold, as a Markdown table."""
     lines = ["| strategy | setting | validation loss | held-out forces |", "| --- " * 4 + "|"]
     for name in dict.fromkeys(r["strategy"] for r in rows):
-        found = {", ".join(f"{k} {v}" for k, v in s.items()): means(rows, name, s) for s in GRID[name]}
+        found = {", ".join(f"{k} {v}" for k, v in s.items()): means(rows, name, setting=s) for s in GRID[name]}
         found = {text: both for text, both in found.items() if both}
         best = choice(found) if found else None
         for setting, (loss, forces) in found.items():
@@ -131,7 +133,7 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def means(rows: list[dict], name: str, setting: dict) -> tuple[float, float] | None:
+def means(rows: list[dict], name: str, *, setting: dict) -> tuple[float, float] | None:
     """(validation loss, held-out force error) of a setting; None where it was not run on all materials."""
     chosen = [r for r in rows if r["strategy"] == name and r["setting"] == setting]
     if {r["material"] for r in chosen} != {r["material"] for r in rows}:

@@ -5,6 +5,7 @@ import json
 import types
 import typing
 from dataclasses import dataclass
+from typing import Any
 
 from equijax.errors import InputError
 
@@ -36,7 +37,7 @@ class Compute:
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
-            raise ValueError(f"dtype {self.dtype!r}: expected {' or '.join(map(repr, DTYPES))}")
+            raise InputError(f"dtype {self.dtype!r}: expected {' or '.join(map(repr, DTYPES))}")
         if self.memory is not None and not self.memory > 0:
             raise InputError(f"memory = {self.memory} bytes: expected a positive number, or None")
 
@@ -146,7 +147,7 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise InputError(f"{name} = {value!r} is not supported; expected one of {', '.join(allowed)}")
 
 
-def from_dict(cls, values: dict):
+def from_dict(cls: type, values: dict):
     """Build the frozen dataclass `cls` from the dict that `dataclasses.asdict` and JSON make of it.
 
     Raises:
@@ -165,7 +166,7 @@ def from_dict(cls, values: dict):
     return cls(**{k: _build(hints[k], v) for k, v in values.items()})
 
 
-def _build(hint, value):
+def _build(hint: Any, value: Any):
     if isinstance(hint, types.UnionType) and value is not None:
         (hint,) = (h for h in typing.get_args(hint) if h is not types.NoneType)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
@@ -173,5 +174,5 @@ def _build(hint, value):
     return _tuples(value)
 
 
-def _tuples(value):
+def _tuples(value: Any):
     return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value

@@ -21,7 +21,7 @@ import equijax
 from equijax import forcefield, outputs, plots, tables
 from equijax.config import Compute
 from equijax.finetune import run as run_module
-from equijax.finetune.options import FinetuneConfig, resolve
+from equijax.finetune.options import nested, resolve
 from equijax.finetune.run import RUN
 from equijax.forcefield import ForceField
 from equijax.phonons import force_constants
@@ -133,18 +133,16 @@ def fine_tune(out: Path, config: DemoConfig) -> tuple[ForceField, list[dict]]:
     with resources.as_file(ASSETS) as folder:
         sets = {"train": f"{TUNED}_train", "valid": f"{TUNED}_valid", "test": f"{TUNED}_test", "retain": "mini_valid"}
         files = {option: (folder / f"{name}.extxyz",) for option, name in sets.items()}
-        options = FinetuneConfig(
-            model=out / "model", out=out / "finetuned", head=config.head, epochs=config.epochs, **files
-        )
-        result = run_module.run(resolve(options))
+        given = {"model": out / "model", "out": out / "finetuned", "head": config.head, "epochs": config.epochs}
+        result = run_module.run(resolve(nested(given | files)))
     assert result is not None  # None is an interrupted run, which a demo does not survive
-    before, after = (result[k]["errors"] for k in ("before", "after"))
+    before, after = result.before.errors, result.after.errors
     rows = [
         {
             "set": name,
             "structures": sum(1 for _ in ase.io.iread(ASSETS / f"{sets[name]}.extxyz")),
-            "force MAE before (meV/A)": 1e3 * before[name]["forces_mae"],
-            "after (meV/A)": 1e3 * after[name]["forces_mae"],
+            "force MAE before (meV/A)": 1e3 * float(before[name].forces_mae),
+            "after (meV/A)": 1e3 * float(after[name].forces_mae),
         }
         for name in sets
     ]

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,13 +11,13 @@ import numpy as np
 from equijax.errors import InputError
 
 
-def paths_of(tree) -> dict[str, jax.Array]:
+def paths_of(tree: Any) -> dict[str, jax.Array]:
     """Leaves of a nested dict (or any pytree) by their '/'-joined path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): leaf for path, leaf in leaves}
 
 
-def path_name(path) -> str:
+def path_name(path: Any) -> str:
     """'/'-joined names of a JAX key path."""
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
@@ -39,7 +40,7 @@ def select(paths: Iterable[str], patterns: Iterable[str]) -> list[str]:
     return [path for path in paths if any(matches(p, path) for p in patterns)]
 
 
-def labels(params, rules: Mapping[str, str] | Iterable[tuple[str, str]]):
+def labels(params: Any, rules: Mapping[str, str] | Iterable[tuple[str, str]]):
     """A tree of labels for `optax.multi_transform`: every leaf takes the label of the one pattern that matches it.
 
     Args:
@@ -55,7 +56,7 @@ def labels(params, rules: Mapping[str, str] | Iterable[tuple[str, str]]):
     pairs: list[tuple[str, str]] = list(rules.items() if isinstance(rules, Mapping) else rules)  # type: ignore
     select(paths_of(params), [pattern for pattern, _ in pairs])
 
-    def label(path, _):
+    def label(path: Any, _: Any):
         name = path_name(path)
         hits = [(pattern, result) for pattern, result in pairs if matches(pattern, name)]
         if len(hits) != 1:
@@ -66,7 +67,7 @@ def labels(params, rules: Mapping[str, str] | Iterable[tuple[str, str]]):
     return jax.tree_util.tree_map_with_path(label, params)
 
 
-def freeze_labels(params, frozen: Iterable[str]):
+def freeze_labels(params: Any, frozen: Iterable[str]):
     """Labels "frozen" for leaves that a pattern matches and "trainable" for the rest.
 
     Raises:

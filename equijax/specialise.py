@@ -11,7 +11,7 @@ float64 on rattled structures before it is handed out.
 import dataclasses
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -121,7 +121,7 @@ def fold(config: ModelConfig, variables: dict, small: ModelConfig) -> dict:
     return out
 
 
-def _linear_maps(config, params, constants, rows, embedding, t):
+def _linear_maps(config: ModelConfig, params: dict, constants: dict, rows: list[int], embedding: np.ndarray, t: int):
     """Everything of interaction t that is a matrix: see `fold`."""
     block, product = params[f"interactions_{t}"], params[f"products_{t}"]
     name, channels = config.interaction_name(t), config.channels
@@ -146,7 +146,7 @@ def _linear_maps(config, params, constants, rows, embedding, t):
     return out
 
 
-def _tables(config, params, constants, small):
+def _tables(config: ModelConfig, params: dict, constants: dict, small: ModelConfig):
     """Per interaction {"radial": [pairs rows, P, C], "density": [pairs rows]}, stacked by pair of species."""
     from scipy.interpolate import make_lsq_spline  # not at the top: few models need it
 
@@ -175,7 +175,7 @@ def _tables(config, params, constants, small):
     return tables
 
 
-def _radial_functions(config, params, constants, r, a, b):
+def _radial_functions(config: ModelConfig, params: dict, constants: dict, r: np.ndarray, a: int, b: int):
     """[len(r), F] hidden units of the radial MLP, and the density's edge function, of every interaction in turn."""
     with jax.enable_x64(True):
         shape = (1, len(r))
@@ -194,7 +194,7 @@ def _radial_functions(config, params, constants, r, a, b):
     return np.concatenate(out, axis=1)
 
 
-def _compile_kernels(config):
+def _compile_kernels(config: ModelConfig):
     """Start compiling C++ kernels on other cores: the check waits for those of float64, a later call for float32."""
     if not has_kernel(config.channels, "float64"):
         return
@@ -210,11 +210,11 @@ def _compile_kernels(config):
     pool.shutdown(wait=False)
 
 
-def _paths(config, t):
+def _paths(config: ModelConfig, t: int):
     return couplings.conv_paths(config.input_lmax(t), config.max_ell, config.max_ell)
 
 
-def _check_structures(config, numbers):
+def _check_structures(config: ModelConfig, numbers: Sequence[int]):
     """Rattled crystals of random occupation, from compressed to stretched, that hold every species."""
     rng = np.random.default_rng(0)
     out = []
@@ -229,7 +229,7 @@ def _check_structures(config, numbers):
     return out
 
 
-def _evaluate(config, variables, structures):
+def _evaluate(config: ModelConfig, variables: dict, structures: Sequence[ase.Atoms]):
     """energy per atom [G], forces [N, 3] and the Hessian times a fixed random displacement, in float64."""
     batch = graph.build(structures, config)
     num = sum(len(atoms) for atoms, _ in structures)
@@ -269,5 +269,5 @@ def numbers(config: ModelConfig, species: Iterable[int | str]) -> tuple[int, ...
     return chosen
 
 
-def _symbols(numbers):
+def _symbols(numbers: Sequence[int]):
     return ", ".join(ase.data.chemical_symbols[z] if 0 <= z < 119 else str(z) for z in numbers)

@@ -1,4 +1,5 @@
-"""What every test shares: compiled programs kept on disk, few of them in memory, and the parity tests kept apart."""
+"""What every test shares: compiled programs kept on disk, few of them in memory, the parity tests kept apart, and a
+tiny model with structures that a model close to it labelled."""
 
 import gc
 import os
@@ -15,8 +16,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-settings.register_profile("equijax", deadline=None, derandomize=True, database=None,
-                          suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
+settings.register_profile(
+    "equijax", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("equijax")
 
 
@@ -48,3 +50,60 @@ def memory_maps() -> int:
     """Number of memory maps of this process; 0 where the system does not tell."""
     maps = Path("/proc/self/maps")
     return maps.read_bytes().count(b"\n") if maps.exists() else 0
+
+
+TINY = {"channels": 4, "lmax": 1, "species": (11, 14, 17), "max_ell": 1, "correlation": (2, 2), "radial_mlp": (8,)}
+
+
+# Imports are inside the fixtures: the tests of the converter's reader run without JAX.
+@pytest.fixture(scope="session")
+def student():
+    """A tiny model of sodium, silicon and chlorine."""
+    from equijax import testing
+
+    return testing.random_forcefield(testing.random_config(**TINY))
+
+
+@pytest.fixture(scope="session")
+def folder(student, tmp_path_factory):
+    """A folder with model/, train.extxyz (6 structures), test.extxyz (2) and other.extxyz (2, silicon)."""
+    import ase.io
+    import jax
+    import numpy as np
+
+    from equijax import checkpoint, data, testing
+    from equijax.forcefield import ForceField
+
+    path = tmp_path_factory.mktemp("finetune")
+    checkpoint.save(path / "model", student.config, student.variables, {"source": "random"})
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda w: w * (1 + 0.2 * rng.normal(size=w.shape)), student.variables["params"])
+    teacher = ForceField(student.config, {**student.variables, "params": params}, {})
+    salt = [testing.rattled(seed=i) for i in range(8)]
+    silicon = [testing.rattled("Si", "diamond", 5.4, seed=i) for i in range(2)]
+    for name, images in (("train", salt[:6]), ("test", salt[6:]), ("other", silicon)):
+        found = zip(images, teacher.evaluate(images), strict=True)
+        labelled = [data.Labelled(atoms, f.energy, f.forces, f.stress) for atoms, f in found]
+        ase.io.write(path / f"{name}.extxyz", [data.to_atoms(s) for s in labelled])
+    return path
+
+
+@pytest.fixture(scope="session")
+def arguments(folder):
+    """Command line of a short run: out folder, then anything that differs."""
+
+    def make(out, *more):
+        given = {
+            "--model": folder / "model",
+            "--train": folder / "train.extxyz",
+            "--out": out,
+            "--epochs": 2,
+            "--rank": 2,
+            "--batch-size": 2,
+            "--lr": 0.01,
+            "--warmup": 1,
+        }
+        given |= dict(zip(more[::2], more[1::2], strict=True))
+        return [str(x) for pair in given.items() for x in pair]
+
+    return make

@@ -41,7 +41,7 @@ def one_structure():
 
 def write_errors(path):
     structure, found = one_structure()
-    errors.write_csv(path, [structure], [found], [errors.structure_errors(structure, found)])
+    errors.write_csv(path, [structure], found=[found], errors=[errors.structure_errors(structure, found)])
 
 
 def chain():
@@ -95,7 +95,7 @@ def test_a_full_disk_leaves_the_earlier_file(tmp_path, name):
 # What makes a file; modules and functions that have their own way to make it whole.
 MAKERS = {"savefig", "savetxt", "savez", "save", "write_text", "write_bytes", "write_fc2_to_hdf5", "write_fc3_to_hdf5"}
 OWN_WAY = {"outputs", "checkpoint", "files", "build", "reference"}
-WHOLE = {"outputs.write_text", "outputs.write_json", "checkpoints.save", "checkpoint.save", "files.save"}
+WHOLE = {"hooks.save", "outputs.write_text", "outputs.write_json", "checkpoints.save", "checkpoint.save", "files.save"}
 
 
 def test_figures_are_drawn_in_one_place_and_by_no_window():

@@ -35,8 +35,8 @@ def save_model(path, ff):
 
 
 def save_adapter(path, ff):
-    start = lora.init_lora(ff.variables["params"], 1, 1, (".*",), 0, None, "float32")
-    return files.save(path, start, ff.config, ff.variables)
+    start = lora.init_lora(ff.variables["params"], 1, alpha=1, targets=(".*",))
+    return files.save(path, start, base=ff)
 
 
 SAVERS = {"model": (save_model, "config.json"), "adapter": (save_adapter, "adapter.json")}

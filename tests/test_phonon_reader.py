@@ -16,6 +16,7 @@ from phonopy.file_IO import write_FORCE_CONSTANTS, write_FORCE_SETS
 from phonopy.physical_units import get_calculator_physical_units
 
 from equijax import data, structures, testing
+from equijax.data import phonopy_files
 from equijax.phonons import compare, force_constants, projection, reference
 
 NACL = bulk("NaCl", "rocksalt", a=5.6)
@@ -94,7 +95,7 @@ def test_files_beside_one_another_and_compressed(crystal, name, packer, tmp_path
         path = path.with_name(f"{name}.{packer}")
     found = check(path, expected)
     assert reference.name_of(found, path) == "run NaCl"
-    assert data.force_constants(path).values.shape == phi.shape
+    assert phonopy_files.force_constants(path).values.shape == phi.shape
 
 
 @pytest.mark.parametrize("calculator", ["qe", "abinit", "elk", "cp2k", "wien2k"])
@@ -123,7 +124,7 @@ def test_units_of_other_programs(crystal, calculator, tmp_path):
     path = save(other, tmp_path / "phonopy.yaml")
     found = check(path, frequencies(expected), atol=1e-4)
     np.testing.assert_allclose(found.supercell.cell, phonon.supercell.cell, rtol=0, atol=1e-8)
-    labelled = data.load(path)
+    labelled = data.read_structures(path)
     np.testing.assert_allclose(labelled[0].forces, phonon.dataset["first_atoms"][0]["forces"], rtol=0, atol=1e-8)
     assert labelled[0].energy == pytest.approx(-3.0, abs=1e-6)
     with h5py.File(tmp_path / "force_constants.hdf5", "w") as file:  # with a unit of its own
@@ -177,8 +178,8 @@ def test_random_displacements(crystal, tmp_path):
     random = displaced(phonon.replicate(), phi, number_of_snapshots=4, random_seed=1, distance=0.03)
     path = save(random, tmp_path / "phonopy.yaml")
     check(path, expected)
-    np.testing.assert_allclose(data.force_constants(path).values, phi, rtol=0, atol=1e-6)
-    assert len(data.load(path)) == 4
+    np.testing.assert_allclose(phonopy_files.force_constants(path).values, phi, rtol=0, atol=1e-6)
+    assert len(data.read_structures(path)) == 4
 
 
 def test_both_ways_to_number_the_atoms(crystal, tmp_path):
@@ -231,14 +232,14 @@ def test_phono3py(crystal, kind, tmp_path):
         ph3.save(path, settings={"force_sets": False})
         check(path, expected)
         check(tmp_path / kind, expected)
-    assert all(s.forces is not None for s in data.load(path))
+    assert all(s.forces is not None for s in data.read_structures(path))
 
 
 def test_phono3py_that_is_not_installed(tmp_path, monkeypatch):
     (tmp_path / "phono3py_disp.yaml").write_text("phono3py:\n  version: 4.0\n")
     monkeypatch.setitem(sys.modules, "phono3py.interface.phono3py_yaml", None)
     with pytest.raises(ValueError, match=r"phono3py_disp.yaml: a file of phono3py needs phono3py: pip install"):
-        data.load(tmp_path / "phono3py_disp.yaml")
+        data.read_structures(tmp_path / "phono3py_disp.yaml")
 
 
 def test_poscar_and_dim(crystal, tmp_path):
@@ -279,7 +280,7 @@ def test_refusals(crystal, tmp_path):
     save(partly, broken)
     with pytest.raises(ValueError, match="1 of 2 displacements have no forces"):
         reference.harmonic(broken)
-    assert len(data.load(broken)) == 1
+    assert len(data.read_structures(broken)) == 1
     save(phonon, broken, force_sets=False)
     write_FORCE_CONSTANTS(phi[:, :8], filename=tmp_path / "FORCE_CONSTANTS")
     with pytest.raises(ValueError, match="force constants of shape"):

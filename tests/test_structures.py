@@ -59,7 +59,7 @@ def test_sites_are_refused_unless_one_element_is_always_there(written):
         atoms.info["REF_energy"] = float(i)
     ase.io.write(written / "both.extxyz", images)
     with pytest.raises(ValueError, match=r"frame 1 of .*both.extxyz: .* occupied by Na0.7"):
-        data.load(written / "both.extxyz")
+        data.read_structures(written / "both.extxyz")
     atoms = Atoms("NaCl", positions=[[0, 0, 0], [0, 0, 2.5]])
     atoms.arrays["occupancy"] = np.array([0.6, 1.0])
     with pytest.raises(ValueError, match=r"x.pdb: Na, atom 0, has occupancy 0.6"):

@@ -12,9 +12,9 @@ from ase.data import chemical_symbols
 
 from equijax import checkpoint, outputs
 from equijax.adapters.lora import Adapters, merge
-from equijax.config import ModelConfig
 from equijax.errors import InputError
 from equijax.forcefield import ForceField
+from equijax.potential import Potential
 from equijax.pytrees import listing, sha256
 
 FORMAT = 2  # raise when the meaning of a stored array or entry changes
@@ -23,9 +23,8 @@ FORMAT = 2  # raise when the meaning of a stored array or entry changes
 def save(
     path: str | Path,
     adapters: Adapters,
-    config: ModelConfig,
-    variables: dict,
     *,
+    base: Potential,
     energies: np.ndarray | None = None,
     dataset_sha256: str | None = None,
     metadata: Mapping | None = None,
@@ -37,8 +36,7 @@ def save(
     Args:
       path: directory to make.
       adapters: to save.
-      config: of the backbone.
-      variables: of the backbone as loaded, before any change of dtype: its fingerprint is stored.
+      base: the backbone as loaded, before any change of dtype: its fingerprint is stored.
       energies: [H, Z] eV isolated-atom energies that belong to the adapters, where they differ from the backbone's.
       dataset_sha256: of the training data, see `equijax.data.sha256`.
       metadata: anything JSON can hold.
@@ -47,7 +45,7 @@ def save(
       InputError: a non-finite array, named.
       FileExistsError: `path` holds something other than an adapter directory, which is left alone.
     """
-    path = Path(path)
+    path, config, variables = Path(path), base.config, base.variables
     arrays = {f"{p}/{k}": np.asarray(v) for p, entry in adapters.arrays.items() for k, v in entry.items()}
     bad = [name for name, x in arrays.items() if not np.isfinite(x).all()]
     if bad:
@@ -60,7 +58,7 @@ def save(
         "ranks": {p: e["A"].shape[-1] if "A" in e else None for p, e in adapters.arrays.items()},
         "elements": None if adapters.rows is None else [chemical_symbols[config.species[i]] for i in adapters.rows],
         "base_sha256": checkpoint.fingerprint(config, variables),
-        "energies": {} if energies is None else _changed_energies(config, variables, energies),
+        "energies": {} if energies is None else _changed_energies(base, energies),
         "dataset_sha256": dataset_sha256,
         "arrays_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
         "metadata": dict(metadata or {}),
@@ -79,7 +77,7 @@ class Saved(NamedTuple):
     document: dict  # adapter.json
 
 
-def load(path: str | Path, config: ModelConfig, variables: dict) -> Saved:
+def load(path: str | Path, base: Potential) -> Saved:
     """Read an adapter directory for the backbone it was trained on.
 
     Raises:
@@ -87,6 +85,7 @@ def load(path: str | Path, config: ModelConfig, variables: dict) -> Saved:
       InputError: another backbone, another format, or files that do not belong together.
     """
     path, document = outputs.present(path), info(path)
+    config, variables = base.config, base.variables
     # format 1 had the digest of the arrays alone
     found = sha256(variables) if document["format"] == 1 else checkpoint.fingerprint(config, variables)
     if found != document["base_sha256"]:
@@ -113,7 +112,7 @@ def load(path: str | Path, config: ModelConfig, variables: dict) -> Saved:
     return Saved(Adapters(arrays, document["alpha"], rows), energies, document)
 
 
-def attach(forcefield: ForceField, path: str | Path) -> ForceField:
+def attach(base: ForceField, path: str | Path) -> ForceField:
     """The backbone with an adapter directory folded in, as a force field of its own.
 
     It shares the backbone's padded shapes, and compiled programs take weights as arguments: any number of adapters, of
@@ -122,10 +121,10 @@ def attach(forcefield: ForceField, path: str | Path) -> ForceField:
     Raises:
       FileNotFoundError, InputError: see `load`.
     """
-    saved = load(path, forcefield.config, forcefield.variables)
-    variables = merge(forcefield.variables, saved.adapters, saved.energies)
-    metadata = {"base": forcefield.metadata, "adapter": saved.document}
-    return ForceField(forcefield.config, variables, metadata, forcefield.head, forcefield.pool, forcefield.batch_pool)
+    saved = load(path, base)
+    variables = merge(base.variables, saved.adapters, energies=saved.energies)
+    metadata = {"base": base.metadata, "adapter": saved.document}
+    return ForceField(base.config, variables, metadata, base.head, base.pool, base.batch_pool)
 
 
 def info(path: str | Path) -> dict:
@@ -145,9 +144,9 @@ def info(path: str | Path) -> dict:
     return document
 
 
-def _changed_energies(config, variables, energies) -> dict[str, dict[str, float]]:
+def _changed_energies(base: Potential, energies: np.ndarray) -> dict[str, dict[str, float]]:
     """{head: {symbol: eV}} where `energies` differs from the backbone's."""
-    old = np.asarray(variables["constants"]["atomic_energies"])
+    config, old = base.config, np.asarray(base.variables["constants"]["atomic_energies"])
     changed = np.argwhere(np.asarray(energies) != old)
     out: dict[str, dict[str, float]] = {}
     for h, z in changed.tolist():

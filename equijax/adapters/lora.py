@@ -83,13 +83,13 @@ class Adapters:
 def init_lora(
     params: dict,
     rank: int | float,
+    *,
     alpha: float,
     targets: Iterable[str] = TARGETS,
     key: jax.Array | int = 0,
     rows: Iterable[int] | None = None,
-    dtype="float32",
 ) -> Adapters:
-    """Low-rank adapters that change nothing yet (B = 0).
+    """Low-rank adapters that change nothing yet (B = 0), in the dtypes of what they adapt.
 
     Args:
       params: the backbone's "params".
@@ -98,7 +98,6 @@ def init_lora(
       targets: patterns of the paths to adapt, see `equijax.pytrees.matches`.
       key: seed, or a JAX PRNG key; a path's draw does not depend on the other targets.
       rows: species (rows of config.species) to adapt in per-species arrays; None for all.
-      dtype: of the adapters.
 
     Raises:
       InputError: impossible rank, or a pattern that matches nothing.
@@ -107,8 +106,9 @@ def init_lora(
         raise InputError(f"rank {rank}: expected a whole number >= 1 or a fraction between 0 and 1")
     seed = [key] if isinstance(key, int) else np.asarray(jax.random.key_data(key)).ravel().tolist()
     rows = None if rows is None else tuple(sorted({int(i) for i in rows}))
-    arrays = {}
+    arrays, leaves = {}, paths_of(params)
     for path, (b, m, n) in _shapes(params, targets, rows).items():
+        dtype = leaves[path].dtype
         r = int(rank) if rank >= 1 else max(1, round(rank * min(m, n)))
         if r * (m + n) >= m * n:
             arrays[path] = {"delta": np.zeros((b, m, n), dtype)}
@@ -118,13 +118,12 @@ def init_lora(
     return Adapters(arrays, float(alpha), rows)
 
 
-def init_delta(
-    params: dict, targets: Iterable[str] = (".*",), rows: Iterable[int] | None = None, dtype="float32"
-) -> Adapters:
+def init_delta(params: dict, targets: Iterable[str] = (".*",), *, rows: Iterable[int] | None = None) -> Adapters:
     """Full-size residuals of everything that `targets` match, zero at the start; arguments as for `init_lora`."""
     rows = None if rows is None else tuple(sorted({int(i) for i in rows}))
-    shapes = _shapes(params, targets, rows)
-    return Adapters({path: {"delta": np.zeros(shape, dtype)} for path, shape in shapes.items()}, 1.0, rows)
+    shapes, leaves = _shapes(params, targets, rows), paths_of(params)
+    arrays = {path: {"delta": np.zeros(shape, leaves[path].dtype)} for path, shape in shapes.items()}
+    return Adapters(arrays, 1.0, rows)
 
 
 def residual(adapters: Adapters, path: str) -> jax.Array:
@@ -149,14 +148,14 @@ def apply(params: dict, adapters: Adapters) -> dict:
     if extra:
         raise InputError(f"adapters of parameters this model does not have: {listing(extra)}")
 
-    def leaf(path, w):
+    def leaf(path: tuple, w: jax.Array) -> jax.Array:
         name = path_name(path)
         return _add(name, w, residual(adapters, name), adapters.rows) if name in adapters.arrays else w
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
-def merge(variables: dict, adapters: Adapters, energies: np.ndarray | None = None) -> dict:
+def merge(variables: dict, adapters: Adapters, *, energies: np.ndarray | None = None) -> dict:
     """Variables with adapters folded in, as numpy arrays of the backbone's dtype, computed in float64.
 
     Args:
@@ -233,7 +232,7 @@ def layout(path: str, ndim: int) -> Layout:
     raise InputError(f"parameter {path} with {ndim} axes: no rule says how it is a stack of matrices")
 
 
-def _shapes(params, targets, rows) -> dict[str, tuple[int, int, int]]:
+def _shapes(params: dict, targets: Iterable[str], rows: tuple[int, ...] | None) -> dict[str, tuple[int, int, int]]:
     """(b, m, n) of every target that is not empty."""
     leaves = paths_of(params)
     shapes = {}
@@ -251,12 +250,12 @@ def _shapes(params, targets, rows) -> dict[str, tuple[int, int, int]]:
     return shapes
 
 
-def _check_rows(rows, num_species):
+def _check_rows(rows: tuple[int, ...], num_species: int) -> None:
     if not rows or rows[0] < 0 or rows[-1] >= num_species:
         raise InputError(f"species rows {rows}: expected at least one, each from 0 to {num_species - 1}")
 
 
-def _add(path, w, change, rows):
+def _add(path: str, w: jax.Array, change: jax.Array, rows: tuple[int, ...] | None) -> jax.Array:
     """Add a change [b, m, n] to the array at `path`, in the array's dtype."""
     w = jnp.asarray(w)
     axis, species = layout(path, w.ndim)

@@ -1,29 +1,10 @@
-"""Labelled structures: files in, checked labels, isolated-atom energies, padded batches out."""
+"""Labelled structures: files in, checked labels, isolated-atom energies, padded batches out.
 
-from equijax.data.files import Read as Read
-from equijax.data.files import load as load
-from equijax.data.files import read as read
-from equijax.data.isolated import Energies as Energies
-from equijax.data.isolated import given as given
-from equijax.data.isolated import isolated as isolated
-from equijax.data.isolated import off_reference as off_reference
-from equijax.data.isolated import refit as refit
-from equijax.data.items import Item as Item
-from equijax.data.items import batch as batch
-from equijax.data.items import plan as plan
-from equijax.data.items import predictions as predictions
-from equijax.data.items import prepare as prepare
-from equijax.data.items import size_of as size_of
-from equijax.data.items import without_first_order as without_first_order
-from equijax.data.labelled import Keys as Keys
-from equijax.data.labelled import Labelled as Labelled
-from equijax.data.labelled import Split as Split
-from equijax.data.labelled import check_stress as check_stress
-from equijax.data.labelled import elements as elements
-from equijax.data.labelled import sha256 as sha256
-from equijax.data.labelled import split as split
-from equijax.data.labelled import to_atoms as to_atoms
-from equijax.data.phonopy_files import ForceConstants as ForceConstants
-from equijax.data.phonopy_files import force_constants as force_constants
-from equijax.data.phonopy_files import products as products
-from equijax.data.phonopy_files import waves as waves
+The face is what a user of labelled structures needs; batches, E0s and phonopy's files are asked of their modules.
+"""
+
+from equijax.data.files import read_file, read_structures
+from equijax.data.items import predictions
+from equijax.data.labelled import Keys, Labelled, to_atoms
+
+__all__ = ["Keys", "Labelled", "predictions", "read_file", "read_structures", "to_atoms"]

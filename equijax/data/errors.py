@@ -2,17 +2,30 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from equijax import data, tables
-from equijax.data import Labelled
-from equijax.data.isolated import REFERENCE_EV
+from equijax import tables
+from equijax.data.isolated import REFERENCE_EV, off_reference
+from equijax.data.labelled import Labelled, check_stress
 from equijax.errors import InputError, NotFinite
 from equijax.potential import Evaluated
 
-# (name, unit, factor from eV and A)
-QUANTITIES = (("energy", "meV/atom", 1e3), ("forces", "meV/A", 1e3), ("stress", "meV/A^3", 1e3))
+
+class Quantity(NamedTuple):
+    """What errors are told of, and in which unit."""
+
+    name: str
+    unit: str
+    factor: float  # from eV and A
+
+
+QUANTITIES = (
+    Quantity("energy", "meV/atom", 1e3),
+    Quantity("forces", "meV/A", 1e3),
+    Quantity("stress", "meV/A^3", 1e3),
+)
 COLUMNS = (
     "source",
     "formula",
@@ -28,37 +41,43 @@ COLUMNS = (
 )
 
 
-def structure_errors(s: Labelled, found: Evaluated) -> dict[str, np.ndarray]:
-    """Prediction minus label: energy [1] eV/atom, forces [components] eV/A, stress [9] eV/A^3; empty if unlabelled."""
-    empty = np.zeros(0)
-    out = {"energy": empty, "forces": empty, "stress": empty}
-    if s.energy is not None:
-        out["energy"] = np.array([(found.energy - s.energy) / len(s.atoms)])
-    if s.forces is not None:
-        d = found.forces - s.forces
-        out["forces"] = d[np.isfinite(s.forces)]
-    if s.stress is not None:
-        out["stress"] = (found.stress - s.stress).ravel()
-    return out
+class StructureErrors(NamedTuple):
+    """Prediction minus label of one structure; empty where there is no label."""
+
+    energy: np.ndarray  # [1] eV/atom
+    forces: np.ndarray  # [labelled components] eV/A
+    stress: np.ndarray  # [9] eV/A^3
 
 
-def summarise(errors: Sequence[dict]) -> dict:
-    """MAE and RMSE over all components of several structures; None where nothing is labelled."""
+def structure_errors(s: Labelled, found: Evaluated) -> StructureErrors:
+    """Prediction minus label."""
+    none = np.zeros(0)
+    return StructureErrors(
+        none if s.energy is None else np.array([(found.energy - s.energy) / len(s.atoms)]),
+        none if s.forces is None else (found.forces - s.forces)[np.isfinite(s.forces)],
+        none if s.stress is None else (found.stress - s.stress).ravel(),
+    )
+
+
+def summarise(errors: Sequence[StructureErrors]) -> dict[str, int | float | None]:
+    """A row of report.json: MAE and RMSE over all components of several structures; None where nothing is labelled."""
     out: dict = {"structures": len(errors)}
     for name, unit, factor in QUANTITIES:
-        d = factor * np.concatenate([e[name] for e in errors])
+        d = factor * np.concatenate([getattr(e, name) for e in errors])
         out[f"{name} MAE ({unit})"] = float(np.abs(d).mean()) if d.size else None
         out[f"{name} RMSE ({unit})"] = float(np.sqrt((d**2).mean())) if d.size else None
     return out
 
 
-def write_csv(path: Path, structures: Sequence[Labelled], found: Sequence[Evaluated], errors: Sequence[dict]) -> None:
+def write_csv(
+    path: Path, structures: Sequence[Labelled], *, found: Sequence[Evaluated], errors: Sequence[StructureErrors]
+) -> None:
     """One row a structure: source, formula, energies (eV), errors in the units of the column names."""
     rows = []
     for s, f, e in zip(structures, found, errors, strict=True):
-        force, stress = 1e3 * np.abs(e["forces"]), 1e3 * np.abs(e["stress"])
+        force, stress = 1e3 * np.abs(e.forces), 1e3 * np.abs(e.stress)
         numbers = [
-            1e3 * e["energy"][0] if e["energy"].size else "",
+            1e3 * e.energy[0] if e.energy.size else "",
             *([force.mean(), np.sqrt((force**2).mean()), force.max()] if force.size else ["", "", ""]),
             stress.mean() if stress.size else "",
         ]
@@ -72,10 +91,10 @@ def label_warnings(structures: Sequence[Labelled], found: Sequence[Evaluated]) -
     """What the model's own results say against the labels: unit and sign of stresses, reference of energies."""
     out = []
     try:
-        data.check_stress(structures, [f.stress for f in found])
+        check_stress(structures, [f.stress for f in found])
     except (InputError, NotFinite) as error:
         out.append(str(error))
-    off = data.off_reference(structures, [f.energy for f in found])
+    off = off_reference(structures, [f.energy for f in found])
     if off is not None:
         out.append(
             f"energy labels are {off:.4g} eV/atom off the model's (median; more than {REFERENCE_EV} is "

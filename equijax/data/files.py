@@ -5,7 +5,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ase
 import ase.io
@@ -37,8 +37,8 @@ NOT_LABELS = r"std|err|sigma|variance|uncert|config_\w+_weight|MACE_"
 ISOLATED = ("isolatedatom", "isolated_atom")  # config_type of a lone atom, whose energy is the E0 of its element
 
 
-class Read(NamedTuple):
-    """What a file holds."""
+class LabelledFile(NamedTuple):
+    """What a file of labelled structures holds."""
 
     structures: list[Labelled]
     isolated: list[Labelled]  # lone atoms marked config_type=IsolatedAtom, which set E0 and are not trained on
@@ -51,17 +51,19 @@ class Read(NamedTuple):
         return (self.line, *(f"WARNING: {text}" for text in self.warnings))
 
 
-def load(
-    path: str | Path, keys: Keys | None = None, index: str = ":", tangents: int = 0, seed: int = 0
+def read_structures(
+    path: str | Path, keys: Keys | None = None, *, index: str = ":", tangents: int = 0, seed: int = 0
 ) -> list[Labelled]:
-    """The structures of `read`; likely labels that were not read are Python warnings."""
-    found = read(path, keys, index=index, tangents=tangents, seed=seed)
+    """The structures of `read_file`; likely labels that were not read are Python warnings."""
+    found = read_file(path, keys, index=index, tangents=tangents, seed=seed)
     for text in found.warnings:
         warnings.warn(text, stacklevel=2)
     return found.structures
 
 
-def read(path: str | Path, keys: Keys | None = None, *, index: str = ":", tangents: int = 0, seed: int = 0) -> Read:
+def read_file(
+    path: str | Path, keys: Keys | None = None, *, index: str = ":", tangents: int = 0, seed: int = 0
+) -> LabelledFile:
     """Read a file of labelled structures.
 
     Args:
@@ -81,19 +83,19 @@ def read(path: str | Path, keys: Keys | None = None, *, index: str = ":", tangen
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     if phonopy_files.is_phonopy(path):
-        structures = phonopy_files.load(path, tangents, seed)
-        return Read(structures, [], _line(path, structures, [], Counter()), ())
+        structures = phonopy_files.supercells(path, tangents=tangents, seed=seed)
+        return LabelledFile(structures, [], _line(path, structures, isolated=[], used=Counter()), ())
     if tangents:
         raise InputError(f"{path}: force-constant products need a phonopy file")
     frames = _frames(path, index)
     values = [_values(atoms) for _, atoms in frames]
     apart = any(_has(v, reference) and _has(v, plain) for v in values for reference, plain in AUTO.values())
-    names = [_names(v, keys, apart) for v in values]
+    names = [_names(v, keys, apart=apart) for v in values]
     together = zip(frames, values, names, strict=True)
-    structures = [_labelled(atoms, f"frame {i} of {path}", v, n) for (i, atoms), v, n in together]
-    _check_keys(path, keys, values, frames[0][1])
+    structures = [_labelled(atoms, f"frame {i} of {path}", found=v, names=n) for (i, atoms), v, n in together]
+    _check_keys(path, keys, values=values, first=frames[0][1])
     alone = [_isolated(s, v.get("config_type")) for s, v in zip(structures, values, strict=True)]
-    lost = _lost(path, keys, values, names, structures)
+    lost = _lost(path, keys, values=values, names=names, structures=structures)
     if not any(s.has_first_order for s in structures):
         hint = "".join(f"; {text}" for text in lost)
         raise InputError(f"{path}: no energies, forces or stresses; the first frame has {_shown(frames[0][1])}{hint}")
@@ -101,10 +103,10 @@ def read(path: str | Path, keys: Keys | None = None, *, index: str = ":", tangen
     structures = [s for s, lone in zip(structures, alone, strict=True) if not lone]
     _check_zeros(path, structures)
     used = Counter((field, name) for n, lone in zip(names, alone, strict=True) if not lone for field, name in n.items())
-    return Read(structures, isolated, _line(path, structures, isolated, used), lost)
+    return LabelledFile(structures, isolated, _line(path, structures, isolated=isolated, used=used), lost)
 
 
-def _frames(path, index) -> list[tuple[int, ase.Atoms]]:
+def _frames(path: Path, index: str) -> list[tuple[int, ase.Atoms]]:
     """Frames and their numbers in the file."""
     frames = []
     try:
@@ -122,22 +124,22 @@ def _frames(path, index) -> list[tuple[int, ase.Atoms]]:
     return frames
 
 
-def _labelled(atoms, source, found, names) -> Labelled:
+def _labelled(atoms: ase.Atoms, source: str, *, found: dict[str, Any], names: dict[str, str]) -> Labelled:
     values = {field: found[names[field]] for field in AUTO if field in names}
     virials = values.pop("virials", None)
     if virials is not None and "stress" not in values:
         if atoms.cell.rank != 3:
             raise InputError(f"{source}: virials of a structure without a volume")
         values["stress"] = -np.asarray(virials, float) / atoms.get_volume()
-    weights = [_number(found, names.get(f"{label}_weight"), source) for label in ("energy", "forces")]
+    weights = [_number(found, names.get(f"{label}_weight"), source=source) for label in ("energy", "forces")]
     from_virials = "virials" in names and "stress" not in names
-    weights.append(_number(found, names.get("virials_weight" if from_virials else "stress_weight"), source))
+    weights.append(_number(found, names.get("virials_weight" if from_virials else "stress_weight"), source=source))
     head = None if "head" not in names else str(found[names["head"]])
-    weight = _number(found, names.get("weight"), source)
+    weight = _number(found, names.get("weight"), source=source)
     return from_values(atoms, source, **values, weight=weight, label_weights=tuple(weights), head=head)
 
 
-def _number(found, name, source) -> float:
+def _number(found: dict[str, Any], name: str | None, *, source: str) -> float:
     """The weight under this name, 1 where there is none."""
     try:
         return float(found.get(name, 1.0))
@@ -145,17 +147,17 @@ def _number(found, name, source) -> float:
         raise InputError(f"{source}: weight {name} = {found[name]!r} is not a number") from error
 
 
-def _values(atoms) -> dict:
+def _values(atoms: ase.Atoms) -> dict[str, Any]:
     """Everything a frame carries by name: results of its calculator, per-atom arrays, frame information."""
     results = {} if atoms.calc is None else atoms.calc.results
     return {**{k: v for k, v in results.items() if v is not None}, **atoms.arrays, **atoms.info}
 
 
-def _has(found, names) -> bool:
+def _has(found: dict[str, Any], names: Sequence[str]) -> bool:
     return any(name in found for name in names)
 
 
-def _names(found, keys, apart) -> dict[str, str]:
+def _names(found: dict[str, Any], keys: Keys, *, apart: bool) -> dict[str, str]:
     """Name under which each label of a frame is read; where levels stand `apart`, a frame gives one of them."""
     reference = any(_has(found, names) for names, _ in AUTO.values())
     tried = {field: first if reference and apart else first + second for field, (first, second) in AUTO.items()}
@@ -171,7 +173,7 @@ def _names(found, keys, apart) -> dict[str, str]:
     return out
 
 
-def _check_keys(path, keys, values, first):
+def _check_keys(path: Path, keys: Keys, *, values: Sequence[dict], first: ase.Atoms) -> None:
     """A name asked for that no frame has is a mistake, not a missing label."""
     for field in (*AUTO, *BESIDE):
         key = getattr(keys, f"{field}_key")
@@ -179,7 +181,7 @@ def _check_keys(path, keys, values, first):
             raise InputError(f"{path}: no frame has {field} under {key!r}; the first has {_shown(first)}")
 
 
-def _check_zeros(path, structures):
+def _check_zeros(path: Path, structures: Sequence[Labelled]) -> None:
     stresses = [s.stress for s in structures if s.stress is not None]
     if len(stresses) > 1 and not np.any(stresses):
         raise InputError(
@@ -188,7 +190,7 @@ def _check_zeros(path, structures):
         )
 
 
-def _isolated(s: Labelled, config_type) -> bool:
+def _isolated(s: Labelled, config_type: Any) -> bool:
     """Whether a frame is marked as an isolated atom."""
     if str(config_type).lower() not in ISOLATED:
         return False
@@ -197,7 +199,9 @@ def _isolated(s: Labelled, config_type) -> bool:
     return True
 
 
-def _lost(path, keys, values, names, structures) -> tuple[str, ...]:
+def _lost(
+    path: Path, keys: Keys, *, values: Sequence[dict], names: Sequence[dict], structures: Sequence[Labelled]
+) -> tuple[str, ...]:
     """Entries that look like labels where no such label was read, and the option that reads them."""
     found = Counter()
     for v, n, s in zip(values, names, structures, strict=True):
@@ -205,7 +209,7 @@ def _lost(path, keys, values, names, structures) -> tuple[str, ...]:
         for field, (pattern, sizes) in LIKELY.items():
             if field not in read and getattr(keys, f"{field}_key") == "auto":
                 sizes = sizes or (3 * len(s.atoms),)
-                found.update((field, name) for name, x in v.items() if _looks(name, x, pattern, sizes))
+                found.update((field, name) for name, x in v.items() if _looks(name, x, pattern=pattern, sizes=sizes))
     return tuple(
         f"{path}: {name!r} in {number} of {len(values)} frames looks like {field} and was not read; "
         f"--{field}-key {name} reads it, --{field}-key none says that it is none"
@@ -213,13 +217,13 @@ def _lost(path, keys, values, names, structures) -> tuple[str, ...]:
     )
 
 
-def _looks(name, x, pattern, sizes) -> bool:
+def _looks(name: str, x: Any, *, pattern: str, sizes: Sequence[int]) -> bool:
     if not re.search(pattern, name, re.IGNORECASE) or re.search(NOT_LABELS, name, re.IGNORECASE):
         return False
     return np.issubdtype(np.asarray(x).dtype, np.number) and np.size(x) in sizes
 
 
-def _line(path, structures: Sequence[Labelled], isolated: Sequence[Labelled], used: Counter) -> str:
+def _line(path: Path, structures: Sequence[Labelled], *, isolated: Sequence[Labelled], used: Counter) -> str:
     """One line: labels by kind, the number of structures that have them, and the names they were read under."""
     plain = (1.0, (1.0, 1.0, 1.0))
     counts = {
@@ -239,5 +243,5 @@ def _line(path, structures: Sequence[Labelled], isolated: Sequence[Labelled], us
     return f"{path}: {len(structures)} structures; read {', '.join(told)}{lone}"
 
 
-def _shown(atoms):
+def _shown(atoms: ase.Atoms) -> str:
     return ", ".join(sorted(set(_values(atoms)) - {"numbers", "positions"})) or "nothing but a structure"

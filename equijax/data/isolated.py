@@ -31,7 +31,7 @@ class Energies(NamedTuple):
     deficient: bool  # the data fix fewer combinations than there are elements
 
 
-def given(config: ModelConfig, variables: dict, energies: Mapping[str, float], head: int = 0) -> Energies:
+def given(config: ModelConfig, variables: dict, *, energies: Mapping[str, float], head: int = 0) -> Energies:
     """E0 of some elements set by hand, by symbol, in eV; the others stay as they are.
 
     Raises:
@@ -90,7 +90,12 @@ def off_reference(structures: Sequence[Labelled], predicted: Sequence[float]) ->
 
 
 def refit(
-    config: ModelConfig, variables: dict, structures: Sequence[Labelled], predicted: Sequence[float], head: int = 0
+    config: ModelConfig,
+    variables: dict,
+    *,
+    structures: Sequence[Labelled],
+    predicted: Sequence[float],
+    head: int = 0,
 ) -> Energies:
     """Shift the E0s so that they take up what they can of the model's energy residual, outliers left out.
 
@@ -111,7 +116,7 @@ def refit(
     pairs = [
         (s, s.energy - e)
         for s, e in zip(structures, predicted, strict=True)
-        if s.energy is not None and _counts(s, config, head)
+        if s.energy is not None and _counts(s, config, head=head)
     ]
     if not pairs:
         raise InputError("no structure has an energy: E0s cannot be refitted; keep the model's")
@@ -121,7 +126,7 @@ def refit(
     root = np.sqrt([s.weight * s.label_weights[0] for s, _ in pairs])
     calm = np.array([not _strained(s) for s, _ in pairs])
     kept = calm if (parts[calm] > 0).any(0).all() else np.ones(len(pairs), bool)
-    kept &= ~_outliers(parts, residual, root, kept)
+    kept &= ~_outliers(parts, residual, root=root, kept=kept)
     shift, _, rank, _ = np.linalg.lstsq(parts[kept] * root[kept, None], residual[kept] * root[kept], rcond=RANK)
     values = _model(variables)
     values[head, [config.species.index(z) for z in numbers.tolist()]] += shift
@@ -143,11 +148,11 @@ def refit(
     return Energies(values, message, deficient)
 
 
-def _model(variables):
+def _model(variables: dict) -> np.ndarray:
     return np.array(variables["constants"]["atomic_energies"], np.float64)
 
 
-def _counts(s: Labelled, config, head) -> bool:
+def _counts(s: Labelled, config: ModelConfig, *, head: int) -> bool:
     """Whether the energy of a structure takes part in the fit of the E0s of a head."""
     weighs = s.weight * s.label_weights[0] > 0
     return weighs and s.head in (None, config.heads[head])
@@ -157,7 +162,7 @@ def _strained(s: Labelled) -> bool:
     return s.forces is not None and bool(np.nanmax(np.abs(s.forces)) > STRAINED_EV_A)
 
 
-def _outliers(parts, residual, root, kept) -> np.ndarray:
+def _outliers(parts: np.ndarray, residual: np.ndarray, *, root: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """Structures far from a fit of the absolute residuals of those `kept`: [s] bool.
 
     Solved in the space of the shifts that the data fix, so that it has one solution.
@@ -167,8 +172,8 @@ def _outliers(parts, residual, root, kept) -> np.ndarray:
     basis = basis[singular > RANK * singular[0]]
     rows, target = rows @ basis.T, residual[kept] * root[kept]
     start = np.linalg.lstsq(rows, target, rcond=None)[0]
-    fit = least_squares(lambda y: rows @ y - target, start, lambda y: rows, loss="soft_l1", f_scale=ABSOLUTE_EV,
-                        x_scale="jac", max_nfev=1000)  # fmt: skip
+    robust = {"loss": "soft_l1", "f_scale": ABSOLUTE_EV, "x_scale": "jac", "max_nfev": 1000}
+    fit = least_squares(lambda y: rows @ y - target, start, lambda y: rows, **robust)
     distance = np.abs(residual - parts @ basis.T @ fit.x)
     spread = SIGMA_OF_MEDIAN * np.median(distance[kept])
     return distance > max(OUTLIER_EV, OUTLIER_SIGMA * spread)

@@ -104,7 +104,12 @@ def size_of(items: Sequence[Item], config: ModelConfig) -> graph.Size:
 
 
 def plan(
-    items: Sequence[Item], graphs: int, slots: int, rng: np.random.Generator | None = None, order=None
+    items: Sequence[Item],
+    graphs: int,
+    *,
+    slots: int,
+    rng: np.random.Generator | None = None,
+    order: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Group structures into batches of at most `graphs` structures and `slots` edge slots N*K (one structure at least).
 
@@ -118,12 +123,12 @@ def plan(
     Returns:
       indices of each batch.
     """
-    order = np.arange(len(items)) if order is None else np.asarray(order)
-    order = order if rng is None else rng.permutation(order)
+    taken = np.arange(len(items)) if order is None else np.asarray(order, int)
+    taken = taken if rng is None else rng.permutation(taken)
     nodes = [len(i.labelled.atoms) for i in items]
     width = [int(np.bincount(i.edges.receivers, minlength=1).max(initial=0)) for i in items]
     batches: list[list[int]] = []
-    for i in order.tolist():
+    for i in taken.tolist():
         joined = [*batches[-1], i] if batches else [i]
         cost = sum(nodes[j] for j in joined) * max(width[j] for j in joined)
         if batches and len(joined) <= graphs and cost <= slots:
@@ -136,6 +141,7 @@ def plan(
 def batch(
     items: Sequence[Item],
     config: ModelConfig,
+    *,
     energies: np.ndarray,
     size: graph.Size | None = None,
     head: int = 0,
@@ -219,6 +225,7 @@ def _wave_vectors(items: Sequence[Item], num_graphs: int) -> np.ndarray | None:
     return q
 
 
-def _isolated(s, config, energies):
+def _isolated(s: Labelled, config: ModelConfig, energies: np.ndarray) -> float:
+    """Sum of E0 [Z] over the atoms, eV."""
     row = {z: i for i, z in enumerate(config.species)}
     return float(sum(energies[row[int(z)]] for z in s.atoms.numbers))

@@ -6,10 +6,11 @@ A label that is not there is None (or NaN rows of the forces) and is masked late
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ase
 import numpy as np
+import numpy.typing as npt
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
@@ -64,7 +65,15 @@ class Labelled:
         return not (self.energy is None and self.forces is None and self.stress is None)
 
 
-def from_values(atoms: ase.Atoms, source: str, energy=None, forces=None, stress=None, **others) -> Labelled:
+def from_values(
+    atoms: ase.Atoms,
+    source: str,
+    *,
+    energy: float | None = None,
+    forces: npt.ArrayLike | None = None,
+    stress: npt.ArrayLike | None = None,
+    **others: Any,
+) -> Labelled:
     """A checked `Labelled`; NaN means missing.
 
     Args:
@@ -97,7 +106,7 @@ def from_values(atoms: ase.Atoms, source: str, energy=None, forces=None, stress=
     )
 
 
-def _forces(forces, n, source):
+def _forces(forces: np.ndarray, n: int, source: str) -> np.ndarray | None:
     if forces.shape != (n, 3):
         raise InputError(f"{source}: forces of shape {forces.shape}; expected ({n}, 3)")
     missing = np.isnan(forces)
@@ -107,7 +116,7 @@ def _forces(forces, n, source):
     return None if missing.all() else forces
 
 
-def _stress(stress, source):
+def _stress(stress: np.ndarray, source: str) -> np.ndarray | None:
     if stress.shape == (6,):
         stress = voigt_6_to_full_3x3_stress(stress)
     if stress.size != 9:
@@ -178,11 +187,11 @@ def check_stress(structures: Sequence[Labelled], predicted: Sequence[np.ndarray]
     return slope, correlation
 
 
-def _centred(x):
+def _centred(x: np.ndarray) -> np.ndarray:
     return x - x.mean(0)
 
 
-def _correlation(a, b) -> float:
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(abs((a * b).sum()) / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
@@ -238,7 +247,7 @@ class Split(NamedTuple):
     fraction: float
 
 
-def split(number: int, fraction: float, seed: int = 0) -> Split:
+def split(number: int, fraction: float, *, seed: int = 0) -> Split:
     """Draw a validation set: round(fraction * number) structures, at least one, leaving at least one to train on.
 
     Raises:

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ase
 import numpy as np
+from phonopy import Phonopy
 from phonopy.harmonic.dynmat_to_fc import get_commensurate_points
 from phonopy.harmonic.force_constants import compact_fc_to_full_fc
 
@@ -35,8 +37,8 @@ def is_phonopy(path: Path) -> bool:
     return program_of(path) is not None
 
 
-def load(path: str | Path, tangents: int = 0, seed: int = 0) -> list[Labelled]:
-    """Displaced supercells with forces (and energies where stored); see `equijax.data.load`.
+def supercells(path: str | Path, *, tangents: int = 0, seed: int = 0) -> list[Labelled]:
+    """Displaced supercells with forces (and energies where stored); see `equijax.data.files.read_file`.
 
     Raises:
       InputError: force constants alone and no tangents asked for.
@@ -56,7 +58,7 @@ def force_constants(path: str | Path) -> ForceConstants:
 
 
 def products(
-    reference: ForceConstants, tangents: int, copies: int = 1, amplitude: float = AMPLITUDE_A, seed: int = 0
+    reference: ForceConstants, tangents: int, *, copies: int = 1, amplitude: float = AMPLITUDE_A, seed: int = 0
 ) -> list[Labelled]:
     """The undisplaced supercell labelled with Phi u along random tangents u, no net translation.
 
@@ -79,7 +81,7 @@ def products(
 
 
 def waves(
-    reference: ForceConstants, tangents: int, copies: int = 1, amplitude: float = AMPLITUDE_A, seed: int = 0
+    reference: ForceConstants, tangents: int, *, copies: int = 1, amplitude: float = AMPLITUDE_A, seed: int = 0
 ) -> list[Labelled]:
     """The primitive cell labelled with the response to displacement waves u_j e^{2 pi i q.S} (phases per cell S).
 
@@ -100,7 +102,7 @@ def waves(
     return out
 
 
-def _displaced(phonon, path) -> list[Labelled]:
+def _displaced(phonon: Any, path: str | Path) -> list[Labelled]:
     dataset = phonon.dataset
     if "first_atoms" in dataset:
         forces = [d.get("forces") for d in dataset["first_atoms"]]
@@ -116,7 +118,7 @@ def _displaced(phonon, path) -> list[Labelled]:
     ]
 
 
-def _constants(phonon, path) -> ForceConstants:
+def _constants(phonon: Phonopy, path: str | Path) -> ForceConstants:
     produce(phonon, path)
     values = np.asarray(phonon.force_constants)
     if values.shape[0] != values.shape[1]:

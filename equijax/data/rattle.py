@@ -88,11 +88,11 @@ def run(options: RattleConfig) -> Picked:
     ff = None if options.model is None else forcefield.load(options.model, head=options.head)
     if ff is not None:
         check_atoms(crystal, ff.config, str(options.structure))
-    supercell = make_supercell(crystal, options.supercell, options.min_length)
+    supercell = make_supercell(crystal, options.supercell, min_length=options.min_length)
     candidates = rattled(supercell, options)
     if ff is not None:
         candidates += relaxations(ff, supercell, options)
-    chosen = sorted(farthest(descriptors([atoms for atoms, _ in candidates]), options.number, options.seed))
+    chosen = sorted(farthest(descriptors([atoms for atoms, _ in candidates]), options.number, seed=options.seed))
     _write(options, supercell, [candidates[i] for i in chosen])
     return Picked([candidates[i][1] for i in chosen], len(candidates), supercell.get_chemical_formula())
 
@@ -124,7 +124,7 @@ def _write(options: RattleConfig, supercell: ase.Atoms, picked: Sequence[tuple[a
     outputs.write_json(options.out / "report.json", report)
 
 
-def make_supercell(crystal: ase.Atoms, repeat: Sequence[int] | None, min_length: float) -> ase.Atoms:
+def make_supercell(crystal: ase.Atoms, repeat: Sequence[int] | None, *, min_length: float) -> ase.Atoms:
     """The crystal repeated, without calculator or constraints, atoms of one element together.
 
     Args:
@@ -207,6 +207,6 @@ def _pairs(cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return cell[[1, 2, 0]], cell[[2, 0, 1]]
 
 
-def _with(options: RattleConfig, candidates: int) -> RattleConfig:
+def _with(options: RattleConfig, *, candidates: int) -> RattleConfig:
     """The same draws, a few candidates, at the largest rattle alone."""
     return replace(options, candidates=candidates, number=1, rattle=(max(options.rattle),))

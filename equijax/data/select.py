@@ -6,7 +6,8 @@ import ase
 import numpy as np
 from ase.geometry import complete_cell
 
-from equijax import data, graph
+from equijax import graph
+from equijax.data.labelled import Labelled
 from equijax.errors import InputError
 
 RADIAL_CENTRES = 16  # Gaussians of the radial histogram between 0 and the cutoff
@@ -37,7 +38,7 @@ def descriptors(
     return np.concatenate([_scaled(block) for block in blocks], axis=1)
 
 
-def _histogram(atoms, cutoff, name):
+def _histogram(atoms: ase.Atoms, cutoff: float, name: str) -> np.ndarray:
     """[n, RADIAL_CENTRES]"""
     edges = graph.neighbour_list(atoms, cutoff, name)
     cell = complete_cell(atoms.cell.array)
@@ -51,13 +52,13 @@ def _histogram(atoms, cutoff, name):
     return out
 
 
-def _scaled(block):
+def _scaled(block: np.ndarray) -> np.ndarray:
     centred = block - block.mean(0)
     spread = np.sqrt((centred**2).sum(1).mean())
     return centred / spread if spread > 1e-9 else centred
 
 
-def farthest(points: np.ndarray, number: int, seed: int = 0) -> list[int]:
+def farthest(points: np.ndarray, number: int, *, seed: int = 0) -> list[int]:
     """Greedy farthest-point choice: a random first, then always the point farthest from those chosen.
 
     Args:
@@ -78,7 +79,7 @@ def farthest(points: np.ndarray, number: int, seed: int = 0) -> list[int]:
     return chosen
 
 
-def pick(structures: Sequence[data.Labelled], number: int, how: str = "farthest", seed: int = 0) -> list[int]:
+def pick(structures: Sequence[Labelled], number: int, *, how: str = "farthest", seed: int = 0) -> list[int]:
     """Indices of a subset, ascending: "farthest" points of the descriptors, or "random".
 
     Raises:
@@ -90,9 +91,9 @@ def pick(structures: Sequence[data.Labelled], number: int, how: str = "farthest"
     if how != "farthest":
         raise InputError(f"pick {how!r}: expected 'farthest' or 'random'")
     points = descriptors([s.atoms for s in structures], names=[s.source for s in structures])
-    return sorted(farthest(points, number, seed))
+    return sorted(farthest(points, number, seed=seed))
 
 
-def _check_number(number, available):
+def _check_number(number: int, available: int) -> None:
     if not 1 <= number <= available:
         raise InputError(f"{number} structures asked for, {available} available")

@@ -9,7 +9,16 @@ from typing import Literal, NamedTuple
 from equijax import data, forcefield, outputs, plots, tables
 from equijax.adapters import files
 from equijax.data import Keys, Labelled
-from equijax.data.errors import QUANTITIES, label_warnings, parity, structure_errors, summarise, write_csv
+from equijax.data.errors import (
+    QUANTITIES,
+    StructureErrors,
+    label_warnings,
+    parity,
+    structure_errors,
+    summarise,
+    write_csv,
+)
+from equijax.data.labelled import sha256
 from equijax.errors import InputError
 
 
@@ -44,19 +53,19 @@ def run(options: EvaluateConfig) -> Evaluation:
     """Errors of `options.model` on `options.data`, written to `options.out`.
 
     Raises:
-      FileNotFoundError, InputError: see `equijax.load` and `equijax.data.load`.
+      FileNotFoundError, InputError: see `equijax.load` and `equijax.data.read_file`.
     """
     started = time.perf_counter()
     ff = forcefield.load(options.model, head=options.head)
     ff = ff if options.adapter is None else files.attach(ff, options.adapter)
-    read = {str(path): data.read(path, options) for path in options.data}
+    read = {str(path): data.read_file(path, options) for path in options.data}
     structures = [s for file in read.values() for s in file.structures]
     if not structures:
         raise InputError(f"{', '.join(read)}: nothing but isolated atoms, which set E0 and are not evaluated")
     found = data.predictions(ff, structures, dtype=options.dtype)
     errors = [structure_errors(s, f) for s, f in zip(structures, found, strict=True)]
     rows = _rows({path: file.structures for path, file in read.items()}, errors)
-    write_csv(options.out / "structures.csv", structures, found, errors)
+    write_csv(options.out / "structures.csv", structures, found=found, errors=errors)
     plots.draw_parity(options.out / "parity.png", parity(structures, found))
     warnings = label_warnings(structures, found)
     report = {
@@ -64,7 +73,7 @@ def run(options: EvaluateConfig) -> Evaluation:
         "head": options.head,
         "dtype": options.dtype,
         "metadata": ff.metadata,
-        "dataset_sha256": data.sha256(structures),
+        "dataset_sha256": sha256(structures),
         "errors": rows,
         "warnings": [*(w for file in read.values() for w in file.warnings), *warnings],
         "seconds": time.perf_counter() - started,
@@ -73,7 +82,7 @@ def run(options: EvaluateConfig) -> Evaluation:
     return Evaluation(rows, [text for file in read.values() for text in file.messages], warnings)
 
 
-def _rows(by_file: dict[str, list[Labelled]], errors: list[dict]) -> list[dict]:
+def _rows(by_file: dict[str, list[Labelled]], errors: list[StructureErrors]) -> list[dict]:
     """Errors of the structures of each file, and of all where there are several files."""
     rows, first = [], 0
     for path, structures in by_file.items():

@@ -1,15 +1,17 @@
-"""What the trainer eats: shuffled labelled batches in few shapes, each a function of the seed and the epoch alone."""
+"""Shuffled labelled batches in few shapes, each a function of the seed and the epoch alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import jraph
 import numpy as np
 from jax.sharding import Mesh
 
-from equijax import data, graph, parallel, potential
+from equijax import graph, parallel, potential
 from equijax.config import ModelConfig
-from equijax.finetune import trainer
+from equijax.data.items import Item, batch, plan, prepare, size_of, without_first_order
+from equijax.data.phonopy_files import ForceConstants, products, waves
 
 EVALUATION_SLOTS = 16384  # edge slots N*K in a batch without gradients
 # In edge slots. Compiling a training step often takes longer than the whole run:
@@ -17,15 +19,23 @@ WASTE = 4.0  # a known shape is reused up to this factor,
 LITTLE = 2.0  # and one shape for all batches is taken up to this one on average
 
 
+class Batch(NamedTuple):
+    """A labelled graph (or one per device, stacked) and the structures in it."""
+
+    graph: jraph.GraphsTuple
+    names: tuple[str, ...]
+    members: tuple[Item, ...] = ()
+
+
 @dataclass(frozen=True)
-class Feed:
-    """The training set; neighbour lists are in the items, built once."""
+class TrainingSet:
+    """What is trained on; neighbour lists are in the items, built once."""
 
     config: ModelConfig
     energies: np.ndarray  # [H, Z] eV, isolated atoms
-    items: Sequence[data.Item]
-    replay: Sequence[data.Item] = ()
-    constants: Sequence[data.ForceConstants] = ()  # one batch each, with fresh random tangents every epoch
+    items: Sequence[Item]
+    replay: Sequence[Item] = ()
+    constants: Sequence[ForceConstants] = ()  # one batch each, with fresh random tangents every epoch
     batch_size: int = 2  # structures a device
     replay_size: int = 0  # replay structures added to each
     slots: int = 262144  # edge slots a device
@@ -39,52 +49,57 @@ class Feed:
     evaluation_pool: graph.SizePool = field(default_factory=graph.SizePool)  # and of batches without gradients
 
 
-def epoch(feed: Feed, number: int) -> list[trainer.Batch]:
+def epoch(training: TrainingSet, number: int) -> list[Batch]:
     """The batches of one epoch, in order."""
-    rng = np.random.default_rng([feed.seed, number])
-    groups = [[feed.items[i] for i in g] for g in data.plan(feed.items, feed.batch_size, feed.slots, rng)]
-    if feed.replay_size:
-        groups = _with_replay(feed, groups, rng)
-    devices = 1 if feed.mesh is None else feed.mesh.size
-    chunks = [kind[i : i + devices] for kind in (groups, _products(feed, number)) for i in range(0, len(kind), devices)]
-    chunks = [chunks[i] for i in rng.permutation(len(chunks))] if feed.constants else chunks
-    return [_batch(feed, chunk) for chunk in chunks]
+    rng = np.random.default_rng([training.seed, number])
+    groups = _groups(training, rng)
+    devices = 1 if training.mesh is None else training.mesh.size
+    kinds = (groups, _constants(training, number))
+    chunks = [kind[i : i + devices] for kind in kinds for i in range(0, len(kind), devices)]
+    chunks = [chunks[i] for i in rng.permutation(len(chunks))] if training.constants else chunks
+    return [_batch(training, chunk) for chunk in chunks]
 
 
-def _with_replay(feed, groups, rng):
-    """Add replay structures to each group; a shuffled deck is dealt and shuffled again when it is empty."""
+def _groups(training: TrainingSet, rng: np.random.Generator) -> list[list[Item]]:
+    """Structures of each batch of an epoch, on one device.
+
+    Replay structures are added to each; a shuffled deck is dealt and shuffled again when it is empty.
+    """
+    chosen = plan(training.items, training.batch_size, slots=training.slots, rng=rng)
+    groups = [[training.items[i] for i in group] for group in chosen]
     deck: list[int] = []
-    out = []
     for group in groups:
-        while len(deck) < feed.replay_size:
-            deck += rng.permutation(len(feed.replay)).tolist()
-        hand, deck = deck[: feed.replay_size], deck[feed.replay_size :]
-        out.append(group + [feed.replay[i] for i in hand])
+        while len(deck) < training.replay_size:
+            deck += rng.permutation(len(training.replay)).tolist()
+        hand, deck = deck[: training.replay_size], deck[training.replay_size :]
+        group += [training.replay[i] for i in hand]
+    return groups
+
+
+def _constants(training: TrainingSet, number: int) -> list[list[Item]]:
+    """A batch of each reference, with the tangents of this epoch."""
+    make, out = waves if training.primitive else products, []
+    for i, reference in enumerate(training.constants):
+        seed = int(np.random.default_rng([training.seed, number, i]).integers(2**31))
+        out.append(prepare(make(reference, training.tangents, seed=seed), training.config))
     return out
 
 
-def _products(feed, number):
-    out = []
-    for i, reference in enumerate(feed.constants):
-        seed = int(np.random.default_rng([feed.seed, number, i]).integers(2**31))
-        make = data.waves if feed.primitive else data.products
-        out.append(data.prepare(make(reference, feed.tangents, seed=seed), feed.config))
-    return out
-
-
-def _batch(feed, groups):
+def _batch(training: TrainingSet, groups: Sequence[Sequence[Item]]) -> Batch:
     """One batch: a graph a device, all padded to one shape; devices without a group get a silent copy of the first."""
     members = tuple(item for group in groups for item in group)
     names = tuple(item.labelled.source for item in members)
-    needed = [data.size_of(group, feed.config) for group in groups]
-    size = shape(feed.pool, graph.Size(*(max(column) for column in zip(*needed, strict=True))))
-    if feed.mesh is None:
-        return trainer.Batch(labelled_graph(feed, groups[0], size), names, members)
+    needed = [size_of(group, training.config) for group in groups]
+    size = shape(training.pool, largest(needed))
+    if training.mesh is None:
+        return Batch(labelled_graph(training, groups[0], size=size), names, members)
     graphs = [
-        labelled_graph(feed, groups[i], size) if i < len(groups) else silent(labelled_graph(feed, groups[0], size))
-        for i in parallel.mine(feed.mesh)
+        labelled_graph(training, groups[i], size=size)
+        if i < len(groups)
+        else silent(labelled_graph(training, groups[0], size=size))
+        for i in parallel.mine(training.mesh)
     ]
-    return trainer.Batch(parallel.stack(graphs, feed.mesh), names, members)
+    return Batch(parallel.stack(graphs, training.mesh), names, members)
 
 
 def silent(g: jraph.GraphsTuple) -> jraph.GraphsTuple:
@@ -98,12 +113,19 @@ def silent(g: jraph.GraphsTuple) -> jraph.GraphsTuple:
     return g._replace(globals=masked(g.globals), nodes=masked(g.nodes))
 
 
-def labelled_graph(feed: Feed, group: Sequence[data.Item], size: graph.Size | None = None) -> jraph.GraphsTuple:
+def labelled_graph(
+    training: TrainingSet, group: Sequence[Item], *, size: graph.Size | None = None
+) -> jraph.GraphsTuple:
     """One padded, labelled graph in the dtype of the run; force-constant products alone, without empty other labels."""
-    g = data.batch(group, feed.config, feed.energies, size, feed.head)
+    g = batch(group, training.config, energies=training.energies, size=size, head=training.head)
     if all(not item.labelled.has_first_order for item in group):
-        g = data.without_first_order(g)
-    return potential.cast(g, feed.dtype)
+        g = without_first_order(g)
+    return potential.cast(g, training.dtype)
+
+
+def largest(sizes: Sequence[graph.Size]) -> graph.Size:
+    """The smallest shape that holds all of these."""
+    return graph.Size(*(max(column) for column in zip(*sizes, strict=True)))
 
 
 def shape(pool: graph.SizePool, needed: graph.Size) -> graph.Size:
@@ -112,30 +134,33 @@ def shape(pool: graph.SizePool, needed: graph.Size) -> graph.Size:
     return min(known, key=lambda s: s.cost) if known else pool.fit(needed)
 
 
-def evaluation_graphs(feed: Feed, items: Sequence[data.Item], graphs: int | None = None) -> list[jraph.GraphsTuple]:
+def evaluation_graphs(
+    training: TrainingSet, items: Sequence[Item], *, graphs: int | None = None
+) -> list[jraph.GraphsTuple]:
     """A whole set in batches of up to `graphs` structures, like-coordinated ones together, in few shapes."""
-    width = [data.size_of([item], feed.config) for item in items]
+    width = [size_of([item], training.config) for item in items]
     order = sorted(range(len(items)), key=lambda i: (width[i].slots, width[i].nodes))
-    groups = data.plan(items, graphs or len(items), EVALUATION_SLOTS, order=order)
-    chosen = [[items[i] for i in group] for group in groups]
-    return [labelled_graph(feed, g, shape(feed.evaluation_pool, data.size_of(g, feed.config))) for g in chosen]
+    groups = plan(items, graphs or len(items), slots=EVALUATION_SLOTS, order=order)
+    out = []
+    for group in ([items[i] for i in chosen] for chosen in groups):
+        size = shape(training.evaluation_pool, size_of(group, training.config))
+        out.append(labelled_graph(training, group, size=size))
+    return out
 
 
-def settle(feed: Feed, epochs: int) -> None:
+def settle(training: TrainingSet, epochs: int) -> None:
     """Fix the shapes of all epochs beforehand, so that they are few and a resumed run pads alike.
 
     One shape that holds every batch if that pads them little; else the largest first, each used for what it fits.
     """
     needed = []
     for number in range(epochs):
-        rng = np.random.default_rng([feed.seed, number])
-        groups = [[feed.items[i] for i in g] for g in data.plan(feed.items, feed.batch_size, feed.slots, rng)]
-        groups = _with_replay(feed, groups, rng) if feed.replay_size else groups
-        needed += [graph.round_up(data.size_of(g, feed.config)) for g in groups]
+        groups = _groups(training, np.random.default_rng([training.seed, number]))
+        needed += [graph.round_up(size_of(group, training.config)) for group in groups]
     if not needed:
         return
-    everything = graph.Size(*(max(column) for column in zip(*needed, strict=True)))
+    everything = largest(needed)
     if everything.cost <= LITTLE * np.mean([s.cost for s in needed]):
-        shape(feed.pool, everything)
+        shape(training.pool, everything)
     for size in sorted(set(needed), key=lambda s: -s.cost):
-        shape(feed.pool, size)
+        shape(training.pool, size)

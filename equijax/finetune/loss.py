@@ -6,6 +6,7 @@ supercells and primitive cells share a batch.
 """
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,32 +14,53 @@ import jraph
 
 from equijax import derivatives, potential
 from equijax.config import ModelConfig
-from equijax.derivatives import hessian_products
+from equijax.derivatives import Derivatives
 from equijax.errors import InputError
 
 # Conditional Huber of the universal loss: delta shrinks where the reference force is large (Batatia et al.,
 # arXiv:2401.00096, appendix): (|F| below, eV/A; factor on delta).
 FORCE_STEPS = ((100.0, 1.0), (200.0, 0.7), (300.0, 0.4), (jnp.inf, 0.1))
-TERMS = ("energy", "forces", "stress", "hvp")
+WEIGHTS = {"energy": "energy_weight", "forces": "forces_weight", "stress": "stress_weight", "hvp": "hessian_weight"}
+TERMS = tuple(WEIGHTS)
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the terms and the penalty rho applied to every difference."""
+    """Weights of the terms and the penalty rho on every difference.
 
-    kind: str = "huber"  # mse, mae, huber or universal
-    energy: float = 1.0  # on rho(dE / n), dE/n in eV/atom
-    forces: float = 1.0  # on rho(dF), eV/A
-    stress: float = 1.0  # on rho(dS), eV/A^3
-    hvp: float = 0.0  # on rho(d(Phi u)), eV/A for tangents u in A
-    delta: float = 0.01  # where Huber turns from square to linear, in the unit of each term
+    What is None takes the strategy's default, see `equijax.finetune.options.resolve`.
+    """
 
-    def __post_init__(self):
-        if self.kind not in PENALTIES:
-            raise InputError(f"loss {self.kind!r}: expected one of {', '.join(PENALTIES)}")
-        for name in (*TERMS, "delta"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"loss {name} = {getattr(self, name)} must not be negative")
+    loss: Literal["mse", "mae", "huber", "universal"] | None = None
+    """Penalty on the differences."""
+    energy_weight: float | None = None
+    """Weight of energies per atom."""
+    forces_weight: float | None = None
+    """Weight of forces."""
+    stress_weight: float | None = None
+    """Weight of stresses."""
+    hessian_weight: float = 0.0
+    """Weight of force constants, from phonopy files in --train or by --replay-hessian."""
+    huber_delta: float = 0.01
+    """Where Huber turns linear, in the unit of each term."""
+
+    def __post_init__(self) -> None:
+        if self.loss is not None and self.loss not in PENALTIES:
+            raise InputError(f"loss {self.loss!r}: expected one of {', '.join(PENALTIES)}")
+        for name in (*WEIGHTS.values(), "huber_delta"):
+            if (value := getattr(self, name)) is not None and not value >= 0:
+                raise InputError(f"{name} = {value} must not be negative")
+
+    def weight(self, term: str) -> float:
+        """Weight of one of `TERMS`: on rho of eV/atom, eV/A, eV/A^3 and, for tangents in A, eV/A."""
+        return getattr(self, WEIGHTS[term])
+
+
+class Term(NamedTuple):
+    """One term of the loss: sum(numerators) / count, over all shards of a batch."""
+
+    numerators: jax.Array  # [G]
+    count: jax.Array  # [] components
 
 
 def square(d: jax.Array, delta: jax.Array | float) -> jax.Array:
@@ -60,19 +82,19 @@ def huber(d: jax.Array, delta: jax.Array | float) -> jax.Array:
 PENALTIES = {"mse": square, "mae": absolute, "huber": huber, "universal": huber}
 
 
-def sums(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, options: LossConfig) -> dict:
-    """Each active term as (numerators [G], count): the term is sum(numerators) / count over all shards of a batch.
+def sums(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, options: LossConfig) -> dict[str, Term]:
+    """The active terms.
 
     energy  w_g rho((E_g - E_ref) / n_g);   forces, stress, hvp  w_g sum rho(d) over components
     """
     out, terms = {}, active(graph, options)
-    if {"energy", "forces", "stress"} & set(terms):
+    if set(FIRST_ORDER) & set(terms):
         found = derivatives.energy_forces_stress(config, variables, graph)
-    for term in terms:
-        if term == "hvp":
-            labels = graph.nodes.labels
-            found = {"hvp": hessian_products(config, variables, graph, labels.tangents, graph.globals.labels.q)}
-        out[term] = _NUMERATORS[term](found, graph, options)
+        out = {term: FIRST_ORDER[term](found, graph, options) for term in terms if term in FIRST_ORDER}
+    if "hvp" in terms:
+        tangents, q = graph.nodes.labels.tangents, graph.globals.labels.q
+        products = derivatives.hessian_products(config, variables, graph, tangents, q)
+        out["hvp"] = _hvp(products, graph, options)
     return out
 
 
@@ -80,58 +102,60 @@ def active(graph: jraph.GraphsTuple, options: LossConfig) -> list[str]:
     """Terms that have a weight, and labels of that kind in the batch."""
     nodes, globals_ = graph.nodes.labels, graph.globals.labels
     labels = {"energy": globals_.energy, "forces": nodes.forces, "stress": globals_.stress, "hvp": nodes.hvp}
-    return [t for t in TERMS if getattr(options, t) > 0 and labels[t] is not None]
+    return [t for t in TERMS if options.weight(t) > 0 and labels[t] is not None]
 
 
-def total(parts: dict, counts: dict, options: LossConfig) -> jax.Array:
-    """sum_t weight_t sum(numerators_t) / count_t; `counts` may come from more shards than `parts`."""
-    return sum(getattr(options, t) * p.sum() / jnp.maximum(counts[t], 1.0) for t, p in parts.items())
+def mean(term: Term) -> jax.Array:
+    """Its numerators over its count, 0 without labels; the count may be that of more shards."""
+    return term.numerators.sum() / jnp.maximum(term.count, 1.0)
 
 
-def _energy(found, graph, options):
+def total(terms: dict[str, Term], options: LossConfig) -> jax.Array:
+    """sum_t weight_t sum(numerators_t) / count_t."""
+    return sum(options.weight(t) * mean(term) for t, term in terms.items())
+
+
+def _energy(found: Derivatives, graph: jraph.GraphsTuple, options: LossConfig) -> Term:
     labels = graph.globals.labels
     mask = labels.energy_mask
     d = _difference(found.energy, labels.energy, mask) / jnp.maximum(graph.n_node, 1)
-    return PENALTIES[options.kind](d, options.delta) * labels.energy_weight, mask.sum()
+    return Term(_penalty(d, options) * labels.energy_weight, mask.sum())
 
 
-def _forces(found, graph, options):
+def _forces(found: Derivatives, graph: jraph.GraphsTuple, options: LossConfig) -> Term:
     labels, mask = graph.nodes.labels.forces, graph.nodes.labels.forces_mask
     d = _difference(found.forces, labels, mask[:, None])
-    delta = options.delta
-    if options.kind == "universal":
+    factor = 1.0
+    if options.loss == "universal":
         norm = jnp.sqrt((labels**2).sum(-1, keepdims=True))
-        delta = delta * jnp.select([norm < top for top, _ in FORCE_STEPS], [f for _, f in FORCE_STEPS])
-    return _per_graph(
-        PENALTIES[options.kind](d, delta).sum(-1), graph, graph.globals.labels.forces_weight
-    ), 3.0 * mask.sum()
+        factor = jnp.select([norm < top for top, _ in FORCE_STEPS], [f for _, f in FORCE_STEPS])
+    value = potential.per_graph(graph, _penalty(d, options, factor).sum(-1))
+    return Term(value * graph.globals.labels.forces_weight, 3.0 * mask.sum())
 
 
-def _stress(found, graph, options):
+def _stress(found: Derivatives, graph: jraph.GraphsTuple, options: LossConfig) -> Term:
     labels = graph.globals.labels
     mask = labels.stress_mask
     d = _difference(found.stress, labels.stress, mask[:, None, None])
-    return PENALTIES[options.kind](d, options.delta).sum((1, 2)) * labels.stress_weight, 9.0 * mask.sum()
+    return Term(_penalty(d, options).sum((1, 2)) * labels.stress_weight, 9.0 * mask.sum())
 
 
-def _hvp(found, graph, options):
+FIRST_ORDER = {"energy": _energy, "forces": _forces, "stress": _stress}
+
+
+def _hvp(products: jax.Array, graph: jraph.GraphsTuple, options: LossConfig) -> Term:
     labels, mask = graph.nodes.labels.hvp, graph.nodes.labels.hvp_mask
-    number = labels.shape[1]
-    mask = mask[:, None, ..., None]  # [N, 1, (2,) 1]
-    d = _difference(found["hvp"], labels, mask)
-    value = PENALTIES[options.kind](d, options.delta)
-    return _per_graph(
-        value.reshape(len(value), -1).sum(1), graph, graph.globals.labels.weight
-    ), 3.0 * number * mask.sum()
+    d = _difference(products, labels, mask[:, None, ..., None])  # mask [N, 1, (2,) 1]
+    value = _penalty(d, options).reshape(len(d), -1).sum(1)
+    number = 3.0 * labels.shape[1]
+    return Term(potential.per_graph(graph, value) * graph.globals.labels.weight, number * mask.sum())
 
 
-_NUMERATORS = {"energy": _energy, "forces": _forces, "stress": _stress, "hvp": _hvp}
+def _penalty(d: jax.Array, options: LossConfig, factor: jax.Array | float = 1.0) -> jax.Array:
+    """rho(d); `factor` on where Huber turns linear."""
+    return PENALTIES[options.loss](d, options.huber_delta * factor)
 
 
-def _difference(found, label, mask):
+def _difference(found: jax.Array, label: jax.Array, mask: jax.Array) -> jax.Array:
     """found - label where there is a label, else 0 with no gradient, even if the missing label is stored as NaN."""
     return jnp.where(mask > 0, found - jnp.where(mask > 0, label, 0.0), 0.0)
-
-
-def _per_graph(value, graph, weight):
-    return potential.per_graph(graph, value) * weight

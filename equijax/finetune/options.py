@@ -1,10 +1,11 @@
-"""Every option of a fine-tuning run in one frozen dataclass."""
+"""Every option of a fine-tuning run: one frozen dataclass of its own and of those that a module defines for itself."""
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, TypeVar
 
 from equijax.data import Keys
 from equijax.errors import InputError
@@ -15,7 +16,7 @@ Strategy = Literal["zero-shot", "scratch", "naive", "freeze", "delta", "lora", "
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(Keys):
+class FinetuneOptions:
     """Fine-tune a MACE model on a few labelled structures; options left out take the strategy's tuned defaults."""
 
     model: Path
@@ -28,6 +29,7 @@ class FinetuneConfig(Keys):
     """JSON or YAML file with options of the same names; flags win."""
     strategy: Strategy = "lora"
     """zero-shot, scratch, naive, freeze, delta, lora or multihead."""
+    keys: Keys = Keys()
     valid: tuple[Path, ...] = ()
     """Validation structures; a seeded part of --train where none are given."""
     valid_fraction: float = 0.2
@@ -80,45 +82,14 @@ class FinetuneConfig(Keys):
     replay_weight: float = 1.0
     """Weight of a replay structure; a training structure has 1."""
 
-    loss: Literal["mse", "mae", "huber", "universal"] | None = None
-    """Penalty on the differences."""
-    energy_weight: float | None = None
-    """Weight of energies per atom."""
-    forces_weight: float | None = None
-    """Weight of forces."""
-    stress_weight: float | None = None
-    """Weight of stresses."""
-    hessian_weight: float = 0.0
-    """Weight of force constants, from phonopy files in --train or by --replay-hessian."""
+    loss: LossConfig = LossConfig()
     hessian_cell: Literal["supercell", "primitive"] = "supercell"
     """Displace atoms of the supercell at random, or the primitive cell by random waves at commensurate q."""
     tangents: int = 4
     """Random displacement directions per structure, step and force-constant set."""
-    huber_delta: float = 0.01
-    """Where Huber turns linear."""
-
-    optimizer: Literal["adamw", "amsgrad", "sgd", "schedule_free"] | None = None
-    """Update rule."""
-    lr: float | None = None
-    """Learning rate."""
-    weight_decay: float | None = None
-    """Decoupled; of what is trained only."""
-    schedule: Literal["constant", "cosine", "plateau"] | None = None
-    """Learning rate after warm-up."""
-    warmup: int = 10
-    """Steps of warm-up."""
-    clip: float | None = None
-    """Global gradient norm."""
-    ema: float | None = None
-    """Decay of the averaged weights."""
-    epochs: int | None = None
-    """Passes over the training set."""
+    training: TrainConfig = TrainConfig()
     batch_size: int = 1
     """Structures in a step and on a device."""
-    patience: int = 50
-    """Evaluations without improvement before the run stops."""
-    evaluate_every: int = 1
-    """Epochs."""
     dtype: Literal["float32", "float64"] = "float32"
     """Of training and of the metrics; phonons are float64 always."""
     seed: int = 0
@@ -143,34 +114,30 @@ class FinetuneConfig(Keys):
 LORA_TARGETS = ("node_embedding", r"interactions_\d+/skip_tp", r"products_\d+/contraction_l\d+")
 
 
-class Defaults(NamedTuple):
-    """What a strategy trains best with: see bench/tuning.py."""
-
-    lr: float
-    ema: float = 0.99
-    clip: float = 10.0
-    weight_decay: float = 0.0
-    optimizer: str = "amsgrad"
-    schedule: str = "cosine"
-    loss: str = "huber"
-    energy_weight: float = 1.0
-    forces_weight: float = 10.0
-    stress_weight: float = 100.0
-    epochs: int = 12
-
-
-DEFAULTS = {
-    "zero-shot": Defaults(lr=1.0),
-    "scratch": Defaults(lr=1e-2, epochs=120),  # 12 teach it little, and it has nothing to forget
-    "naive": Defaults(lr=1e-3, ema=0.999, clip=1.0),
-    "freeze": Defaults(lr=1e-3, ema=0.999, clip=1.0),
-    "delta": Defaults(lr=1e-3),
-    "lora": Defaults(lr=2e-2),
-    "multihead": Defaults(lr=3e-4, ema=0.999, loss="universal"),
+PARTS = {"keys": Keys, "loss": LossConfig, "training": TrainConfig}  # of FinetuneOptions: dataclasses of their own
+Part = TypeVar("Part", TrainConfig, LossConfig)
+# What a strategy trains best with: see bench/tuning.py.
+TRAINING = TrainConfig(
+    optimizer="amsgrad", lr=1e-3, weight_decay=0.0, schedule="cosine", clip=10.0, ema=0.99, epochs=12
+)
+LOSS = LossConfig(loss="huber", energy_weight=1.0, forces_weight=10.0, stress_weight=100.0)
+GENTLE = dataclasses.replace(TRAINING, ema=0.999, clip=1.0)
+DEFAULTS: dict[Strategy, tuple[TrainConfig, LossConfig]] = {
+    "zero-shot": (TRAINING, LOSS),
+    # 12 passes teach it little, and it has nothing to forget
+    "scratch": (dataclasses.replace(TRAINING, lr=1e-2, epochs=120), LOSS),
+    "naive": (GENTLE, LOSS),
+    "freeze": (GENTLE, LOSS),
+    "delta": (TRAINING, LOSS),
+    "lora": (dataclasses.replace(TRAINING, lr=2e-2), LOSS),
+    "multihead": (
+        dataclasses.replace(TRAINING, lr=3e-4, ema=0.999),
+        dataclasses.replace(LOSS, loss="universal"),
+    ),
 }
 
 
-def resolve(options: FinetuneConfig) -> FinetuneConfig:
+def resolve(options: FinetuneOptions) -> FinetuneOptions:
     """Fill what was left out with the strategy's defaults, and refuse what cannot work.
 
     Raises:
@@ -182,35 +149,49 @@ def resolve(options: FinetuneConfig) -> FinetuneConfig:
         raise InputError(f"valid_fraction = {options.valid_fraction} must be between 0 and 1")
     if options.strategy == "multihead" and not (options.replay or options.replay_self):
         raise InputError("multihead keeps the old head by replay: give --replay or --replay-self")
-    if options.replay_hessian and not (options.replay_self and options.hessian_weight > 0):
+    if options.replay_hessian and not (options.replay_self and options.loss.hessian_weight > 0):
         raise InputError("replay_hessian needs --replay-self and a --hessian-weight")
     if options.batch_size < 1 or options.devices < 1:
         raise InputError(f"batch_size {options.batch_size} and devices {options.devices} must be at least 1")
-    defaults = DEFAULTS[options.strategy]._asdict()
-    filled = {k: v for k, v in defaults.items() if getattr(options, k) is None}
-    if options.optimizer == "schedule_free" and options.schedule is None:
-        filled["schedule"] = "constant"
-    return dataclasses.replace(options, **filled)
+    training, loss = DEFAULTS[options.strategy]
+    if options.training.optimizer == "schedule_free":
+        training = dataclasses.replace(training, schedule="constant")
+    return dataclasses.replace(options, training=_filled(options.training, training), loss=_filled(options.loss, loss))
 
 
-def losses(options: FinetuneConfig) -> LossConfig:
-    """The loss of resolved options."""
-    return LossConfig(
-        kind=options.loss,
-        energy=options.energy_weight,
-        forces=options.forces_weight,
-        stress=options.stress_weight,
-        hvp=options.hessian_weight,
-        delta=options.huber_delta,
-    )
+def _filled(given: Part, defaults: Part) -> Part:
+    """What is None in `given`, taken from `defaults`."""
+    missing = [f.name for f in dataclasses.fields(given) if getattr(given, f.name) is None]
+    return dataclasses.replace(given, **{name: getattr(defaults, name) for name in missing})
 
 
-def training(options: FinetuneConfig) -> TrainConfig:
-    """The trainer's part of resolved options."""
-    names = {f.name for f in dataclasses.fields(TrainConfig)} & {f.name for f in dataclasses.fields(FinetuneConfig)}
-    return TrainConfig(**{name: getattr(options, name) for name in names})
+def flat(options: FinetuneOptions) -> dict[str, object]:
+    """Every option by its own name, that of its flag: parts are spread out."""
+    values = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+    parts = [dataclasses.asdict(values.pop(name)) for name in PARTS]
+    return {**values, **{name: value for part in parts for name, value in part.items()}}
 
 
-def document(options: FinetuneConfig) -> dict:
+def option_names() -> set[str]:
+    """The names in `flat`."""
+    own = {f.name for f in dataclasses.fields(FinetuneOptions)} - set(PARTS)
+    return own | {f.name for part in PARTS.values() for f in dataclasses.fields(part)}
+
+
+def nested(values: Mapping[str, Any]) -> FinetuneOptions:
+    """Options from names and values as `flat` gives them; what is left out keeps its default.
+
+    Raises:
+      TypeError: an unknown name, or one of the options that must be given is missing.
+    """
+    rest = dict(values)
+    parts = {}
+    for name, part in PARTS.items():
+        names = [f.name for f in dataclasses.fields(part) if f.name in rest]
+        parts[name] = part(**{n: rest.pop(n) for n in names})
+    return FinetuneOptions(**rest, **parts)
+
+
+def document(options: FinetuneOptions) -> dict:
     """JSON-serialisable options, as `--config` reads them."""
-    return json.loads(json.dumps(dataclasses.asdict(options), default=str))
+    return json.loads(json.dumps(flat(options), default=str))

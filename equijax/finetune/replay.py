@@ -1,4 +1,4 @@
-"""Structures that keep a model what it was: choice of a diverse subset, labels by the model itself, a second head."""
+"""What keeps a model what it was: structures labelled by the model itself, and a second head."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,8 +6,11 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from equijax import data, derivatives, graph, potential
+from equijax import derivatives, graph, potential
 from equijax.config import Compute, ModelConfig
+from equijax.data.items import Item, prepare, size_of
+from equijax.data.labelled import Labelled
+from equijax.data.phonopy_files import AMPLITUDE_A
 from equijax.errors import InputError
 from equijax.potential import Potential
 
@@ -15,18 +18,18 @@ PRODUCT_GROUP = 4  # structures per batch when force-constant products are made
 
 
 def pseudo_label(
-    forcefield: Potential,
-    structures: Sequence[data.Labelled],
+    teacher: Potential,
+    structures: Sequence[Labelled],
     *,
     tangents: int = 0,
-    amplitude: float = 0.1,
+    amplitude: float = AMPLITUDE_A,
     seed: int = 0,
     dtype: str = "float64",
-) -> list[data.Labelled]:
+) -> list[Labelled]:
     """The same structures with the model's own energies, forces and stresses in place of whatever labels they had.
 
     Args:
-      forcefield: the starting model; its head is that of the results.
+      teacher: the starting model; its head is that of the results.
       structures: labels they carry are dropped, weights kept.
       tangents: if positive, also force-constant products along this many random tangents each.
       amplitude: rms component of a tangent, A.
@@ -36,8 +39,8 @@ def pseudo_label(
     Raises:
       InputError: a structure the model cannot describe, or a label that is not finite; source named.
     """
-    items = data.prepare(structures, forcefield.config)  # refuses by source before anything is computed
-    found = forcefield.evaluate([s.atoms for s in structures], compute=Compute(dtype), errors="report")
+    items = prepare(structures, teacher.config)  # refuses by source before anything is computed
+    found = teacher.evaluate([s.atoms for s in structures], compute=Compute(dtype), errors="report")
     out = []
     for s, f in zip(structures, found, strict=True):
         if f.error is not None:
@@ -45,56 +48,48 @@ def pseudo_label(
                 f"{s.source}: the starting model gives a non-finite energy or force: leave it out of replay"
             )
         stress = f.stress if s.atoms.pbc.all() else None  # of crystals alone, as for labels from files
-        out.append(
-            replace(
-                s,
-                energy=f.energy,
-                forces=f.forces,
-                stress=stress,
-                head=forcefield.head,
-                tangents=None,
-                hvp=None,
-            )
-        )
+        labels = {"energy": f.energy, "forces": f.forces, "stress": stress, "tangents": None, "hvp": None}
+        out.append(replace(s, head=teacher.head, **labels))
     if not tangents:
         return out
-    products = _products(forcefield, items, tangents, amplitude, seed, dtype)
-    return [replace(s, tangents=u, hvp=p) for s, (u, p) in zip(out, products, strict=True)]
-
-
-def _products(forcefield, items, tangents, amplitude, seed, dtype):
-    """(tangents [n, B, 3] A, Phi u [n, B, 3] eV/A) of each structure, by the model."""
-    config, variables = forcefield.config, forcefield.device_variables(dtype)
-    index = forcefield.head_index
     rng = np.random.default_rng(seed)
-    shapes = [(len(i.labelled.atoms), tangents, 3) for i in items]
-    directions = [amplitude * rng.normal(size=shape) for shape in shapes]
+    directions = [amplitude * rng.normal(size=(len(s.atoms), tangents, 3)) for s in structures]
     directions = [u - u.mean(0) for u in directions]
+    products = _products(teacher, items, directions=directions, dtype=dtype)
+    return [replace(s, tangents=u, hvp=p) for s, u, p in zip(out, directions, products, strict=True)]
+
+
+def _products(
+    teacher: Potential, items: Sequence[Item], *, directions: Sequence[np.ndarray], dtype: str
+) -> list[np.ndarray]:
+    """Phi u [n, B, 3] eV/A of each structure along its directions [n, B, 3] A, by the model."""
+    config, variables = teacher.config, teacher.device_variables(dtype)
     out = []
     for start in range(0, len(items), PRODUCT_GROUP):
         group = items[start : start + PRODUCT_GROUP]
-        some = directions[start : start + PRODUCT_GROUP]
-        size = forcefield.pool.fit(data.size_of(group, config))
-        g = graph.build([(i.labelled.atoms, i.edges) for i in group], config, size, [index] * len(group))
-        padded = np.zeros((size.nodes, tangents, 3))
-        padded[: sum(map(len, some))] = np.concatenate(some)
-        g, directions_of_all = potential.cast((g, padded), dtype)
+        some = np.concatenate(directions[start : start + PRODUCT_GROUP])
+        size = teacher.pool.fit(size_of(group, config))
+        pairs = [(i.labelled.atoms, i.edges) for i in group]
+        g = graph.build(pairs, config, size, [teacher.head_index] * len(group))
+        padded = np.zeros((size.nodes, *some.shape[1:]))
+        padded[: len(some)] = some
+        g, along = potential.cast((g, padded), dtype)
         with jax.enable_x64(dtype == "float64"):
-            products = np.asarray(_hessian_products(config, variables, g, directions_of_all), np.float64)
+            products = np.asarray(_hessian_products(config, variables, g, along), np.float64)
         first = 0
-        for item, u in zip(group, some, strict=True):
-            p = products[first : first + len(u)]
-            if not np.isfinite(p).all():
+        for item in group:
+            n = len(item.labelled.atoms)
+            out.append(products[first : first + n])
+            if not np.isfinite(out[-1]).all():
                 raise InputError(f"{item.labelled.source}: the starting model gives a non-finite second derivative")
-            out.append((u, p))
-            first += len(u)
+            first += n
     return out
 
 
 _hessian_products = jax.jit(derivatives.hessian_products, static_argnums=0)
 
 
-def add_head(config: ModelConfig, variables: dict, name: str, like: str | None = None) -> tuple[ModelConfig, dict]:
+def add_head(config: ModelConfig, variables: dict, *, name: str, like: str | None = None) -> tuple[ModelConfig, dict]:
     """A model with one more head, which predicts exactly what the head it is copied from does.
 
     New columns of the readouts, a row of isolated-atom energies, and entries of scale and shift are copied. The last
@@ -117,7 +112,7 @@ def add_head(config: ModelConfig, variables: dict, name: str, like: str | None =
     heads, width = len(config.heads), config.readout_mlp
     params = dict(variables["params"])
     for key in [k for k in params if k.startswith("readouts_")]:
-        params[key] = _wider(params[key], old, heads, width)
+        params[key] = _wider(params[key], old, heads=heads, width=width)
     constants = {**variables["constants"]}
     for key in ("atomic_energies", "scale", "shift"):
         if key in constants:
@@ -126,7 +121,7 @@ def add_head(config: ModelConfig, variables: dict, name: str, like: str | None =
     return replace(config, heads=(*config.heads, name)), {**variables, "params": params, "constants": constants}
 
 
-def _wider(readout, old, heads, width):
+def _wider(readout: dict, old: int, *, heads: int, width: int) -> dict:
     """Readout weights with one more head, a copy of head `old`."""
     if "linear" in readout:
         w = np.asarray(readout["linear"])  # [C, H]

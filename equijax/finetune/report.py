@@ -2,34 +2,64 @@
 
 import json
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
-from equijax import outputs, parallel
+from equijax import outputs, parallel, tables
+from equijax.data.errors import QUANTITIES, Quantity
 from equijax.errors import InputError
+from equijax.finetune.metrics import Dimer, LabelErrors
 from equijax.finetune.trainer import Progress
 from equijax.plots import learning_curve
 
-UNITS = {"energy": ("meV/atom", 1e3), "forces": ("meV/A", 1e3), "stress": ("meV/A^3", 1e3)}
+
+class Assessment(NamedTuple):
+    """A model on everything a run looks at."""
+
+    errors: dict[str, LabelErrors]  # by set
+    phonons: list[dict]  # per crystal, see `equijax.phonons.compare`
+    dimers: list[Dimer]  # per pair of elements
+
+
+class Result(NamedTuple):
+    """What report.json holds."""
+
+    strategy: str
+    trainable: int  # numbers
+    reason: str  # why the run ended
+    best_epoch: int
+    epochs: int
+    seconds: float
+    messages: tuple[str, ...]
+    split: dict | None
+    dataset_sha256: str
+    versions: dict[str, str]
+    e0: str
+    before: Assessment  # the untouched starting model
+    before_with_new_e0: dict[str, LabelErrors] | None  # with the E0s of the result, where these are others
+    after: Assessment
+    verdict: tuple[str, ...] = ()
 
 
 class Log:
     """Progress bar and metrics.jsonl of the first process; call it with the dicts of `trainer.fit`."""
 
-    def __init__(self, path: Path, progress: Progress, steps: int, done: int):
+    def __init__(self, path: Path, progress: Progress, *, steps: int, done: int) -> None:
         if parallel.is_first():
             # a resumed run repeats what came after its checkpoint
             kept = [record for record in read_history(path) if record["epoch"] <= progress.epoch]
             outputs.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = outputs.open_at(path, path.stat().st_size) if parallel.is_first() else None
-        self._bar = tqdm(total=steps, initial=done, desc="train", unit="step", dynamic_ncols=True,
-                         disable=not parallel.is_first())  # fmt: skip
+        silent = not parallel.is_first()
+        self._bar = tqdm(total=steps, initial=done, desc="train", unit="step", dynamic_ncols=True, disable=silent)
         self._shown: dict[str, str] = {}
 
     def __enter__(self) -> "Log":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
         if self._file is not None:
             self._file.close()
@@ -65,15 +95,20 @@ def read_history(path: Path) -> list[dict]:
     return list(records.values())
 
 
-def errors_table(models: dict[str, dict[str, dict]]) -> str:
+def errors_table(models: dict[str, dict[str, LabelErrors]]) -> str:
     """MAE / RMSE of energy, forces and stress per model and set."""
-    width = max(12, 2 + max(map(len, models)))
-    lines = [f"{'model':<{width}}{'set':<8}" + "".join(f"{q + ' (' + u + ')':>24}" for q, (u, _) in UNITS.items())]
-    for model, sets in models.items():
-        for name, found in sets.items():
-            cells = [_pair(found[f"{q}_mae"], found[f"{q}_rmse"], factor) for q, (_, factor) in UNITS.items()]
-            lines.append(f"{model:<{width}}{name:<8}" + "".join(f"{c:>24}" for c in cells))
-    return "\n".join(lines)
+    rows = (
+        [model, name, *(_pair(found, q) for q in QUANTITIES)]
+        for model, sets in models.items()
+        for name, found in sets.items()
+    )
+    return tables.text(["model", "set", *(f"{q.name} ({q.unit})" for q in QUANTITIES)], rows, left=2)
+
+
+def _pair(found: LabelErrors, q: Quantity) -> str:
+    """MAE / RMSE in the unit of the table."""
+    mae, rmse = getattr(found, f"{q.name}_mae"), getattr(found, f"{q.name}_rmse")
+    return tables.cell(None) if mae is None else tables.pair(q.factor * mae, q.factor * rmse)
 
 
 def shifted_name(e0: str) -> str:
@@ -81,92 +116,95 @@ def shifted_name(e0: str) -> str:
     return f"zero-shot with {e0} E0s"
 
 
-def _pair(mae, rmse, factor):
-    return "-" if mae is None else f"{factor * mae:.4g} / {factor * rmse:.4g}"
-
-
 THERMAL = ("omega_max", "free_energy", "entropy", "heat_capacity")
 
 
-def phonons_table(before: list[dict], after: list[dict], name: str) -> str:
+def phonons_table(before: list[dict], after: list[dict], *, name: str) -> str:
     """Per crystal: starting model, result and reference; F, S and C_V at 300 K per mole of primitive cells."""
     titles = ("MAE (THz)", "highest (THz)", "F (kJ/mol)", "S (J/K/mol)", "C_V (J/K/mol)", "imaginary")
-    lines, thresholds = [], ""
-    width = max(len(row["crystal"]) for row in after) + 2
-    lines.append(f"{'phonons':<{width}}{'model':<12}" + "".join(f"{title:>15}" for title in titles))
+    rows, thresholds = [], ""
     for b, a in zip(before, after, strict=True):
         for model, row in (("zero-shot", b), (name, a)):
             agree = " ".join(f"{share:.0%}" for share in row["imaginary_agreement"].values())
-            cells = [f"{row[k]:.4g}" for k in ("frequency_mae", *THERMAL)]
-            lines.append(f"{row['crystal']:<{width}}{model:<12}" + "".join(f"{c:>15}" for c in (*cells, agree)))
-        cells = ["", *(f"{a[f'{k}_reference']:.4g}" for k in THERMAL)]
-        lines.append(f"{a['crystal']:<{width}}{'reference':<12}" + "".join(f"{c:>15}" for c in cells))
+            rows.append([row["crystal"], model, *(row[k] for k in ("frequency_mae", *THERMAL)), agree])
+        rows.append([a["crystal"], "reference", "", *(a[f"{k}_reference"] for k in THERMAL), ""])
         thresholds = ", ".join(a["imaginary_agreement"])
-    lines.append(f"imaginary: share of q that agree with the reference on modes below minus {thresholds} THz")
-    return "\n".join(lines)
+    text = tables.text(["phonons", "model", *titles], rows, left=2)
+    return f"{text}\nimaginary: share of q that agree with the reference on modes below minus {thresholds} THz"
 
 
-def verdict(result: dict) -> list[str]:
+def verdict(result: Result) -> tuple[str, ...]:
     """Plain statements: better or worse than the untouched starting model, on what, and what was forgotten.
 
     Energies are also compared with the starting model with the E0s of the result, where these are others: the
     difference is what training did.
     """
-    before, after, shifted = result["before"], result["after"], result["before_with_new_e0"]
+    before, after, shifted = result.before, result.after, result.before_with_new_e0
     lines = []
-    if result["reason"] != "zero-shot" and not result["best_epoch"]:
-        with_e0 = "" if shifted is None else f" with {result['e0']} E0s"
+    if result.reason != "zero-shot" and not result.best_epoch:
+        with_e0 = "" if shifted is None else f" with {result.e0} E0s"
         lines.append(f"training never improved the validation loss: the result is the starting model{with_e0}")
-    for name in (n for n in ("valid", "test", "retain") if n in after["errors"]):
-        b, a = before["errors"][name], after["errors"][name]
-        lines.append(_compare(f"{name} force MAE", "forces_mae", b, a))
-        lines.append(_compare(f"{name} energy MAE (eV/atom) against the untouched model", "energy_mae", b, a))
+    for name in (n for n in ("valid", "test", "retain") if n in after.errors):
+        b, a = before.errors[name], after.errors[name]
+        lines.append(_compare(f"{name} force MAE", b.forces_mae, after=a.forces_mae))
+        energy = f"{name} energy MAE (eV/atom) against"
+        lines.append(_compare(f"{energy} the untouched model", b.energy_mae, after=a.energy_mae))
         if shifted is not None:
-            against = f"{name} energy MAE (eV/atom) against {shifted_name(result['e0'])}"
-            lines.append(_compare(against, "energy_mae", shifted[name], a))
-    for b, a in zip(before["phonons"], after["phonons"], strict=True):
-        lines.append(_compare(f"phonon frequency MAE of {a['crystal']} (THz)", "frequency_mae", b, a))
-    for b, a in zip(before["dimers"], after["dimers"], strict=True):
-        if a["repulsive"] < b["repulsive"]:
+            lines.append(_compare(f"{energy} {shifted_name(result.e0)}", shifted[name].energy_mae, after=a.energy_mae))
+    for b, a in zip(before.phonons, after.phonons, strict=True):
+        what = f"phonon frequency MAE of {a['crystal']} (THz)"
+        lines.append(_compare(what, b["frequency_mae"], after=a["frequency_mae"]))
+    for b, a in zip(before.dimers, after.dimers, strict=True):
+        if a.repulsive < b.repulsive:
             lines.append(
-                f"WORSE: {a['pair']} repels at {a['repulsive']:.0%} of the short distances, {b['repulsive']:.0%} before"
+                f"WORSE: {a.pair} repels at {a.repulsive:.0%} of the short distances, {b.repulsive:.0%} before"
             )
-    return [line for line in lines if line]
+    return tuple(line for line in lines if line)
 
 
-def _compare(what, key, before, after):
-    b, a = before[key], after[key]
-    if b is None or a is None:
+def _compare(what: str, before: float | None, *, after: float | None) -> str:
+    if before is None or after is None:
         return ""
-    word = "better" if a < b else "WORSE" if a > b else "the same"
-    return f"{word}: {what} {b:.4g} -> {a:.4g}" + (f" (x{a / b:.2f})" if b else "")
+    word = "better" if after < before else "WORSE" if after > before else "the same"
+    return f"{word}: {what} {before:.4g} -> {after:.4g}" + (f" (x{after / before:.2f})" if before else "")
 
 
-def summary(result: dict) -> str:
+def summary(result: Result) -> str:
     """The text at the end of a run."""
-    shifted = result["before_with_new_e0"]
+    shifted = result.before_with_new_e0
     table = errors_table(
-        {"zero-shot": result["before"]["errors"]}
-        | ({} if shifted is None else {shifted_name(result["e0"]): shifted})
-        | {result["strategy"]: result["after"]["errors"]}
+        {"zero-shot": result.before.errors}
+        | ({} if shifted is None else {shifted_name(result.e0): shifted})
+        | {result.strategy: result.after.errors}
     )
-    before, after = (result[k]["phonons"] for k in ("before", "after"))
+    before, after = result.before.phonons, result.after.phonons
     lines = [
         "",
         table,
         "",
-        *([phonons_table(before, after, result["strategy"]), ""] if after else []),
-        f"{result['strategy']}: {result['trainable']:,} trainable numbers, {result['epochs']} epochs "
-        f"({result['reason']}), best after {result['best_epoch']}, {result['seconds']:.0f} s",
-        *result["verdict"],
-        *(text for text in result["messages"] if text.startswith("WARNING")),
+        *([phonons_table(before, after, name=result.strategy), ""] if after else []),
+        f"{result.strategy}: {result.trainable:,} trainable numbers, {result.epochs} epochs "
+        f"({result.reason}), best after {result.best_epoch}, {result.seconds:.0f} s",
+        *result.verdict,
+        *(text for text in result.messages if text.startswith("WARNING")),
     ]
     return "\n".join(lines)
 
 
-def write(out: Path, result: dict) -> None:
+def write(out: Path, result: Result) -> None:
     """report.json, and the learning curve."""
-    outputs.write_json(out / "report.json", result)
+    outputs.write_json(out / "report.json", document(result))
     if history := read_history(out / "metrics.jsonl"):  # zero-shot has none
-        start = result["before_with_new_e0"] or result["before"]["errors"]
-        learning_curve(history, start["valid"], out / "learning_curve.png")
+        start = result.before_with_new_e0 or result.before.errors
+        learning_curve(history, start["valid"]._asdict(), out / "learning_curve.png")
+
+
+def document(x: Any) -> Any:
+    """JSON of a result: named tuples become objects."""
+    if isinstance(x, tuple) and hasattr(x, "_asdict"):
+        return document(x._asdict())
+    if isinstance(x, dict):
+        return {name: document(value) for name, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [document(value) for value in x]
+    return x.tolist() if isinstance(x, np.ndarray | np.generic) else x

@@ -1,6 +1,5 @@
 """A fine-tuning run from options to report: train, assess before and after, write everything."""
 
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -9,15 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from equijax import checkpoint, data, outputs, parallel, plots, potential
-from equijax.adapters import files, lora
-from equijax.data.errors import parity
-from equijax.errors import InputError
-from equijax.finetune import checkpoints, loader, loss, metrics, report, strategies, trainer
-from equijax.finetune import options as options_module
-from equijax.finetune.options import FinetuneConfig, document, training
-from equijax.finetune.setup import SETS, Task, inputs, prepare, provenance
-from equijax.forcefield import ForceField
+from equijax import checkpoint, outputs, parallel, plots, potential
+from equijax.adapters import files
+from equijax.adapters.lora import Adapters
+from equijax.data import errors
+from equijax.data.items import predictions
+from equijax.finetune import checkpoints, loader, metrics, report, setup, strategies, trainer
+from equijax.finetune.metrics import LabelErrors
+from equijax.finetune.options import FinetuneOptions
+from equijax.finetune.report import Assessment, Result
+from equijax.finetune.setup import Graphs, Setup
 from equijax.phonons import certificate, compare
 
 RUN = outputs.Kind(
@@ -26,11 +26,10 @@ RUN = outputs.Kind(
     frozenset({"model", "train", "strategy", "out"}),
     frozenset({"config.json"}),
     frozenset(
-        {".lock", "inputs.json", "metrics.jsonl", "checkpoints", "report.json", "best", "adapter"}
+        {".lock", "inputs.json", "metrics.jsonl", "checkpoint.npz", "report.json", "best", "adapter"}
         | {"learning_curve.png", "parity.png"}
     ),
 )
-JOB = ("coordinator", "process")  # options that differ between processes, or from one start to the next
 
 
 def say(text: str) -> None:
@@ -40,7 +39,7 @@ def say(text: str) -> None:
 
 
 @outputs.locked
-def run(options: FinetuneConfig) -> dict | None:
+def run(options: FinetuneOptions) -> Result | None:
     """Fine-tune in `options.dtype` and write everything to `options.out`.
 
     Args:
@@ -51,146 +50,87 @@ def run(options: FinetuneConfig) -> dict | None:
 
     Raises:
       FileExistsError: the output folder is in use, or holds a run and --resume is not given.
-      InputError: bad data or options; see the modules they belong to.
+      ValueError: bad data or options; see the modules they belong to.
       TrainingDiverged: see `trainer.fit`.
     """
     with jax.enable_x64(options.dtype == "float64"):
         return _run(options)
 
 
-def _run(options: FinetuneConfig) -> dict | None:
-    started = time.perf_counter()
-    out = options.out.absolute()
-    begun = inputs(options)
-    check_free(out, options, begun)
-    task = prepare(options)
+def _run(options: FinetuneOptions) -> Result | None:
+    started, out = time.perf_counter(), options.out.absolute()
+    begun = checkpoints.inputs(options)
+    checkpoints.check_free(out, options, begun=begun)
+    made = setup.begin(options)
     parallel.wait("the folder is free for all processes")
     if parallel.is_first():
-        outputs.write_json(out / "inputs.json", begun)
-        outputs.write_json(out / "config.json", document(options))  # the last: with it the folder is in use
-    say("\n".join(task.messages))
-    before, final = assess(task, task.variables, task.untouched_graphs), with_energies(task.variables, task.energies)
-    shifted = None if task.e0 == "model" else label_errors(task, final, task.graphs)
-    at_start = {"zero-shot": before["errors"]} | ({} if shifted is None else {report.shifted_name(task.e0): shifted})
+        checkpoints.begin(out, options, begun=begun)
+    say("\n".join(made.messages))
+    before, shifted = assess(made, made.ff.variables, graphs=made.untouched_graphs), None
+    at_start = {"zero-shot": before.errors}
+    if made.e0 != "model":
+        shifted = set_errors(made, strategies.with_energies(made.ff.variables, made.energies), graphs=made.graphs)
+        at_start[report.shifted_name(made.e0)] = shifted
     say(report.errors_table(at_start))
-    trained = strategies.Trainable(None, strategies.fill)
-    progress, reason = trainer.Progress(), "zero-shot"
+    best, progress, reason = made.trained.start, trainer.Progress(), "zero-shot"
     if options.strategy != "zero-shot":
-        trained = strategies.trainable(options, task.config, task.variables, task.numbers)
-        say(describe(task, trained))
-        best, progress, reason = optimise(task, trained, (shifted or before["errors"])["valid"]["loss"], out)
-        if reason == "interrupted":
-            say(f"stopped by a signal after epoch {progress.epoch}, saved; continue with --resume")
-            return None
-        final = finished(task, trained, best)
-        if isinstance(trained.start, lora.Adapters) and parallel.is_first():
-            save_adapter(task, best, out)
-    after = assess(task, final, task.graphs)
-    result = {
-        "strategy": options.strategy,
-        "trainable": strategies.count(trained.start),
-        "reason": reason,
-        "best_epoch": progress.best_epoch,
-        "epochs": progress.epoch,
-        "seconds": time.perf_counter() - started,
-        "messages": task.messages,
-        "split": task.split,
-        "dataset_sha256": task.dataset_sha256,
-        "versions": certificate.versions(),
-        "e0": task.e0,
-        "before": before,
-        "before_with_new_e0": shifted,
-        "after": after,
-    }
-    result["verdict"] = report.verdict(result)
+        say(strategies.describe(made.ff.variables["params"], made.trained))
+        best, progress, reason = optimise(made, (shifted or before.errors)["valid"].loss, out=out)
+    if reason == "interrupted":
+        say(f"stopped by a signal after epoch {progress.epoch}, saved; continue with --resume")
+        return None
+    final = strategies.merged(made.ff.variables, made.trained, best=best, energies=made.energies)
+    after = assess(made, final, graphs=made.graphs)
+    result = Result(
+        strategy=options.strategy,
+        trainable=strategies.count(made.trained.start),
+        reason=reason,
+        best_epoch=progress.best_epoch,
+        epochs=progress.epoch,
+        seconds=time.perf_counter() - started,
+        messages=made.messages,
+        split=made.split,
+        dataset_sha256=made.dataset_sha256,
+        versions=certificate.versions(),
+        e0=made.e0,
+        before=before,
+        before_with_new_e0=shifted,
+        after=after,
+    )
+    result = result._replace(verdict=report.verdict(result))
     if parallel.is_first():
-        checkpoint.save(out / "best", task.config, final, provenance(task, progress.best_epoch))
-        report.write(out, result)
-        draw_parity(task, final, out)
+        write(made, out, best=best, final=final, result=result)
     return result
 
 
-def check_free(out: Path, options: FinetuneConfig, begun: dict[str, str]) -> None:
-    """Refuse to mix two runs in one folder.
+def optimise(made: Setup, start: float, *, out: Path) -> tuple[Any, trainer.Progress, str]:
+    """Train; returns the best weights (the starting ones if nothing was better), progress and reason.
 
     Args:
-      out: folder of the run.
-      options: of this start of it.
-      begun: what this start begins with, from `setup.inputs`.
-
-    Raises:
-      FileExistsError: the folder is in use and --resume is not given.
-      InputError: --resume with options, model or data that the run did not have.
+      made: from `setup.begin`.
+      start: validation loss of the starting model, which training must beat.
+      out: folder for the log and the checkpoint.
     """
-    stored_in = out / "config.json"
-    if not stored_in.exists():
-        return
-    if not options.resume:
-        raise FileExistsError(f"{out} holds a run already: choose another --out, or continue it with --resume")
-    stored, now = json.loads(stored_in.read_text()), document(options)
-    changed = sorted(k for k in now if stored.get(k) != now[k] and k not in ("resume", "config", "out", *JOB))
-    if changed:
-        raise InputError(f"--resume with other options than the run in {out} had: {', '.join(changed)}")
-    if not (out / "inputs.json").exists():
-        raise InputError(f"{out} holds a run of an earlier version, without inputs.json: choose another --out")
-    stored = json.loads((out / "inputs.json").read_text())
-    changed = sorted(name for name in stored.keys() | begun.keys() if stored.get(name) != begun.get(name))
-    if changed:
-        raise InputError(f"--resume of {out} with contents that changed since it began: {', '.join(changed)}")
-
-
-def describe(task: Task, trained: strategies.Trainable) -> str:
-    """What will be trained, per layer."""
-    if isinstance(trained.start, lora.Adapters):
-        return lora.table(task.variables["params"], trained.start)
-    total = strategies.count(task.variables["params"])
-    return f"{strategies.count(trained.start):,} of {total:,} parameters are trained"
-
-
-def assess(task: Task, variables: dict, graphs: dict[str, list]) -> dict:
-    """Errors on every set, phonons and dimers of a model (numpy variables, its own E0s).
-
-    Args:
-      task: the run.
-      variables: numpy arrays.
-      graphs: labelled batches by set, whose energies count from the E0s of this model.
-    """
-    ff = ForceField(task.config, variables, {}, task.head)
-    return {
-        "errors": label_errors(task, variables, graphs),
-        "phonons": [compare.phonon_errors(ff, path) for path in task.options.phonons],
-        "dimers": metrics.dimer_scan(ff, task.numbers),
-    }
-
-
-def label_errors(task: Task, variables: dict, graphs: dict[str, list]) -> dict[str, dict]:
-    """`metrics.label_errors` on every set that is not empty; arguments as for `assess`."""
-    on_device, losses = potential.cast(variables, task.options.dtype), options_module.losses(task.options)
-    return {name: metrics.label_errors(task.config, on_device, graphs[name], losses) for name in SETS if graphs[name]}
-
-
-def optimise(task: Task, trained: strategies.Trainable, start: float, out: Path) -> tuple[Any, trainer.Progress, str]:
-    """Train; returns the best weights (the starting ones if nothing was better), progress and reason."""
-    options, mesh = task.options, task.feed.mesh
-    plan, losses = training(options), options_module.losses(options)
-    batches = partial(loader.epoch, task.feed)
-    steps = plan.epochs * len(batches(0))
-    state = trainer.init(trained.start, plan, steps)
-    compiled = trainer.make_step(task.config, trained.combine, losses, plan, steps, pull=trained.pull, mesh=mesh)
-    variables = potential.cast(task.variables, options.dtype)
+    options, trained, config, mesh = made.options, made.trained, made.ff.config, made.training.mesh
+    plan, losses = options.training, options.loss
+    batches = partial(loader.epoch, made.training)
+    steps = int(plan.epochs) * len(batches(0))
+    state = trainer.init(trained.start, plan, total_steps=steps)
+    compiled = trainer.make_step(config, trained, losses=losses, options=plan, total_steps=steps, mesh=mesh)
+    variables = potential.cast(made.ff.variables, options.dtype)
     here = jax.device_put(variables)
     everywhere = here if mesh is None else parallel.replicate(variables, mesh)
     combine = jax.jit(trained.combine)
 
-    def evaluate(weights):
-        merged = {**here, "params": combine(here["params"], jax.device_get(weights))}
-        errors = metrics.label_errors(task.config, merged, task.graphs["valid"], losses)
-        return parallel.from_first(errors | watched(task, merged, losses))
+    def evaluate(weights: Any) -> dict[str, float | None]:
+        model = {**here, "params": combine(here["params"], jax.device_get(weights))}
+        found = metrics.label_errors(config, model, graphs=made.graphs["valid"], losses=losses)
+        return parallel.from_first(found._asdict() | watched(made, model))
 
-    def suspects(state, batch):
-        finite = trainer.make_probe(task.config, trained.combine, losses)
+    def suspects(state: trainer.TrainState, batch: loader.Batch) -> list[str]:
+        finite = trainer.make_probe(config, trained, losses=losses)
         weights = jax.device_get(state.trainable)
-        alone = {m.labelled.source: loader.labelled_graph(task.feed, [m]) for m in batch.members}
+        alone = {m.labelled.source: loader.labelled_graph(made.training, [m]) for m in batch.members}
         return [source for source, graph in alone.items() if not finite(weights, here, graph)]
 
     # from scratch, the random start is epoch 0; everything else starts from the model it must beat
@@ -198,74 +138,75 @@ def optimise(task: Task, trained: strategies.Trainable, start: float, out: Path)
     progress, best = trainer.Progress(best=parallel.from_first({"loss": start})["loss"]), trained.start
     path = out / "checkpoint.npz"
     if options.resume and path.exists():
-        state, best, progress = checkpoints.restore(path, state, best)
+        state, best, progress = checkpoints.restore(path, state, best=best)
 
-    def save(state, progress, is_best):
+    def save(state: trainer.TrainState, progress: trainer.Progress, is_best: bool) -> None:
         nonlocal best
         if is_best:
             best = jax.device_get(trainer.evaluated(state, plan))
         if parallel.is_first():
             checkpoints.save(path, checkpoints.Stored(state, best, progress))
 
-    with report.Log(out / "metrics.jsonl", progress, steps, int(state.step)) as log:
-        state, progress, reason = trainer.fit(
-            parallel.replicate(state, mesh), progress, step=lambda s, g: compiled(s, everywhere, g),
-            batches=batches, evaluate=evaluate, options=plan, save=save, log=log, suspects=suspects,
-        )  # fmt: skip
-    return best, progress, reason
+    with report.Log(out / "metrics.jsonl", progress, steps=steps, done=int(state.step)) as log:
+        hooks = trainer.Hooks(lambda s, g: compiled(s, everywhere, g), batches, evaluate, save, log, suspects)
+        fitted = trainer.fit(parallel.replicate(state, mesh), progress, hooks=hooks, options=plan)
+    return best, fitted.progress, fitted.reason
 
 
-def watched(task: Task, variables: dict, losses: loss.LossConfig) -> dict[str, float | None]:
+def assess(made: Setup, variables: dict, *, graphs: Graphs) -> Assessment:
+    """Errors on every set, phonons and dimers of a model.
+
+    Args:
+      made: the run.
+      variables: numpy arrays, the model's own E0s among them.
+      graphs: labelled batches by set, whose energies count from those E0s.
+    """
+    ff = made.model(variables)
+    phonons = [compare.phonon_errors(ff, path) for path in made.options.phonons]
+    return Assessment(set_errors(made, variables, graphs=graphs), phonons, metrics.dimer_scan(ff, made.numbers))
+
+
+def set_errors(made: Setup, variables: dict, *, graphs: Graphs) -> dict[str, LabelErrors]:
+    """Errors of a model (numpy variables) on every set that has structures."""
+    on_device = jax.device_put(potential.cast(variables, made.options.dtype))
+    losses = made.options.loss
+    return {
+        name: metrics.label_errors(made.ff.config, on_device, graphs=some, losses=losses)
+        for name, some in graphs.items()
+        if some
+    }
+
+
+def watched(made: Setup, variables: dict) -> dict[str, float | None]:
     """Errors on the other sets and crystals that `--watch` names, by prefixed name."""
     out: dict[str, float | None] = {}
-    for name in task.options.watch:
+    for name in made.options.watch:
         if name == "phonons":
-            ff = ForceField(task.config, jax.device_get(variables), {}, task.head)
-            for path in task.options.phonons:
+            ff = made.model(jax.device_get(variables))
+            for path in made.options.phonons:
                 found = compare.phonon_errors(ff, path)
                 out |= {f"{found['crystal']}_{k}": found[k] for k in ("frequency_mae", "omega_max", "heat_capacity")}
-        elif task.items[name]:
-            found = metrics.label_errors(task.config, variables, task.graphs[name], losses)
-            out |= {f"{name}_{k}": v for k, v in found.items()}
+        elif made.items[name]:
+            graphs, losses = made.graphs[name], made.options.loss
+            errors = metrics.label_errors(made.ff.config, variables, graphs=graphs, losses=losses)
+            out |= {f"{name}_{k}": v for k, v in errors._asdict().items()}
     return out
 
 
-def with_energies(variables: dict, energies: np.ndarray) -> dict:
-    """Variables with other isolated-atom energies, in the dtype of the old."""
-    old = np.asarray(variables["constants"]["atomic_energies"])
-    return {**variables, "constants": {**variables["constants"], "atomic_energies": energies.astype(old.dtype)}}
-
-
-def finished(task: Task, trained: strategies.Trainable, best: Any) -> dict:
-    """The merged model: numpy variables in the dtypes of the starting one."""
-    if isinstance(best, lora.Adapters):
-        return lora.merge(task.variables, best, task.energies)
-    params = jax.tree.map(
-        lambda new, old: np.asarray(new).astype(np.asarray(old).dtype),
-        trained.combine(task.variables["params"], best),
-        task.variables["params"],
-    )
-    return with_energies({**task.variables, "params": params}, task.energies)
-
-
-def draw_parity(task: Task, final: dict, out: Path) -> None:
-    """Parity plot of the test set, or of the validation set where there is none."""
-    items = task.items["test"] or task.items["valid"]
-    if items:
-        ff = ForceField(task.config, final, {}, task.head)
-        structures = [i.labelled for i in items]
-        found = data.predictions(ff, structures, dtype=task.options.dtype)
-        plots.draw_parity(out / "parity.png", parity(structures, found))
-
-
-def save_adapter(task: Task, best: lora.Adapters, out: Path) -> None:
-    """`adapter/`: the few numbers that were trained, and which backbone they belong to."""
-    files.save(
-        out / "adapter",
-        best,
-        task.config,
-        task.variables,
-        energies=task.energies,
-        dataset_sha256=task.dataset_sha256,
-        metadata={"strategy": task.options.strategy, "base": task.metadata},
-    )
+def write(made: Setup, out: Path, *, best: Any, final: dict, result: Result) -> None:
+    """The adapter, the merged model, the report and the parity plot of the test set, or else of the validation set."""
+    if isinstance(best, Adapters):
+        files.save(
+            out / "adapter",
+            best,
+            base=made.ff,
+            energies=made.energies,
+            dataset_sha256=made.dataset_sha256,
+            metadata={"strategy": made.options.strategy, "base": made.ff.metadata},
+        )
+    checkpoint.save(out / "best", made.ff.config, final, made.provenance | {"best_epoch": result.best_epoch})
+    report.write(out, result)
+    structures = [i.labelled for i in made.items["test"] or made.items["valid"]]
+    if structures:
+        found = predictions(made.model(final), structures, dtype=made.options.dtype)
+        plots.draw_parity(out / "parity.png", errors.parity(structures, found))

@@ -1,210 +1,233 @@
 """What a fine-tuning run starts from: model, labelled sets, isolated-atom energies, batches; made from the options."""
 
 import dataclasses
-import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import ase
+import jraph
 import numpy as np
 
-from equijax import checkpoint, data, parallel
+from equijax import checkpoint, parallel
 from equijax.config import ModelConfig
-from equijax.data import Labelled, select
-from equijax.data.isolated import REFERENCE_EV
-from equijax.data.phonopy_files import is_phonopy
+from equijax.data import isolated, labelled, select
+from equijax.data.files import LabelledFile, read_file
+from equijax.data.items import Item, predictions, prepare
+from equijax.data.labelled import Labelled
+from equijax.data.phonopy_files import ForceConstants, force_constants, is_phonopy
 from equijax.errors import InputError
-from equijax.finetune import loader, replay
-from equijax.finetune.options import FinetuneConfig, document
+from equijax.finetune import replay
+from equijax.finetune.loader import TrainingSet, evaluation_graphs, settle
+from equijax.finetune.options import FinetuneOptions, document
+from equijax.finetune.strategies import Trainable, trainable
 from equijax.forcefield import ForceField
-from equijax.phonons import reference
 
 SETS = ("train", "valid", "test", "retain")
-FILES = ("train", "valid", "test", "retain", "replay", "replay_self", "phonons")  # options that name files
 NEW_HEAD = "finetuned"
+Graphs = dict[str, list[jraph.GraphsTuple]]  # labelled evaluation batches by set
 
 
 @dataclass(frozen=True)
-class Task:
+class Setup:
     """A run ready to train."""
 
-    options: FinetuneConfig  # resolved
-    config: ModelConfig
-    variables: dict  # of the starting model, with its new head for multihead
-    metadata: dict
+    options: FinetuneOptions  # resolved
+    ff: ForceField  # the starting model, with its new head for multihead; its head is trained
+    trained: Trainable
+    training: TrainingSet
     energies: np.ndarray  # [H, Z] eV, isolated atoms of the result
     e0: str  # where these come from: "model", or what they are called in tables
-    messages: tuple[str, ...]
-    items: dict[str, list[data.Item]]  # by set
-    graphs: dict[str, list]  # labelled evaluation batches by set; energies count from `energies`
-    untouched_graphs: dict[str, list]  # and from those of the starting model, where these are others
-    feed: loader.Feed
+    items: dict[str, list[Item]]  # by set
+    graphs: Graphs  # energies count from `energies`
+    untouched_graphs: Graphs  # and from those of the starting model, where these are others
     numbers: tuple[int, ...]  # elements of the training data, replay apart
+    messages: tuple[str, ...]
     split: dict | None
-
-    @property
-    def head(self) -> str | None:
-        """Head that is trained, None where there is only one."""
-        return self.config.heads[self.feed.head] if len(self.config.heads) > 1 else None
 
     @property
     def dataset_sha256(self) -> str:
         """Fingerprint of the training structures."""
-        return data.sha256(i.labelled for i in self.items["train"])
+        return labelled.sha256(i.labelled for i in self.items["train"])
+
+    @property
+    def provenance(self) -> dict:
+        """What the metadata of a resulting checkpoint say of it."""
+        options, sha256 = document(self.options), self.dataset_sha256
+        return {"base": self.ff.metadata, "finetune": options, "dataset_sha256": sha256}
+
+    def model(self, variables: dict) -> ForceField:
+        """The starting model with other variables."""
+        return ForceField(self.ff.config, variables, {}, self.ff.head)
 
 
-def inputs(options: FinetuneConfig) -> dict[str, str]:
-    """sha256 of what a run begins with, by option and path: the model, and every file that holds structures.
-
-    Raises:
-      FileNotFoundError: no such model or file.
-    """
-    config, variables, _ = checkpoint.load(options.model)
-    found = {f"--model {options.model}": checkpoint.fingerprint(config, variables)}
-    for name in FILES:
-        for path in (p for given in getattr(options, name) for p in reference.files_of(Path(given))):
-            with open(path, "rb") as file:
-                found[f"--{name.replace('_', '-')} {path}"] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
-
-
-def prepare(options: FinetuneConfig) -> Task:
+def begin(options: FinetuneOptions) -> Setup:
     """Load the model and the data, settle E0s and validation set, list neighbours, build the evaluation batches.
 
     Raises:
       FileNotFoundError, InputError: see `equijax.data`, `equijax.finetune.replay` and `ForceField.head_index`.
     """
-    start = ForceField(*checkpoint.load(options.model), head=None if options.strategy == "multihead" else options.head)
-    ff, head, old_head = _heads(options, start)
-    sets, isolated, split, told = _sets(options, old_head)
+    head = None if options.strategy == "multihead" else options.head
+    start = ForceField(*checkpoint.load(options.model), head=head)
+    ff, old_head = _heads(options, start)
+    sets = _sets(options, old_head)
     constants = _constants(options)
-    items = {name: data.prepare(structures, ff.config) for name, structures in sets.items()}
-    found = data.predictions(ff, sets["train"])
-    data.check_stress(sets["train"], [f.stress for f in found])
-    energies, e0, more = _energies(options, ff, sets["train"], isolated, [f.energy for f in found], head)
-    again, replayed = _replay(options, start, old_head)
-    numbers = sorted({*data.elements(sets["train"]), *(int(z) for c in constants for z in c.atoms.numbers)})
-    eats = loader.Feed(
+    items = {name: prepare(structures, ff.config) for name, structures in sets.structures.items()}
+    e0 = _isolated_energies(options, ff, sets=sets)
+    again = _replay(options, start, old_head=old_head)
+    train = sets.structures["train"]
+    numbers = sorted({*labelled.elements(train), *(int(z) for c in constants for z in c.atoms.numbers)})
+    training = TrainingSet(
         ff.config,
-        energies,
+        e0.values,
         items["train"],
-        replay=data.prepare(again, ff.config),
+        replay=prepare(again.structures, ff.config),
         constants=constants,
         batch_size=options.batch_size,
-        replay_size=max(1, round(options.replay_ratio * options.batch_size)) if again else 0,
+        replay_size=max(1, round(options.replay_ratio * options.batch_size)) if again.structures else 0,
         tangents=options.tangents,
         primitive=options.hessian_cell == "primitive",
-        head=head,
+        head=ff.head_index,
         dtype=options.dtype,
         seed=options.seed,
         mesh=parallel.data_mesh(options.devices),
     )
-    loader.settle(eats, options.epochs)
-    graphs = _evaluation_graphs(eats, items)
-    model = dataclasses.replace(eats, energies=_model_energies(ff))
-    untouched = graphs if e0 == "model" else _evaluation_graphs(model, items)
-    messages = (*told, *replayed, *more)
-    return Task(
-        options, ff.config, ff.variables, start.metadata, energies, e0, messages, items, graphs, untouched, eats,
-        tuple(numbers), split,
-    )  # fmt: skip
+    settle(training, options.training.epochs)
+    graphs = _evaluation_graphs(training, items)
+    untouched = graphs
+    if e0.source != "model":
+        untouched = _evaluation_graphs(dataclasses.replace(training, energies=_model_energies(ff)), items)
+    return Setup(
+        options,
+        ff,
+        trainable(options, ff.config, variables=ff.variables, numbers=numbers),
+        training,
+        energies=e0.values,
+        e0=e0.source,
+        items=items,
+        graphs=graphs,
+        untouched_graphs=untouched,
+        numbers=tuple(numbers),
+        messages=(*sets.messages, *again.messages, *e0.messages),
+        split=sets.split,
+    )
 
 
-def _evaluation_graphs(eats: loader.Feed, items: dict) -> dict[str, list]:
+def _evaluation_graphs(training: TrainingSet, items: dict[str, list[Item]]) -> Graphs:
     """Batches by set; structures like those of training go in batches of one size: the same compiled program."""
-    size = eats.batch_size
-    return {name: loader.evaluation_graphs(eats, x, None if name == "retain" else size) for name, x in items.items()}
+    sizes = {name: None if name == "retain" else training.batch_size for name in items}
+    return {name: evaluation_graphs(training, some, graphs=sizes[name]) for name, some in items.items()}
 
 
-def _heads(options, start: ForceField) -> tuple[ForceField, int, str | None]:
-    """The model to train, the head to train, and the head that replayed and retained structures belong to."""
+def _heads(options: FinetuneOptions, start: ForceField) -> tuple[ForceField, str | None]:
+    """The model to train with its head, and the head that replayed and retained structures belong to."""
     if options.strategy != "multihead":
-        return start, start.head_index, None
+        return start, None
     old = start.config.heads[0] if len(start.config.heads) == 1 else options.replay_head
     name = options.head or NEW_HEAD
-    config, variables = replay.add_head(start.config, start.variables, name, old)
-    return ForceField(config, variables, start.metadata, name), len(config.heads) - 1, old
+    config, variables = replay.add_head(start.config, start.variables, name=name, like=old)
+    return ForceField(config, variables, start.metadata, name), old
 
 
-def _sets(options, old_head) -> tuple[dict[str, list[Labelled]], list[Labelled], dict | None, tuple[str, ...]]:
-    """Structures by set, isolated atoms of the training files, the split, and what was read.
+class Sets(NamedTuple):
+    """What the files hold."""
 
-    The validation set is drawn from the training set where none is given.
-    """
-    read = {name: _read(options, getattr(options, name)) for name in SETS}
-    told = tuple(text for files in read.values() for file in files for text in file.messages)
-    sets = {name: _structures(files) for name, files in read.items()}
-    isolated = [s for file in read["train"] for s in file.isolated]
-    if isolated and not sets["train"]:
+    structures: dict[str, list[Labelled]]  # by set
+    isolated: list[Labelled]  # lone atoms of the training files
+    split: dict | None  # how the validation set was drawn
+    messages: tuple[str, ...]  # what was read
+
+
+def _sets(options: FinetuneOptions, old_head: str | None) -> Sets:
+    """The validation set is drawn from the training set where none is given."""
+    files = {name: _files(options, getattr(options, name)) for name in SETS}
+    told = tuple(text for some in files.values() for file in some for text in file.messages)
+    sets = {name: _structures(some) for name, some in files.items()}
+    lone = [s for file in files["train"] for s in file.isolated]
+    if lone and not sets["train"]:
         raise InputError("--train holds nothing but isolated atoms, which set E0 and are not trained on")
     if old_head is not None:
         sets["retain"] = [dataclasses.replace(s, head=old_head) for s in sets["retain"]]
     if sets["valid"] or not sets["train"]:
-        return sets, isolated, None, told
-    chosen = data.split(len(sets["train"]), options.valid_fraction, options.seed)
+        return Sets(sets, lone, None, told)
+    chosen = labelled.split(len(sets["train"]), options.valid_fraction, seed=options.seed)
     split = {**chosen._asdict(), "sources": [sets["train"][i].source for i in chosen.valid]}
     sets["valid"] = [sets["train"][i] for i in chosen.valid]
     sets["train"] = [sets["train"][i] for i in chosen.train]
-    return sets, isolated, split, told
+    return Sets(sets, lone, split, told)
 
 
-def _read(options, paths) -> list[data.Read]:
-    return [data.read(path, options, tangents=int(_is_reference(options, path))) for path in paths]
+def _files(options: FinetuneOptions, paths: Sequence[Path]) -> list[LabelledFile]:
+    return [read_file(path, options.keys, tangents=int(_is_reference(options, path))) for path in paths]
 
 
-def _structures(files: list[data.Read]) -> list[Labelled]:
+def _structures(files: Sequence[LabelledFile]) -> list[Labelled]:
     """Without force constants, which get fresh tangents every epoch."""
     return [s for file in files for s in file.structures if s.hvp is None]
 
 
-def _is_reference(options, path: Path) -> bool:
-    return options.hessian_weight > 0 and is_phonopy(Path(path))
+def _is_reference(options: FinetuneOptions, path: Path) -> bool:
+    return options.loss.hessian_weight > 0 and is_phonopy(Path(path))
 
 
-def _constants(options) -> list[data.ForceConstants]:
+def _constants(options: FinetuneOptions) -> list[ForceConstants]:
     """Reference force constants among the training files.
 
     Raises:
       InputError: a weight for force constants and none there.
     """
-    constants = [data.force_constants(path) for path in options.train if _is_reference(options, path)]
-    if options.hessian_weight > 0 and not constants and not options.replay_hessian:
-        raise InputError(
-            f"hessian_weight = {options.hessian_weight} needs a phonopy file in --train, or --replay-hessian"
-        )
+    constants = [force_constants(path) for path in options.train if _is_reference(options, path)]
+    weight = options.loss.hessian_weight
+    if weight > 0 and not constants and not options.replay_hessian:
+        raise InputError(f"hessian_weight = {weight} needs a phonopy file in --train, or --replay-hessian")
     return constants
 
 
-def _energies(options, ff, structures, isolated, predicted, head) -> tuple[np.ndarray, str, tuple[str, ...]]:
-    """Isolated-atom energies of the result [H, Z], where they come from, and what to tell about them."""
-    model, by_hand = _model_energies(ff), _by_hand(options)
+class IsolatedEnergies(NamedTuple):
+    """E0 of the result."""
+
+    values: np.ndarray  # [H, Z] eV
+    source: str  # "model", "refitted", "given" or "isolated-atom"
+    messages: tuple[str, ...]
+
+
+def _isolated_energies(options: FinetuneOptions, ff: ForceField, *, sets: Sets) -> IsolatedEnergies:
+    """By the options; the stresses of the training set are checked against the model's on the way."""
+    structures = sets.structures["train"]
+    found = predictions(ff, structures)
+    labelled.check_stress(structures, [f.stress for f in found])
+    predicted = [f.energy for f in found]
+    model, by_hand, head = _model_energies(ff), _by_hand(options), ff.head_index
     uses_atoms = options.e0 in ("auto", "given")
-    lone = data.isolated(_of_head(isolated, ff, head), by_hand) if uses_atoms else {}
-    found = data.Energies(model, "", False)
+    own = [s for s in sets.isolated if s.head in (None, ff.config.heads[head])]
+    lone = isolated.isolated(own, by_hand) if uses_atoms else {}
+    energies = isolated.Energies(model, "", False)
     if lone or by_hand:
-        found = data.given(ff.config, ff.variables, lone | by_hand, head)
+        energies = isolated.given(ff.config, ff.variables, energies=lone | by_hand, head=head)
     if options.e0 == "refit":
-        found = data.refit(ff.config, ff.variables, structures, predicted, head)
-    told = [found.message] if found.message else []
-    if isolated and not uses_atoms:
-        told.append(f"{len(isolated)} isolated atom(s) set apart: their energies are not used with --e0 {options.e0}")
-    e0 = "refitted" if options.e0 == "refit" else "given" if by_hand else "isolated-atom" if lone else "model"
-    start = np.array(predicted) + _shift(ff, structures, found.values - model, head)
-    return found.values, e0, (*told, *_reference_warning(e0, structures, start))
+        energies = isolated.refit(ff.config, ff.variables, structures=structures, predicted=predicted, head=head)
+    told = [energies.message] if energies.message else []
+    if sets.isolated and not uses_atoms:
+        number = len(sets.isolated)
+        told.append(f"{number} isolated atom(s) set apart: their energies are not used with --e0 {options.e0}")
+    source = "refitted" if options.e0 == "refit" else "given" if by_hand else "isolated-atom" if lone else "model"
+    start = np.array(predicted) + _shift(ff, structures, change=energies.values - model)
+    return IsolatedEnergies(energies.values, source, (*told, *_reference_warning(source, structures, predicted=start)))
 
 
-def _reference_warning(e0, structures, predicted) -> list[str]:
-    off = data.off_reference(structures, predicted)
+def _reference_warning(source: str, structures: Sequence[Labelled], *, predicted: Sequence[float]) -> list[str]:
+    off = isolated.off_reference(structures, predicted)
     if off is None:
         return []
-    offer = "" if e0 == "refitted" else "; --e0 refit shifts its isolated-atom energies to them"
+    offer = "" if source == "refitted" else "; --e0 refit shifts its isolated-atom energies to them"
     return [
-        f"WARNING: the energies of --train are {off:.4g} eV/atom off those of the model with {e0} E0s (median; more "
-        f"than {REFERENCE_EV} is another reference of energies, not an error of the model){offer}"
+        f"WARNING: the energies of --train are {off:.4g} eV/atom off those of the model with {source} E0s (median; "
+        f"more than {isolated.REFERENCE_EV} is another reference of energies, not an error of the model){offer}"
     ]
 
 
-def _by_hand(options) -> dict[str, float]:
+def _by_hand(options: FinetuneOptions) -> dict[str, float]:
     """E0s on the command line, by symbol."""
     if options.e0 != "given":
         return {}
@@ -218,44 +241,44 @@ def _by_hand(options) -> dict[str, float]:
     return found
 
 
-def _of_head(structures, ff, head) -> list[Labelled]:
-    return [s for s in structures if s.head in (None, ff.config.heads[head])]
-
-
-def _model_energies(ff) -> np.ndarray:
+def _model_energies(ff: ForceField) -> np.ndarray:
     return np.array(ff.variables["constants"]["atomic_energies"], np.float64)
 
 
-def _shift(ff, structures, change: np.ndarray, head: int) -> np.ndarray:
+def _shift(ff: ForceField, structures: Sequence[Labelled], *, change: np.ndarray) -> np.ndarray:
     """What a change of E0 [H, Z] adds to the energies of structures, eV."""
     row = {z: i for i, z in enumerate(ff.config.species)}
-    heads = [head if s.head is None else ff.config.heads.index(s.head) for s in structures]
+    heads = [ff.head_index if s.head is None else ff.config.heads.index(s.head) for s in structures]
     species = [[row[z] for z in s.atoms.numbers.tolist()] for s in structures]
     return np.array([change[h, rows].sum() for h, rows in zip(heads, species, strict=True)])
 
 
-def _replay(options, start: ForceField, old_head) -> tuple[list[Labelled], tuple[str, ...]]:
-    """The chosen replay structures, weighted, with their own labels or the starting model's, and what was read."""
-    chosen, told = [], []
+class Replayed(NamedTuple):
+    """Structures to train on as well."""
+
+    structures: list[Labelled]  # weighted
+    messages: tuple[str, ...]  # what was read
+
+
+def _replay(options: FinetuneOptions, start: ForceField, *, old_head: str | None) -> Replayed:
+    """The chosen replay structures, with their own labels or the starting model's."""
     teacher = start if old_head is None else start.with_head(old_head)
+    chosen, told = [], []
     for paths, by_model in ((options.replay, False), (options.replay_self, True)):
         if not paths:
             continue
-        files = _read(options, paths)
+        files = _files(options, paths)
         told += [text for file in files for text in file.messages]
         known = [s for s in _structures(files) if _known(s.atoms, start.config)]
-        picked = select.pick(known, min(options.replay_number, len(known)), options.replay_pick, options.seed)
+        number = min(options.replay_number, len(known))
+        picked = select.pick(known, number, how=options.replay_pick, seed=options.seed)
         some = [dataclasses.replace(known[i], weight=options.replay_weight * known[i].weight) for i in picked]
         tangents = options.tangents if options.replay_hessian else 0
         chosen += replay.pseudo_label(teacher, some, tangents=tangents) if by_model else some
-    return chosen if old_head is None else [dataclasses.replace(s, head=old_head) for s in chosen], tuple(told)
+    if old_head is not None:
+        chosen = [dataclasses.replace(s, head=old_head) for s in chosen]
+    return Replayed(chosen, tuple(told))
 
 
 def _known(atoms: ase.Atoms, config: ModelConfig) -> bool:
     return set(atoms.numbers.tolist()) <= set(config.species)
-
-
-def provenance(task: Task, best_epoch: int) -> dict:
-    """Metadata of the resulting checkpoint."""
-    return {"base": task.metadata, "finetune": document(task.options), "best_epoch": best_epoch,
-            "dataset_sha256": task.dataset_sha256}  # fmt: skip

@@ -1,7 +1,7 @@
-"""Train a small pytree over a frozen backbone: state, one jitted step, the loop, its checkpoints.
+"""Train a small pytree over a frozen backbone: state, one jitted step, the loop.
 
-`trainable` is whatever a strategy trains (adapters, a residual, some layers); `combine(backbone_params, trainable)`
-gives the parameters of the model. Gradients, optimizer state and averages exist for `trainable` only.
+What a strategy trains (adapters, a residual, some layers) is a `strategies.Trainable`, whose `combine` gives the
+parameters of the model. Gradients, optimizer state and averages exist for what is trained only.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,10 @@ from equijax import parallel, precision
 from equijax.config import ModelConfig
 from equijax.errors import NotFinite
 from equijax.finetune import loss
+from equijax.finetune.loader import Batch
+from equijax.finetune.loss import LossConfig
 from equijax.finetune.optimizer import TrainConfig, moving_average, optimizer, plateau
+from equijax.finetune.strategies import Trainable
 
 Tree = Any
 
@@ -37,14 +40,6 @@ class TrainState(NamedTuple):
     opt_state: Tree
     ema: Tree  # average of `trainable`
     plateau: Tree  # optax.contrib.reduce_on_plateau: `scale` multiplies every update
-
-
-class Batch(NamedTuple):
-    """A labelled graph (or one per device, stacked) and the names of its structures."""
-
-    graph: jraph.GraphsTuple
-    names: tuple[str, ...]
-    members: tuple = ()  # what the graph was made of, for `fit`'s `suspects`
 
 
 @dataclass(frozen=True)
@@ -63,15 +58,15 @@ class TrainingDiverged(NotFinite):
     """A loss or gradient that is not finite; the message names the structures."""
 
 
-def init(trainable: Tree, options: TrainConfig, total_steps: int) -> TrainState:
-    """State before the first step; leaves of `trainable` are copied, the caller's arrays survive donation.
+def init(start: Tree, options: TrainConfig, *, total_steps: int) -> TrainState:
+    """State before the first step; leaves of `start` are copied, the caller's arrays survive donation.
 
     Raises:
       ValueError: float64 leaves where JAX would make them float32.
     """
-    for leaf in jax.tree.leaves(trainable):
+    for leaf in jax.tree.leaves(start):
         precision.require(leaf.dtype)
-    trainable = jax.tree.map(jnp.array, trainable)
+    trainable = jax.tree.map(jnp.array, start)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         trainable=trainable,
@@ -83,25 +78,23 @@ def init(trainable: Tree, options: TrainConfig, total_steps: int) -> TrainState:
 
 def make_step(
     config: ModelConfig,
-    combine: Callable[[Tree, Tree], Tree],
-    losses: loss.LossConfig,
+    trained: Trainable,
+    *,
+    losses: LossConfig,
     options: TrainConfig,
     total_steps: int,
-    *,
-    pull: float = 0.0,
     mesh: Mesh | None = None,
-) -> Callable:
+) -> Callable[[TrainState, dict, jraph.GraphsTuple], tuple[TrainState, dict]]:
     """The training step, compiled once per batch shape with the state's buffers donated.
 
     L = sum_t w_t <rho_t> + pull / 2 |trainable|^2
 
     Args:
       config: model hyper-parameters.
-      combine: (backbone params, trainable) -> params, pure.
+      trained: how what is trained acts on the backbone, and how hard it is pulled to zero.
       losses: terms of the loss.
       options: optimizer, schedule, clipping, EMA.
       total_steps: length of the schedule.
-      pull: L2-SP strength when `trainable` is a residual.
       mesh: one axis "data" over devices; batches then carry a leading device axis, and the result is that of one
         device given all of the shards.
 
@@ -110,20 +103,20 @@ def make_step(
       loss or gradient is not finite leaves the state as it was.
     """
     rule = optimizer(options, total_steps)
-    gradient = _gradient(config, combine, losses, None if mesh is None else "data")
+    gradient = _gradient(config, trained, losses=losses, axis=None if mesh is None else "data")
     if mesh is not None:
         gradient = _sharded(gradient, mesh)
 
-    def step(state: TrainState, variables: dict, graph: jraph.GraphsTuple):
+    def step(state: TrainState, variables: dict, graph: jraph.GraphsTuple) -> tuple[TrainState, dict]:
         value, parts, grads = gradient(state.trainable, variables, graph)
-        if pull:
-            value = value + 0.5 * pull * optax.tree.norm(state.trainable, squared=True)
-            grads = jax.tree.map(lambda g, x: g + pull * x, grads, state.trainable)
+        if trained.pull:
+            value = value + 0.5 * trained.pull * optax.tree.norm(state.trainable, squared=True)
+            grads = jax.tree.map(lambda g, x: g + trained.pull * x, grads, state.trainable)
         norm = optax.tree.norm(grads)
         updates, opt_state = rule.update(grads, state.opt_state, state.trainable)
         updates = jax.tree.map(lambda u: u * state.plateau.scale.astype(u.dtype), updates)
         trainable = optax.apply_updates(state.trainable, updates)
-        ema = moving_average(state.ema, trainable, state.step, options.ema)
+        ema = moving_average(state.ema, trainable, step=state.step, decay=options.ema)
         after = TrainState(state.step + 1, trainable, opt_state, ema, state.plateau)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
@@ -132,20 +125,21 @@ def make_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def _gradient(config, combine, losses, axis):
+Gradient = Callable[[Tree, dict, jraph.GraphsTuple], tuple[jax.Array, dict, Tree]]
+
+
+def _gradient(config: ModelConfig, trained: Trainable, *, losses: LossConfig, axis: str | None) -> Gradient:
     """(trainable, variables, graph) -> loss, terms, gradient; summed over `axis` where there is one."""
 
-    def gradient(trainable, variables, graph):
-        def objective(trainable):
-            merged = {**variables, "params": combine(variables["params"], trainable)}
-            terms = loss.sums(config, merged, graph, losses)
-            parts = {t: numerators for t, (numerators, _) in terms.items()}
-            counts = {t: count for t, (_, count) in terms.items()}
+    def gradient(trainable: Tree, variables: dict, graph: jraph.GraphsTuple) -> tuple[jax.Array, dict, Tree]:
+        def objective(trainable: Tree) -> tuple[jax.Array, dict]:
+            model = {**variables, "params": trained.combine(variables["params"], trainable)}
+            terms = loss.sums(config, model, graph=graph, options=losses)
+            counts = {t: term.count for t, term in terms.items()}
             if axis is not None:
                 counts = jax.lax.psum(counts, axis)
-            return loss.total(parts, counts, losses), {
-                t: p.sum() / jnp.maximum(counts[t], 1.0) for t, p in parts.items()
-            }
+            terms = {t: loss.Term(term.numerators, counts[t]) for t, term in terms.items()}
+            return loss.total(terms, losses), {t: loss.mean(term) for t, term in terms.items()}
 
         (value, parts), grads = jax.value_and_grad(objective, has_aux=True)(trainable)
         out = value, parts, grads
@@ -154,10 +148,10 @@ def _gradient(config, combine, losses, axis):
     return gradient
 
 
-def _sharded(gradient, mesh):
+def _sharded(gradient: Gradient, mesh: Mesh) -> Gradient:
     everywhere, split = parallel.EVERYWHERE, parallel.SPLIT
 
-    def one_device(trainable, variables, graphs):
+    def one_device(trainable: Tree, variables: dict, graphs: jraph.GraphsTuple) -> tuple[jax.Array, dict, Tree]:
         return gradient(trainable, variables, jax.tree.map(lambda x: x[0], graphs))
 
     return jax.shard_map(
@@ -172,7 +166,7 @@ def evaluated(state: TrainState, options: TrainConfig) -> Tree:
     return state.ema
 
 
-def observe(state: TrainState, options: TrainConfig, value: float) -> TrainState:
+def observe(state: TrainState, options: TrainConfig, *, value: float) -> TrainState:
     """Tell the plateau rule a validation loss."""
     if options.schedule != "plateau":
         return state
@@ -180,64 +174,68 @@ def observe(state: TrainState, options: TrainConfig, value: float) -> TrainState
 
 
 @partial(jax.jit, static_argnums=0)
-def _observe(options, state, value):
+def _observe(options: TrainConfig, state: Tree, value: np.ndarray) -> Tree:
     return plateau(options).update((), state, value=value)[1]
 
 
-def fit(
-    state: TrainState,
-    progress: Progress,
-    *,
-    step: Callable,
-    batches: Callable[[int], Sequence[Batch]],
-    evaluate: Callable[[Tree], dict],
-    options: TrainConfig,
-    save: Callable[[TrainState, Progress, bool], None],
-    log: Callable[[dict], None],
-    suspects: Callable[[TrainState, Batch], Sequence[str]] = lambda state, batch: (),
-) -> tuple[TrainState, Progress, str]:
+class Hooks(NamedTuple):
+    """What `fit` calls."""
+
+    step: Callable[[TrainState, jraph.GraphsTuple], tuple[TrainState, dict]]  # as `make_step` says
+    # epoch -> batches, a function of the epoch alone so that a resumed run sees the same ones
+    batches: Callable[[int], Sequence[Batch]]
+    evaluate: Callable[[Tree], dict]  # trainable -> metrics, of which "loss" decides
+    save: Callable[[TrainState, Progress, bool], None]  # with is_best, after each evaluation and on a signal
+    log: Callable[[dict], None]  # with one record per evaluation and one per step (key "batch")
+    # sources of the structures of a batch that have no finite loss and gradient when they are alone
+    suspects: Callable[[TrainState, Batch], Sequence[str]] = lambda state, batch: ()
+
+
+class Fitted(NamedTuple):
+    """Where `fit` ended."""
+
+    state: TrainState
+    progress: Progress
+    reason: Literal["finished", "early stopping", "interrupted"]
+
+
+def fit(state: TrainState, progress: Progress, *, hooks: Hooks, options: TrainConfig) -> Fitted:
     """Train until the epochs are over, the patience is exhausted or a signal asks to stop.
 
     Args:
       state: from `init` or a checkpoint.
       progress: where to start; its `best` is the validation loss of the starting model, epoch 0.
-      step: (state, graph) -> (state, metrics).
-      batches: epoch -> batches, a function of the epoch alone so that a resumed run sees the same ones.
-      evaluate: trainable -> metrics, of which "loss" decides.
+      hooks: what a step, an epoch and an evaluation are.
       options: epochs, patience and how often to evaluate.
-      save: (state, progress, is_best), called after each evaluation and on a signal.
-      log: called with one dict per evaluation and one per step (key "batch").
-      suspects: names the structures of a batch that have no finite loss and gradient when they are alone.
-
-    Returns:
-      (state, progress, reason): "finished", "early stopping" or "interrupted".
 
     Raises:
       TrainingDiverged: a loss or gradient is not finite; the message names the structures.
     """
+    epochs = int(options.epochs)
     with stop_signal() as stopped:
-        while progress.epoch < options.epochs and progress.stale < options.patience:
-            for batch in batches(progress.epoch)[progress.batch :]:
-                state, metrics = step(state, batch.graph)
+        while progress.epoch < epochs and progress.stale < options.patience:
+            for batch in hooks.batches(progress.epoch)[progress.batch :]:
+                state, metrics = hooks.step(state, batch.graph)
                 metrics = jax.device_get(metrics)
                 if not metrics["finite"]:
-                    raise TrainingDiverged(divergence(metrics, batch, progress, suspects(state, batch)))
+                    who = hooks.suspects(state, batch)
+                    raise TrainingDiverged(divergence(metrics, batch, progress=progress, suspects=who))
                 value = progress.loss_sum + float(metrics["loss"])
                 progress = dataclasses.replace(progress, batch=progress.batch + 1, loss_sum=value)
-                log({"epoch": progress.epoch + 1, "batch": progress.batch, **metrics})
+                hooks.log({"epoch": progress.epoch + 1, "batch": progress.batch, **metrics})
                 if parallel.any_process(stopped()):
-                    save(state, progress, False)
-                    return state, progress, "interrupted"
+                    hooks.save(state, progress, False)
+                    return Fitted(state, progress, "interrupted")
             mean = progress.loss_sum / max(progress.batch, 1)
             progress = dataclasses.replace(progress, epoch=progress.epoch + 1, batch=0, loss_sum=0.0)
-            if progress.epoch % options.evaluate_every and progress.epoch < options.epochs:
+            if progress.epoch % options.evaluate_every and progress.epoch < epochs:
                 continue
-            found = evaluate(evaluated(state, options))
-            state = observe(state, options, found["loss"])
+            found = hooks.evaluate(evaluated(state, options))
+            state = observe(state, options, value=found["loss"])
             progress, is_best = judge(progress, found["loss"])
-            log({"epoch": progress.epoch, "train_loss": mean, "scale": float(state.plateau.scale), **found})
-            save(state, progress, is_best)
-    return state, progress, "early stopping" if progress.stale >= options.patience else "finished"
+            hooks.log({"epoch": progress.epoch, "train_loss": mean, "scale": float(state.plateau.scale), **found})
+            hooks.save(state, progress, is_best)
+    return Fitted(state, progress, "early stopping" if progress.stale >= options.patience else "finished")
 
 
 def judge(progress: Progress, value: float) -> tuple[Progress, bool]:
@@ -247,7 +245,7 @@ def judge(progress: Progress, value: float) -> tuple[Progress, bool]:
     return dataclasses.replace(progress, stale=progress.stale + 1), False
 
 
-def divergence(metrics: dict, batch: Batch, progress: Progress, suspects: Sequence[str]) -> str:
+def divergence(metrics: dict, batch: Batch, *, progress: Progress, suspects: Sequence[str]) -> str:
     """What to say of a loss or gradient that is not finite: which structures are to blame."""
     where = f"epoch {progress.epoch + 1}, batch {progress.batch + 1}: loss {metrics['loss']}, gradient norm "
     if suspects:
@@ -257,11 +255,13 @@ def divergence(metrics: dict, batch: Batch, progress: Progress, suspects: Sequen
     return f"{where}{metrics['grad_norm']}; {who}. The state before this step is kept"
 
 
-def make_probe(config: ModelConfig, combine: Callable[[Tree, Tree], Tree], losses: loss.LossConfig) -> Callable:
+def make_probe(
+    config: ModelConfig, trained: Trainable, *, losses: LossConfig
+) -> Callable[[Tree, dict, jraph.GraphsTuple], jax.Array]:
     """(trainable, variables, graph) -> whether loss and gradient of a graph are finite, on one device."""
-    gradient = _gradient(config, combine, losses, None)
+    gradient = _gradient(config, trained, losses=losses, axis=None)
 
-    def probe(trainable, variables, graph):
+    def probe(trainable: Tree, variables: dict, graph: jraph.GraphsTuple) -> jax.Array:
         value, _, grads = gradient(trainable, variables, graph)
         return jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(grads))
 
@@ -276,7 +276,7 @@ def stop_signal() -> Iterator[Callable[[], bool]]:
     """
     received: list[int] = []
 
-    def note(number, frame):
+    def note(number: int, frame: Any) -> None:
         received.append(number)
         if received.count(signal.SIGINT) > 1:
             raise KeyboardInterrupt

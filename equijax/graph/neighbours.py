@@ -1,5 +1,6 @@
 """Neighbour lists of structures, and what is refused before one is made. Host-side numpy."""
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import ase
@@ -142,7 +143,7 @@ def compact(atoms: ase.Atoms, cutoff: float, name: str = "structure") -> Frame:
     return Frame(positions, cell[back], tuple(pbc.tolist()), cells)
 
 
-def _check_cells(cell, repeats, cutoff, name):
+def _check_cells(cell: np.ndarray, repeats: np.ndarray, cutoff: float, name: str):
     heights = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)
     bins = np.maximum(1, heights // cutoff)
     images = np.where(repeats, 2 * np.ceil(cutoff * bins / heights) + 1, 3)
@@ -156,16 +157,16 @@ def _check_cells(cell, repeats, cutoff, name):
                          f"{cutoff} A: split the structure")  # fmt: skip
 
 
-def _volume(vectors):
+def _volume(vectors: np.ndarray):
     return float(np.sqrt(max(np.linalg.det(vectors @ vectors.T), 0.0)))
 
 
-def _some(indices):
+def _some(indices: Sequence[int] | np.ndarray):
     shown = ", ".join(str(int(i)) for i in indices[:5])
     return f"atom{'s' if len(indices) > 1 else ''} {shown}" + (
         f" and {len(indices) - 5} more" if len(indices) > 5 else ""
     )
 
 
-def _symbols(numbers):
+def _symbols(numbers: Iterable[int]):
     return " ".join(ase.data.chemical_symbols[z] for z in numbers)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import ase
 import jax
 
+from equijax.config import ModelConfig
 from equijax.graph import neighbours, regular, shapes
 from equijax.graph.shapes import MAX_DENSE_SPECIES
 
@@ -30,7 +31,7 @@ class Batch(NamedTuple):
     members: list[Structure]
     size: shapes.Size
 
-    def build(self, config, head: int):
+    def build(self, config: ModelConfig, head: int):
         """The padded graph."""
         pairs = [(s.atoms, s.edges) for s in self.members]
         return regular.build(pairs, config, self.size, [head] * len(pairs))

@@ -17,7 +17,7 @@ def ahead(items: Iterable[Item], depth: int = AHEAD) -> Iterator[Item]:
     line: queue.Queue = queue.Queue(depth)
     stop = threading.Event()
 
-    def put(entry) -> bool:
+    def put(entry: tuple) -> bool:
         while not stop.is_set():
             try:
                 line.put(entry, timeout=0.1)

@@ -86,7 +86,7 @@ class RadialBasis(nn.Module):
             out.append(current)
         return jnp.concatenate(out, axis=-1)
 
-    def _constant(self, name: str, value: np.ndarray, dtype: npt.DTypeLike) -> jax.Array:
+    def _constant(self, name: str, value: Callable[[], np.ndarray], dtype: npt.DTypeLike) -> jax.Array:
         return jnp.asarray(self.variable("constants", name, lambda: np.asarray(value, np.float64)).value, dtype)
 
 

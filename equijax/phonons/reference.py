@@ -5,7 +5,7 @@ Everything comes from the file that is named and from files beside it, nothing f
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from phonopy.file_IO import (
 from phonopy.interface.calculator import get_force_constant_conversion_factor, read_crystal_structure
 from phonopy.interface.phonopy_yaml import PhonopyYamlData, load_phonopy_yaml, load_yaml
 from phonopy.physical_units import get_calculator_physical_units
+from phonopy.structure.atoms import PhonopyAtoms
 from phonopy.structure.symmetry import Symmetry
 
 from equijax import structures
@@ -129,14 +130,14 @@ def files_of(path: Path) -> list[Path]:
     return [path, *(found for found in _beside(path, names) if found != path)]
 
 
-def has_forces(dataset) -> bool:
+def has_forces(dataset: dict | None) -> bool:
     """Whether a displacement dataset of phonopy has the forces of at least one displacement."""
     if dataset is None:
         return False
     return "forces" in dataset or any("forces" in entry for entry in dataset.get("first_atoms", ()))
 
 
-def _read(path, program):
+def _read(path: Path, program: str):
     if _is_yaml(path):
         stored, tolerance = _described(path)
         if stored.force_constants is None and not has_forces(stored.dataset):
@@ -154,35 +155,35 @@ def _read(path, program):
     return _phonon(_in_eV_A(stored), tolerance, path)
 
 
-def _plain_name(path) -> str:
+def _plain_name(path: Path) -> str:
     """A file's name without the ending of a compressed one."""
     path = Path(path)
     return path.stem if path.suffix in PACKED else path.name
 
 
-def _is_yaml(path) -> bool:
+def _is_yaml(path: Path) -> bool:
     return _plain_name(path).endswith((".yaml", ".yml"))
 
 
-def _reader(path, readers):
+def _reader(path: Path, readers: dict[str, Any]):
     """The reader whose name a file has, perhaps with something after it."""
     return next((reader for name, reader in readers.items() if _plain_name(path).startswith(name)), None)
 
 
-def _enter(stored, path, program) -> bool:
+def _enter(stored: Any, path: Path, program: str) -> bool:
     """Enter what a file beside a description holds; False where it does not belong to it."""
     reader = _reader(path, VALUES[program])
     return reader is not None and reader(stored, path)
 
 
-def _beside(path, names) -> list[Path]:
+def _beside(path: Path, names: Iterable[str]) -> list[Path]:
     """The existing ones of some files in the folder of `path`, compressed or not."""
     candidates = (path.with_name(name + extension) for name in names for extension in ("", *PACKED))
     return [candidate for candidate in candidates if candidate.is_file()]
 
 
 @contextmanager
-def _unpacked(path) -> Iterator[Path]:
+def _unpacked(path: Path) -> Iterator[Path]:
     """The file itself, or a plain copy of a compressed one."""
     if path.suffix not in PACKED:
         yield path
@@ -193,7 +194,7 @@ def _unpacked(path) -> Iterator[Path]:
         yield copy
 
 
-def _described(path) -> tuple[Any, float]:
+def _described(path: Path) -> tuple[Any, float]:
     """Crystal, supercell and what else a file holds, in its own units, and the symmetry tolerance."""
     if not _is_yaml(path):
         cell, _ = read_crystal_structure(path, interface_mode="vasp")
@@ -209,7 +210,7 @@ def _described(path) -> tuple[Any, float]:
     return stored, float(document["phono3py" if third else "phonopy"].get("symmetry_tolerance", SYMPREC_A))
 
 
-def _configured(path) -> tuple[np.ndarray, float]:
+def _configured(path: Path) -> tuple[np.ndarray, float]:
     """Supercell matrix and symmetry tolerance of the .conf files beside a POSCAR."""
     tags: dict[str, set[str]] = {"DIM": set(), "TOLERANCE": set()}
     for conf in path.parent.glob("*.conf"):
@@ -225,7 +226,7 @@ def _configured(path) -> tuple[np.ndarray, float]:
     return matrix, float(next(iter(tags["TOLERANCE"]), SYMPREC_A))
 
 
-def _third_order(path, document):
+def _third_order(path: Path, document: dict):
     """What phono3py stores, cut to its supercell of phonons where it has a larger one for them."""
     try:
         from phono3py.interface.phono3py_yaml import load_phono3py_yaml
@@ -238,20 +239,20 @@ def _third_order(path, document):
     return stored
 
 
-def _force_sets(stored, path) -> bool:
+def _force_sets(stored: Any, path: Path) -> bool:
     number = len(stored.unitcell) * abs(round(np.linalg.det(stored.supercell_matrix)))
     with _unpacked(path) as plain:
         stored.dataset, stored.force_constants = parse_FORCE_SETS(plain, natom=number), None
     return True
 
 
-def _force_constants(stored, path) -> bool:
+def _force_constants(stored: Any, path: Path) -> bool:
     with _unpacked(path) as plain:
         stored.force_constants = parse_FORCE_CONSTANTS(plain)
     return True
 
 
-def _hdf5(stored, path) -> bool:
+def _hdf5(stored: Any, path: Path) -> bool:
     with _unpacked(path) as plain:
         values, unit = read_force_constants_hdf5(plain, return_physical_unit=True)
     unit = "eV/angstrom^2" if unit is None and stored.command_name == "phono3py" else unit  # all of its are
@@ -260,7 +261,7 @@ def _hdf5(stored, path) -> bool:
     return True
 
 
-def _phono3py_forces(stored, path) -> bool:
+def _phono3py_forces(stored: Any, path: Path) -> bool:
     """FORCES_FC2 or FORCES_FC3; False where they belong to the other one of phono3py's supercells."""
     from phono3py.file_IO import parse_FORCES_FC2, parse_FORCES_FC3
 
@@ -288,14 +289,14 @@ VALUES: dict[str, dict[str, Reader]] = {  # by program, best first
 }
 
 
-def _in_eV_A(stored):
+def _in_eV_A(stored: Any):
     """The same in eV, A and their combinations, from the units of the program that made the forces."""
     units = get_calculator_physical_units(stored.calculator)
     length, constants = units.distance_to_A, get_force_constant_conversion_factor(units.force_constants_unit, None)
     factors = {"displacement": length, "forces": units.force_to_eVperA, "supercell_energy": units.energy_to_eV}
     factors |= {"displacements": length, "supercell_energies": units.energy_to_eV}
 
-    def scaled(entry):
+    def scaled(entry: dict):
         return {k: factors[k] * np.asarray(x) for k, x in entry.items() if k in factors}
 
     for cell in (stored.unitcell, stored.supercell):
@@ -314,7 +315,7 @@ def _in_eV_A(stored):
     return stored
 
 
-def _phonon(stored, tolerance, path) -> Phonopy:
+def _phonon(stored: Any, tolerance: float, path: Path) -> Phonopy:
     """A Phonopy object of values in eV and A.
 
     Raises:
@@ -348,7 +349,7 @@ def _phonon(stored, tolerance, path) -> Phonopy:
     return phonon
 
 
-def _same(a, b) -> bool:
+def _same(a: PhonopyAtoms, b: PhonopyAtoms) -> bool:
     """Whether two cells hold the same atoms in the same order."""
     if len(a) != len(b) or (a.numbers != b.numbers).any() or np.abs(a.cell - b.cell).max() > SAME_A:
         return False
@@ -356,7 +357,7 @@ def _same(a, b) -> bool:
     return bool(np.abs((apart - np.rint(apart)) @ b.cell).max() < SAME_A)
 
 
-def _fit_with_third_order(phonon, stored) -> np.ndarray:
+def _fit_with_third_order(phonon: Phonopy, stored: Any) -> np.ndarray:
     """Second-order force constants of random displacements large enough for third order, which is fitted beside."""
     from phono3py import Phono3py
 

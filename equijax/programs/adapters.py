@@ -8,10 +8,9 @@ from typing import Annotated
 
 import tyro
 
-from equijax import checkpoint, outputs, tables
+from equijax import checkpoint, forcefield, outputs, tables
 from equijax.adapters.files import attach, info, load
 from equijax.adapters.lora import table
-from equijax.forcefield import ForceField
 from equijax.programs import runner
 
 
@@ -47,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _merge(options: Merge) -> int:
     outputs.check_replaceable(options.out, outputs.MODEL)
-    merged = attach(ForceField(*checkpoint.load(options.model)), options.adapter)
+    merged = attach(forcefield.load(options.model), options.adapter)
     checkpoint.save(options.out, merged.config, merged.variables, merged.metadata)
     return runner.finish(f"{options.model} with {options.adapter} folded in", options.out)
 
@@ -59,6 +58,6 @@ def _info(options: Info) -> int:
         rows = ([path, "full" if rank is None else rank] for path, rank in document["ranks"].items())
         print(tables.text(["parameter", "rank"], rows))
     else:
-        config, variables, _ = checkpoint.load(options.model)
-        print(table(variables["params"], load(options.adapter, config, variables).adapters))
+        base = forcefield.load(options.model)
+        print(table(base.variables["params"], load(options.adapter, base).adapters))
     return 0

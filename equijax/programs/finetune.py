@@ -1,33 +1,34 @@
 """`python -m equijax.finetune --model CKPT --train a.extxyz --out DIR`: fine-tune a model and prove what it did."""
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import tyro
 import yaml
 
 from equijax import parallel
 from equijax.errors import InputError
-from equijax.finetune import report, run
-from equijax.finetune.options import FinetuneConfig, resolve
+from equijax.finetune import report
+from equijax.finetune.options import FinetuneOptions, option_names, resolve
+from equijax.finetune.run import run, say
 from equijax.programs import runner
 
 
 @runner.program("equijax finetune")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; prints the final table."""
-    options = resolve(read(sys.argv[1:] if argv is None else argv))
+    options = resolve(parse(sys.argv[1:] if argv is None else argv))
     if options.distributed:
         parallel.join(options.coordinator, options.processes, options.process)
-    result = run.run(options)
+    result = run(options)
     if result is not None:
-        run.say(report.summary(result))
+        say(report.summary(result))
     return 0
 
 
-def read(argv: Sequence[str] | None = None) -> FinetuneConfig:
+def parse(argv: Sequence[str]) -> FinetuneOptions:
     """Options from flags and from the file that --config names; flags win, unknown names are errors.
 
     Raises:
@@ -35,24 +36,29 @@ def read(argv: Sequence[str] | None = None) -> FinetuneConfig:
       InputError: unknown or malformed options in the file.
     """
     argv = [part for a in argv for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
-    if "--config" not in argv[:-1]:
-        return runner.options(FinetuneConfig, argv, "equijax finetune")
-    file = Path(argv[argv.index("--config") + 1])
+    stored = _stored(Path(argv[argv.index("--config") + 1])) if "--config" in argv[:-1] else {}
+    given = {a.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for a in argv if a[:2] == "--"}
+    flags = [x for name, value in stored.items() if name not in given for x in _flag(name, value)]
+    return runner.options(tyro.conf.OmitArgPrefixes[FinetuneOptions], argv + flags, "equijax finetune")
+
+
+def _stored(file: Path) -> dict[str, Any]:
+    """Options of a file, by the names of `options.flat`."""
     try:
         values = yaml.safe_load(file.read_bytes())
     except yaml.YAMLError as error:
         raise InputError(f"{file} is neither JSON nor YAML: {error}") from error
-    names = {f.name: f for f in dataclasses.fields(FinetuneConfig)}
-    if not isinstance(values, dict) or (unknown := sorted(set(values) - set(names))):
-        found = f"unknown options {unknown}" if isinstance(values, dict) else "no mapping of names to values"
-        raise InputError(f"{file}: {found}; `python -m equijax.finetune --help` lists the options")
-    given = {a.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for a in argv if a[:2] == "--"}
-    flags = [x for name, value in values.items() if name not in given for x in _flag(name, value)]
-    return runner.options(FinetuneConfig, argv + flags, "equijax finetune")
+    if not isinstance(values, dict):
+        raise InputError(
+            f"{file}: no mapping of names to values; `python -m equijax.finetune --help` lists the options"
+        )
+    if unknown := sorted(set(values) - option_names()):
+        raise InputError(f"{file}: unknown options {unknown}; `python -m equijax.finetune --help` lists the options")
+    return values
 
 
 def _flag(name: str, value: Any) -> list[str]:
-    """The option of the command line that says the same as an entry of the file."""
+    """A stored option as it is written on the command line; what is left out there is None or empty."""
     flag = "--" + name.replace("_", "-")
     if value is None or value == []:
         return []

@@ -9,6 +9,7 @@ from ase.build import bulk
 from equijax import data, graph, testing
 from equijax.config import Compute
 from equijax.data import select
+from equijax.data.items import prepare, size_of
 from equijax.finetune import loader, replay
 from equijax.forcefield import ForceField
 
@@ -32,10 +33,10 @@ def test_pick_takes_one_of_each_material():
     images = [testing.rattled(seed=i) for i in range(6)] + [bulk("Si", a=5.4), bulk("Na", a=4.2)]
     structures = [data.Labelled(atoms) for atoms in images]
     assert {6, 7} < set(select.pick(structures, 3))
-    drawn = select.pick(structures, 3, "random", seed=1)
-    assert drawn == select.pick(structures, 3, "random", seed=1) and len(set(drawn)) == 3
+    drawn = select.pick(structures, 3, how="random", seed=1)
+    assert drawn == select.pick(structures, 3, how="random", seed=1) and len(set(drawn)) == 3
     with pytest.raises(ValueError, match="pick 'nearest': expected"):
-        select.pick(structures, 3, "nearest")
+        select.pick(structures, 3, how="nearest")
 
 
 def test_descriptors_do_not_see_order_or_orientation():
@@ -69,21 +70,21 @@ def test_failed_pseudo_labels_are_an_error(model):
     copper = data.Labelled(bulk("Cu"), energy=1.0, source="x:7")
     with pytest.raises(ValueError, match="x:7: atom 0 of element Cu"):
         replay.pseudo_label(model, [copper])
-    broken = ForceField(model.config, {**model.variables, "constants": {
-        **model.variables["constants"], "atomic_energies": np.full((1, 3), np.nan)}}, {}, pool=model.pool)  # fmt: skip
+    constants = model.variables["constants"] | {"atomic_energies": np.full((1, 3), np.nan)}
+    broken = ForceField(model.config, {**model.variables, "constants": constants}, {}, pool=model.pool)
     with pytest.raises(ValueError, match="x:8: the starting model gives a non-finite"):
         replay.pseudo_label(broken, [data.Labelled(testing.rattled(), energy=1.0, source="x:8")])
 
 
 def test_new_heads_predict_what_the_copied_head_does(model):
     rng = np.random.default_rng(0)
-    two = replay.add_head(model.config, model.variables, "new")
+    two = replay.add_head(model.config, model.variables, name="new")
     params = dict(two[1]["params"])
     for name in ("readouts_0", "readouts_1"):  # let the heads differ
         params[name] = {k: w * (1 + 0.3 * rng.normal(size=w.shape)) for k, w in params[name].items()}
     constants = {**two[1]["constants"], "scale": np.array([1.0, 1.7]), "shift": np.array([0.1, -0.2])}
     start = ForceField(two[0], {**two[1], "params": params, "constants": constants}, {})
-    third = ForceField(*replay.add_head(start.config, start.variables, "third", like="new"), {})
+    third = ForceField(*replay.add_head(start.config, start.variables, name="third", like="new"), {})
     assert third.config.heads == ("Default", "new", "third")
 
     def energies(ff):
@@ -93,25 +94,25 @@ def test_new_heads_predict_what_the_copied_head_does(model):
     for head, like in (("Default", "Default"), ("new", "new"), ("third", "new")):
         assert energies(third.with_head(head)) == pytest.approx(energies(start.with_head(like)), abs=1e-9)
     with pytest.raises(ValueError, match="head 'new' exists already"):
-        replay.add_head(start.config, start.variables, "new")
+        replay.add_head(start.config, start.variables, name="new")
     with pytest.raises(ValueError, match="head to copy None: expected one of Default, new"):
-        replay.add_head(start.config, start.variables, "fourth")
+        replay.add_head(start.config, start.variables, name="fourth")
     assert model.variables["params"]["readouts_0"]["linear"].shape == (4, 1)
     assert dataclasses.replace(two[0], heads=("Default",)) == model.config
 
 
 def test_training_batches_with_replay_share_a_shape_that_evaluation_leaves_alone(folder, student):
     """Salt with one or two cells of silicon of different sizes beside it, in any combination: one compiled step."""
-    salt = data.prepare(data.load(folder / "train.extxyz"), student.config)
-    labelled = data.load(folder / "other.extxyz")
+    salt = prepare(data.read_structures(folder / "train.extxyz"), student.config)
+    labelled = data.read_structures(folder / "other.extxyz")
     larger = [dataclasses.replace(s, atoms=s.atoms.repeat((2, 1, 1)), forces=None, energy=None) for s in labelled]
-    again = data.prepare([*labelled, *larger], student.config)
+    again = prepare([*labelled, *larger], student.config)
     energies = student.variables["constants"]["atomic_energies"]
-    eats = loader.Feed(student.config, energies, salt, replay=again, batch_size=1, replay_size=2)
-    loader.settle(eats, 3)
-    needed = {graph.round_up(data.size_of([salt[0], a, b], student.config)) for a in again for b in again if a is not b}
+    training = loader.TrainingSet(student.config, energies, salt, replay=again, batch_size=1, replay_size=2)
+    loader.settle(training, 3)
+    needed = {graph.round_up(size_of([salt[0], a, b], student.config)) for a in again for b in again if a is not b}
     assert len(needed) > 1
     for items in (salt, again):
-        loader.evaluation_graphs(eats, items)
-    batches = [batch for number in range(3) for batch in loader.epoch(eats, number)]
+        loader.evaluation_graphs(training, items)
+    batches = [batch for number in range(3) for batch in loader.epoch(training, number)]
     assert len({(b.graph.nodes.positions.shape, b.graph.senders.shape) for b in batches}) == 1

@@ -116,7 +116,7 @@ def test_fine_tuned_models_go_to_torch(tmp_path):
     assert max(verify.differences(tmp_path / "start.model", config, merged, "Default").values()) > 1e-3
     for name, (changed, variables) in {
         "lora": (config, merged),
-        "head": replay.add_head(config, merged, "finetuned"),
+        "head": replay.add_head(config, merged, name="finetuned"),
     }.items():
         write_torch(tmp_path / f"{name}.model", changed, variables)
         for head in changed.heads:

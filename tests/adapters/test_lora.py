@@ -25,7 +25,7 @@ def base(student) -> ForceField:
 
 def trained(base, rank: int | float = 1, seed: int = 0, rows=ROWS, scale: float = 0.1) -> lora.Adapters:
     """Adapters with random numbers in place of every zero."""
-    start = lora.init_lora(base.variables["params"], rank, 2.0, rows=rows)
+    start = lora.init_lora(base.variables["params"], rank, alpha=2.0, rows=rows)
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: (scale * rng.normal(size=x.shape)).astype(np.float32), start)
 
@@ -36,7 +36,11 @@ def with_params(base, params) -> ForceField:
 
 def test_nothing_changes_before_training(base):
     params = base.variables["params"]
-    for start in (lora.init_lora(params, 2, 2.0), lora.init_lora(params, 0.5, 1.0, rows=ROWS), lora.init_delta(params)):
+    for start in (
+        lora.init_lora(params, 2, alpha=2.0),
+        lora.init_lora(params, 0.5, alpha=1.0, rows=ROWS),
+        lora.init_delta(params),
+    ):
         with jax.enable_x64(True):
             after = jax.jit(lora.apply)(params, start)
         assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(params), strict=True))
@@ -102,7 +106,7 @@ def test_parameters_of_the_published_shape():
     total = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
     assert total == 9_063_204
     for rows in (None, (10, 16)):
-        rank_4 = jax.eval_shape(lambda rows=rows: lora.init_lora(params, 4, 4.0, rows=rows))
+        rank_4 = jax.eval_shape(lambda rows=rows: lora.init_lora(params, 4, alpha=4.0, rows=rows))
         counts = lora.count(params, rank_4)
         assert sum(c.trainable for c in counts) < 0.1 * sum(c.adapted for c in counts)
         assert all(c.trainable <= c.adapted for c in counts)
@@ -150,12 +154,12 @@ def test_default_targets_are_everything_but_density(base):
     ("call", "message"),
     [
         (
-            lambda p: lora.init_lora(p, 2, 2.0, targets=("linear_up", "readouts_0")),
+            lambda p: lora.init_lora(p, 2, alpha=2.0, targets=("linear_up", "readouts_0")),
             r"match no parameter: 'linear_up'; there",
         ),
-        (lambda p: lora.init_lora(p, 0, 2.0), "rank 0: expected"),
-        (lambda p: lora.init_lora(p, 2.5, 2.0), "rank 2.5: expected"),
-        (lambda p: lora.init_lora(p, 2, 2.0, rows=(3,)), r"species rows \(3,\): expected"),
+        (lambda p: lora.init_lora(p, 0, alpha=2.0), "rank 0: expected"),
+        (lambda p: lora.init_lora(p, 2.5, alpha=2.0), "rank 2.5: expected"),
+        (lambda p: lora.init_lora(p, 2, alpha=2.0, rows=(3,)), r"species rows \(3,\): expected"),
         (lambda p: pytrees.labels(p, {".*": "a", "node_embedding": "b"}), "node_embedding matches 2 rules"),
         (lambda p: pytrees.labels(p, {"interactions_0": "a"}), "matches no rule"),
         (lambda p: pytrees.labels(p, {".*": "a", "embedding": "b"}), "match no parameter: 'embedding'"),
@@ -181,8 +185,8 @@ def test_labels_partition_the_optimizer(base):
 def test_directory_round_trip_merge_and_refusal(base, tmp_path, capsys):
     saved, energies = trained(base, 0.5), base.variables["constants"]["atomic_energies"] + np.array([0.0, 0.0, 1.5])
     checkpoint.save(tmp_path / "base", base.config, base.variables, {"source": "test"})
-    files.save(tmp_path / "a", saved, base.config, base.variables, energies=energies, dataset_sha256="d")
-    found = files.load(tmp_path / "a", base.config, base.variables)
+    files.save(tmp_path / "a", saved, base=base, energies=energies, dataset_sha256="d")
+    found = files.load(tmp_path / "a", base)
     assert (found.adapters.rows, found.adapters.alpha) == (saved.rows, saved.alpha)
     assert all(
         np.array_equal(a, b) for a, b in zip(jax.tree.leaves(found.adapters), jax.tree.leaves(saved), strict=True)
@@ -195,39 +199,39 @@ def test_directory_round_trip_merge_and_refusal(base, tmp_path, capsys):
     arguments = ["merge", str(tmp_path / "a"), "--model", str(tmp_path / "base"), "--out", str(tmp_path / "merged")]
     assert adapters.main(arguments) == 0
     config, variables, metadata = checkpoint.load(tmp_path / "merged")
-    expected = pytrees.paths_of(lora.merge(base.variables, saved, energies))
+    expected = pytrees.paths_of(lora.merge(base.variables, saved, energies=energies))
     assert config == base.config and metadata["base"] == {"source": "test"}
     assert all(np.array_equal(x, expected[path]) for path, x in pytrees.paths_of(variables).items())
     with pytest.raises(ValueError, match="belongs to the backbone with fingerprint"):
-        files.load(tmp_path / "a", config, variables)
+        files.load(tmp_path / "a", ForceField(config, variables, {}))
 
 
 def test_the_backbone_is_known_by_options_and_arrays(base, tmp_path):
     """By arrays alone in format 1, which is still read."""
-    files.save(tmp_path, trained(base), base.config, base.variables)
+    files.save(tmp_path, trained(base), base=base)
     other = dataclasses.replace(base.config, r_max=base.config.r_max + 0.1)
     with pytest.raises(ValueError, match="belongs to the backbone with fingerprint"):
-        files.load(tmp_path, other, base.variables)
+        files.load(tmp_path, ForceField(other, base.variables, {}))
     document = files.info(tmp_path) | {"format": 1, "base_sha256": pytrees.sha256(base.variables)}
     (tmp_path / "adapter.json").write_text(json.dumps(document))
-    assert files.load(tmp_path, base.config, base.variables).document["format"] == 1
+    assert files.load(tmp_path, base).document["format"] == 1
 
 
 def test_damaged_directories(base, tmp_path):
     with pytest.raises(FileNotFoundError, match="not an adapter directory"):
         files.info(tmp_path)
-    files.save(tmp_path, trained(base), base.config, base.variables)
+    files.save(tmp_path, trained(base), base=base)
     document = files.info(tmp_path)
-    files.save(tmp_path, trained(base, seed=1), base.config, base.variables)
+    files.save(tmp_path, trained(base, seed=1), base=base)
     (tmp_path / "adapter.json").write_text(json.dumps(document))
     with pytest.raises(ValueError, match="not of one save"):
-        files.load(tmp_path, base.config, base.variables)
+        files.load(tmp_path, base)
     (tmp_path / "adapter.json").write_text(json.dumps({**document, "format": 0}))
     with pytest.raises(ValueError, match="adapter format 0"):
         files.info(tmp_path)
     broken = jax.tree.map(lambda x: x * np.nan, trained(base))
     with pytest.raises(ValueError, match="non-finite values in"):
-        files.save(tmp_path, broken, base.config, base.variables)
+        files.save(tmp_path, broken, base=base)
 
 
 def test_adapters_of_another_architecture(base):
@@ -245,7 +249,7 @@ def test_switching_adapters_does_not_recompile(base, tmp_path):
     compiled = derivatives._evaluate._cache_size()
     changes = (trained(base, 1), trained(base, 2, 1), trained(base, 2, 2, rows=(1,)), trained(base, 0.5, rows=None))
     for i, change in enumerate(changes):
-        path = files.save(tmp_path / str(i), change, base.config, base.variables)
+        path = files.save(tmp_path / str(i), change, base=base)
         energies.add(files.attach(base, path).evaluate(atoms)[0].energy)
     assert derivatives._evaluate._cache_size() == compiled
     assert len(energies) == 5

@@ -22,7 +22,7 @@ from equijax import potential, pytrees
 from equijax.adapters import files
 from equijax.finetune import loader, setup, strategies
 from equijax.finetune import run as run_module
-from equijax.finetune.options import FinetuneConfig, document, resolve
+from equijax.finetune.options import FinetuneOptions, document, resolve
 from equijax.finetune.report import Log, summary
 from equijax.finetune.run import RUN
 from equijax.phonons import force_constants
@@ -60,8 +60,8 @@ def test_backbone_is_bit_identical_with_weight_decay_on(lora_run, folder):
 def test_adapter_and_backbone_make_the_best_model(lora_run, folder):
     out, report = lora_run
     start = equijax.load(folder / "model")
-    saved = files.load(out / "adapter", start.config, start.variables)
-    merged = pytrees.paths_of(files.merge(start.variables, saved.adapters, saved.energies))
+    saved = files.load(out / "adapter", start)
+    merged = pytrees.paths_of(files.merge(start.variables, saved.adapters, energies=saved.energies))
     for name, x in variables_of(out / "best").items():
         np.testing.assert_array_equal(merged[name], x)
     assert saved.document["dataset_sha256"] == report["dataset_sha256"]
@@ -134,9 +134,8 @@ def assert_trained(out, start) -> None:
 
 def before_training(options) -> dict:
     """Parameters that the strategy starts from, in the dtype of the stored model."""
-    made = setup.prepare(options)
-    trained = strategies.trainable(options, made.config, made.variables, made.numbers)
-    params = trained.combine(potential.cast(made.variables["params"], options.dtype), trained.start)
+    made = setup.begin(options)
+    params = made.trained.combine(potential.cast(made.ff.variables["params"], options.dtype), made.trained.start)
     return jax.tree.map(np.asarray, params)
 
 
@@ -155,7 +154,7 @@ def test_other_strategies_run(strategy, more, folder, arguments, tmp_path):
         tmp_path / "run", "--strategy", strategy, "--epochs", 1, "--retain", folder / "other.extxyz", *more
     )
     finetune.main(argv)
-    assert_trained(tmp_path / "run", before_training(resolve(finetune.read(argv))))
+    assert_trained(tmp_path / "run", before_training(resolve(finetune.parse(argv))))
     before, after = variables_of(folder / "model"), variables_of(tmp_path / "run" / "best")
     if strategy == "freeze":
         for name in (n for n in before if "interactions_0" in n):
@@ -173,13 +172,14 @@ def test_an_optimizer_that_does_nothing_is_noticed(strategy, arguments, tmp_path
     argv = arguments(tmp_path / "run", "--strategy", strategy, "--epochs", 1, "--lr", 1e-30)
     finetune.main(argv)
     with pytest.raises(AssertionError):
-        assert_trained(tmp_path / "run", before_training(resolve(finetune.read(argv))))
+        assert_trained(tmp_path / "run", before_training(resolve(finetune.parse(argv))))
 
 
 # Process 1 alone gets a signal in the middle of the second epoch.
 CUT = """
 import os, signal, sys
-from equijax import finetune, report
+from equijax.finetune import report
+from equijax.programs import finetune
 original = report.Log.__call__
 def cut(self, record):
     original(self, record)
@@ -275,35 +275,35 @@ def test_force_constants_and_replay_train_beside_forces(student, folder, argumen
                      folder / "other.extxyz", "--hessian-cell", "primitive", "--tangents", 2, "--phonons",
                      tmp_path / "phonopy_params.yaml")  # fmt: skip
     argv.insert(argv.index("--train") + 2, str(tmp_path / "phonopy_params.yaml"))
-    options = resolve(finetune.read([*argv, "--replay-hessian", "--watch", "train", "phonons"]))
-    made = setup.prepare(options)
-    batches = loader.epoch(made.feed, 0)
+    options = resolve(finetune.parse([*argv, "--replay-hessian", "--watch", "train", "phonons"]))
+    made = setup.begin(options)
+    batches = loader.epoch(made.training, 0)
     kinds = [held(b.graph) for b in batches]
     assert sorted(kinds) == [["forces", "hvp"]] * 3 + [["hvp", "q"]]
     assert {n.split(" of ")[1] for n in batches[kinds.index(["forces", "hvp"])].names} > {str(folder / "other.extxyz")}
-    same = loader.epoch(made.feed, 0)
+    same = loader.epoch(made.training, 0)
     jax.tree.map(np.testing.assert_array_equal, [b.graph for b in batches], [b.graph for b in same])
-    whole = loader.epoch(dataclasses.replace(made.feed, primitive=False), 0)
+    whole = loader.epoch(dataclasses.replace(made.training, primitive=False), 0)
     (batch,) = (b for b in whole if b.graph.nodes.labels.forces is None)
     assert batch.graph.globals.labels.q is None and batch.graph.nodes.labels.hvp_mask.sum() == 8
     result = run_module.run(options)
-    (phonon,) = result["after"]["phonons"]
+    (phonon,) = result.after.phonons
     assert phonon["crystal"] == f"{tmp_path.name} NaCl"  # folder and formula: phonopy gives all files this name
-    assert result["best_epoch"] > 0 and np.isfinite(phonon["frequency_mae"])
+    assert result.best_epoch > 0 and np.isfinite(phonon["frequency_mae"])
     told = summary(result)
     assert f"{phonon['heat_capacity_reference']:.4g}" in told and "below minus 0.05, 0.1, 0.5 THz" in told
     assert set(phonon["imaginary_agreement"].values()) <= {i / 216 for i in range(217)}
     history = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    best = history[result["best_epoch"] - 1]
+    best = history[result.best_epoch - 1]
     assert best[f"{phonon['crystal']}_frequency_mae"] == pytest.approx(phonon["frequency_mae"], abs=1e-4)
-    assert best["train_forces_mae"] == pytest.approx(result["after"]["errors"]["train"]["forces_mae"], rel=1e-4)
+    assert best["train_forces_mae"] == pytest.approx(result.after.errors["train"].forces_mae, rel=1e-4)
 
 
 def test_naive_and_scratch_start_where_they_should(student):
-    options = FinetuneConfig(model="m", train=("t",), out="o", strategy="naive", seed=1)
+    options = FinetuneOptions(model="m", train=("t",), out="o", strategy="naive", seed=1)
     for strategy, same in (("naive", True), ("scratch", False)):
         resolved = resolve(dataclasses.replace(options, strategy=strategy))
-        trained = strategies.trainable(resolved, student.config, student.variables, [11, 17])
+        trained = strategies.trainable(resolved, student.config, variables=student.variables, numbers=[11, 17])
         pairs = zip(jax.tree.leaves(trained.start), jax.tree.leaves(student.variables["params"]), strict=True)
         assert all(np.array_equal(a, b.astype("float32")) for a, b in pairs) == same
 
@@ -311,11 +311,11 @@ def test_naive_and_scratch_start_where_they_should(student):
 def test_options_come_from_a_file_and_flags_win(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("model: m\ntrain: [a.extxyz, b.extxyz]\nout: o\nlr: 0.5\nepochs: 7\nall_species: true\n")
-    options = finetune.read(["--config", str(file), "--lr", "0.25"])
-    assert (options.lr, options.epochs, options.all_species, len(options.train)) == (0.25, 7, True, 2)
+    options = finetune.parse(["--config", str(file), "--lr", "0.25"])
+    assert (options.training.lr, options.training.epochs, options.all_species, len(options.train)) == (0.25, 7, True, 2)
     stored = tmp_path / "config.json"
     stored.write_text(json.dumps(document(resolve(options))))
-    again = finetune.read(["--config", str(stored)])
+    again = finetune.parse(["--config", str(stored)])
     assert document(resolve(again)) == {**json.loads(stored.read_text()), "config": str(stored)}
 
 
@@ -323,9 +323,9 @@ def test_misspelt_options_are_errors(tmp_path, capsys):
     file = tmp_path / "run.json"
     file.write_text('{"model": "m", "train": ["a"], "out": "o", "learning_rate": 1}')
     with pytest.raises(ValueError, match=r"unknown options \['learning_rate'\]"):
-        finetune.read(["--config", str(file)])
+        finetune.parse(["--config", str(file)])
     with pytest.raises(SystemExit):
-        finetune.read(["--model", "m", "--train", "a", "--out", "o", "--learning-rate", "1"])
+        finetune.parse(["--model", "m", "--train", "a", "--out", "o", "--learning-rate", "1"])
     assert "learning-rate" in capsys.readouterr().err
 
 
@@ -339,6 +339,6 @@ def test_misspelt_options_are_errors(tmp_path, capsys):
     ],
 )
 def test_contradictions_are_refused(change, message):
-    options = FinetuneConfig(**{"model": "m", "train": ("t",), "out": "o"} | change)
+    options = FinetuneOptions(**{"model": "m", "train": ("t",), "out": "o"} | change)
     with pytest.raises(ValueError, match=message):
         resolve(options)

@@ -12,8 +12,8 @@ import equijax
 from equijax import data, potential
 from equijax.adapters import files
 from equijax.config import Compute
-from equijax.finetune import optimizer, report, run, setup, trainer
-from equijax.finetune.options import resolve
+from equijax.finetune import report, run, setup, trainer
+from equijax.finetune.options import TRAINING, resolve
 from equijax.programs import evaluate, finetune
 
 OFFSET = -100.0  # eV/atom
@@ -31,11 +31,11 @@ def shifted(folder, tmp_path_factory):
 
 
 def options_of(arguments, out, *more):
-    return resolve(finetune.read(arguments(out, *more)))
+    return resolve(finetune.parse(arguments(out, *more)))
 
 
 def test_another_reference_is_warned_of_and_evaluate_says_so_too(shifted, arguments, folder, tmp_path, capsys):
-    made = setup.prepare(options_of(arguments, tmp_path / "run", "--train", shifted))
+    made = setup.begin(options_of(arguments, tmp_path / "run", "--train", shifted))
     (told,) = (text for text in made.messages if "WARNING" in text)
     assert "eV/atom off those of the model with model E0s" in told and "--e0 refit" in told
     assert made.e0 == "model" and made.graphs is made.untouched_graphs
@@ -53,28 +53,26 @@ def test_zero_shot_is_the_untouched_model_and_refitted_energies_a_row_of_their_o
     out = tmp_path / "run"
     argv = arguments(out, "--train", shifted, "--valid", shifted, "--retain", folder / "test.extxyz", "--e0", "refit",
                      "--strategy", "zero-shot")  # fmt: skip
-    result = run.run(resolve(finetune.read(argv)))
-    untouched, refitted = result["before"]["errors"], result["before_with_new_e0"]
-    assert refitted == result["after"]["errors"]
-    assert untouched["valid"]["energy_mae"] == pytest.approx(-OFFSET, abs=1.0)
-    assert refitted["valid"]["energy_mae"] < 1.0
-    assert untouched["retain"]["energy_mae"] < 1.0
-    assert refitted["retain"]["energy_mae"] == pytest.approx(-OFFSET, abs=1.0)
-    assert untouched["valid"]["forces_mae"] == refitted["valid"]["forces_mae"]
+    result = run.run(resolve(finetune.parse(argv)))
+    untouched, refitted = result.before.errors, result.before_with_new_e0
+    assert refitted == result.after.errors
+    assert untouched["valid"].energy_mae == pytest.approx(-OFFSET, abs=1.0)
+    assert refitted["valid"].energy_mae < 1.0
+    assert untouched["retain"].energy_mae < 1.0
+    assert refitted["retain"].energy_mae == pytest.approx(-OFFSET, abs=1.0)
+    assert untouched["valid"].forces_mae == refitted["valid"].forces_mae
     text = report.summary(result)
     assert "zero-shot with refitted E0s" in text and "against zero-shot with refitted E0s" in text
-    assert any(
-        line.startswith("WORSE: retain energy MAE (eV/atom) against the untouched") for line in result["verdict"]
-    )
+    assert any(line.startswith("WORSE: retain energy MAE (eV/atom) against the untouched") for line in result.verdict)
     assert json.loads((out / "report.json").read_text())["e0"] == "refitted"
     found = equijax.load(folder / "model").evaluate([s.atoms for s in _structures(shifted)], compute=Compute())
     expected = np.mean([abs(f.energy - s.energy) / len(s.atoms)
                         for f, s in zip(found, _structures(shifted), strict=True)])  # fmt: skip
-    assert untouched["valid"]["energy_mae"] == pytest.approx(expected, rel=1e-5)
+    assert untouched["valid"].energy_mae == pytest.approx(expected, rel=1e-5)
 
 
 def _structures(path):
-    return data.load(path)
+    return data.read_structures(path)
 
 
 def test_isolated_atoms_set_e0_and_are_not_trained_on(shifted, folder, arguments, tmp_path):
@@ -84,17 +82,17 @@ def test_isolated_atoms_set_e0_and_are_not_trained_on(shifted, folder, arguments
     images = [lone[0], *ase.io.read(shifted, ":"), lone[1]]
     ase.io.write(tmp_path / "train.extxyz", images, format="extxyz")
     given = ("--train", tmp_path / "train.extxyz")
-    made = setup.prepare(options_of(arguments, tmp_path / "run", *given))
+    made = setup.begin(options_of(arguments, tmp_path / "run", *given))
     old = equijax.load(folder / "model").variables["constants"]["atomic_energies"]
     np.testing.assert_array_equal(made.energies, [[-101.0, old[0, 1], -102.0]])
     assert made.e0 == "isolated-atom" and made.graphs is not made.untouched_graphs
     assert len(made.items["train"]) + len(made.items["valid"]) == 6
     assert {len(i.labelled.atoms) for name in ("train", "valid") for i in made.items[name]} == {8}
-    kept = setup.prepare(options_of(arguments, tmp_path / "run", *given, "--e0", "model"))
+    kept = setup.begin(options_of(arguments, tmp_path / "run", *given, "--e0", "model"))
     np.testing.assert_array_equal(kept.energies, old)
     assert any("2 isolated atom(s) set apart: their energies are not used" in text for text in kept.messages)
     with pytest.raises(ValueError, match=r"two isolated-atom energies of Na: -5.0 eV by --e0-values"):
-        setup.prepare(options_of(arguments, tmp_path / "run", *given, "--e0", "given", "--e0-values", "Na=-5"))
+        setup.begin(options_of(arguments, tmp_path / "run", *given, "--e0", "given", "--e0-values", "Na=-5"))
 
 
 def test_an_unknown_head_of_the_data_is_refused_before_work(folder, arguments, tmp_path):
@@ -103,8 +101,8 @@ def test_an_unknown_head_of_the_data_is_refused_before_work(folder, arguments, t
     ase.io.write(tmp_path / "a.extxyz", images)
     argv = ("--train", tmp_path / "a.extxyz")
     with pytest.raises(ValueError, match=r"^frame 4 of \S*a.extxyz: head 'pbe' is not one of the model's: Default; re"):
-        setup.prepare(options_of(arguments, tmp_path / "run", *argv, "--valid", folder / "test.extxyz"))
-    setup.prepare(options_of(arguments, tmp_path / "run", *argv, "--head-key", "none"))
+        setup.begin(options_of(arguments, tmp_path / "run", *argv, "--valid", folder / "test.extxyz"))
+    setup.begin(options_of(arguments, tmp_path / "run", *argv, "--head-key", "none"))
 
 
 def test_a_run_of_a_library_user_is_in_float64(folder, arguments, tmp_path):
@@ -115,18 +113,18 @@ def test_a_run_of_a_library_user_is_in_float64(folder, arguments, tmp_path):
     result = run.run(options)
     assert not jax.config.jax_enable_x64
     start = equijax.load(folder / "model")
-    saved = files.load(out / "adapter", start.config, start.variables).adapters
+    saved = files.load(out / "adapter", start).adapters
     for x in jax.tree.leaves(saved):
         assert x.dtype == np.float64 and np.abs(x - x.astype(np.float32)).max() > 0
     structures = _structures(test)
     found = start.evaluate([s.atoms for s in structures], compute=Compute())
     expected = np.mean([np.abs(f.forces - s.forces) for f, s in zip(found, structures, strict=True)])
-    assert result["before"]["errors"]["valid"]["forces_mae"] == pytest.approx(expected, rel=1e-10)
+    assert result.before.errors["valid"].forces_mae == pytest.approx(expected, rel=1e-10)
 
 
 def test_float64_is_refused_where_jax_would_lower_it():
     with pytest.raises(ValueError, match="float64 needs"):
-        trainer.init({"w": np.ones(2)}, optimizer.TrainConfig(), 1)
+        trainer.init({"w": np.ones(2)}, TRAINING, total_steps=1)
     with jax.enable_x64(True):
-        assert trainer.init({"w": np.ones(2)}, optimizer.TrainConfig(), 1).trainable["w"].dtype == np.float64
+        assert trainer.init({"w": np.ones(2)}, TRAINING, total_steps=1).trainable["w"].dtype == np.float64
     assert potential.cast(np.ones(2), "float64").dtype == np.float64

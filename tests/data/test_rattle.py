@@ -58,7 +58,7 @@ def test_errors_are_the_known_ones(labelled, tmp_path, capsys):
 def test_an_adapter_and_a_missing_label(labelled, model, tmp_path, capsys):
     start = lora.init_delta(model.variables["params"], ("readouts_0",))
     start.arrays["readouts_0/linear"]["delta"] = start.arrays["readouts_0/linear"]["delta"] + 1.0
-    files.save(tmp_path / "adapter", start, model.config, model.variables)
+    files.save(tmp_path / "adapter", start, base=model)
     argv = ["--model", str(labelled / "model"), "--data", str(labelled / "salt.extxyz"), "--out", str(tmp_path / "out"),
             "--adapter", str(tmp_path / "adapter"), "--energy-key", "none"]  # fmt: skip
     assert evaluate.main(argv) == 0
@@ -98,7 +98,7 @@ def test_rattled_supercells(salt, tmp_path, capsys):
     assert rattle.main(argv) == 0
     images = ase.io.read(tmp_path / "structures.extxyz", ":")
     posted = [ase.io.read(tmp_path / "poscars" / f"POSCAR-{i:03d}") for i in range(1, 5)]
-    perfect = make_supercell(ase.io.read(salt), (2, 1, 1), 0.0)
+    perfect = make_supercell(ase.io.read(salt), (2, 1, 1), min_length=0.0)
     assert len(images) == 4
     for atoms, poscar in zip(images, posted, strict=True):
         assert len(atoms) == 16 and atoms.pbc.all() and "rattled" in atoms.info["kind"]
@@ -114,8 +114,8 @@ def test_rattled_supercells(salt, tmp_path, capsys):
 
 
 def test_supercell_is_long_enough_and_frames_of_relaxations_join(salt, labelled, model, tmp_path):
-    assert len(make_supercell(ase.io.read(salt), None, 8.0)) == 64
-    primitive = make_supercell(bulk("Si", a=5.43), None, 9.0)  # heights of 3.135 A
+    assert len(make_supercell(ase.io.read(salt), None, min_length=8.0)) == 64
+    primitive = make_supercell(bulk("Si", a=5.43), None, min_length=9.0)  # heights of 3.135 A
     assert len(primitive) == 2 * 27
     argv = ["--structure", str(salt), "--out", str(tmp_path), "--number", "3", "--candidates", "3", "--min-length", "5",
             "--model", str(labelled / "model"), "--relaxations", "1", "--relaxation-steps", "2"]  # fmt: skip
@@ -128,7 +128,7 @@ def test_supercell_is_long_enough_and_frames_of_relaxations_join(salt, labelled,
 
 
 def test_rattles_that_cannot_be(salt, tmp_path, capsys):
-    crystal = make_supercell(ase.io.read(salt), (1, 1, 1), 0.0)
+    crystal = make_supercell(ase.io.read(salt), (1, 1, 1), min_length=0.0)
     with pytest.raises(ValueError, match="rattling by 3.0 A brings atoms closer"):
         rattled(crystal, RattleConfig(salt, tmp_path, rattle=(3.0,)))
     with pytest.raises(ValueError, match="number 10 must be between 1 and the 5 candidates"):

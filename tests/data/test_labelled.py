@@ -13,6 +13,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from phonopy.file_IO import write_FORCE_CONSTANTS, write_FORCE_SETS
 
 from equijax import data, graph, potential, testing
+from equijax.data import isolated, labelled, phonopy_files
+from equijax.data.items import batch, plan, prepare, size_of
 from equijax.structures import to_ase
 from equijax.units import GPA_PER_EV_A3
 
@@ -41,14 +43,14 @@ def test_labels_under_both_names(tmp_path):
     reference = labelled_atoms()
     own = testing.rattled(seed=1)
     own.calc = SinglePointCalculator(own, energy=-3.0, forces=np.ones((8, 3)), stress=np.arange(6) / 100)
-    a, b = data.load(write(tmp_path / "a.extxyz", [reference, own]))
+    a, b = data.read_structures(write(tmp_path / "a.extxyz", [reference, own]))
     assert (a.energy, b.energy) == (-25.0, -3.0)
     np.testing.assert_allclose(a.forces, reference.arrays["REF_forces"], atol=1e-7)
     np.testing.assert_allclose(b.stress, [[0, 0.05, 0.04], [0.05, 0.01, 0.03], [0.04, 0.03, 0.02]])
     assert a.source == f"frame 0 of {tmp_path / 'a.extxyz'}" and a.atoms.calc is None and not a.atoms.info
-    again = data.load(write(tmp_path / "b.extxyz", [data.to_atoms(s) for s in (a, b)]))
-    assert data.sha256(again) == data.sha256([b, a])
-    assert data.sha256([dataclasses.replace(a, energy=0.0), b]) != data.sha256([a, b])
+    again = data.read_structures(write(tmp_path / "b.extxyz", [data.to_atoms(s) for s in (a, b)]))
+    assert labelled.sha256(again) == labelled.sha256([b, a])
+    assert labelled.sha256([dataclasses.replace(a, energy=0.0), b]) != labelled.sha256([a, b])
 
 
 def test_one_frame_is_one_level_of_theory(tmp_path):
@@ -59,7 +61,7 @@ def test_one_frame_is_one_level_of_theory(tmp_path):
     atoms.calc = SinglePointCalculator(atoms, energy=-3.0, stress=np.arange(6) / 100)
     path = write(tmp_path / "a.extxyz", atoms)
     with pytest.warns(UserWarning, match="'stress' in 1 of 1 frames .* was not read; --stress-key stress reads it"):
-        (found,) = data.load(path)
+        (found,) = data.read_structures(path)
     assert found.energy == 1.0 and found.stress is None
 
 
@@ -68,17 +70,17 @@ def test_missing_labels_are_missing(tmp_path):
     del bare.arrays["REF_forces"]
     bare.info |= {"REF_energy": np.nan, "REF_stress": np.full(6, np.nan)}
     partial.arrays["REF_forces"][3] = np.nan
-    a, b = data.load(write(tmp_path / "a.extxyz", [bare, partial]))
+    a, b = data.read_structures(write(tmp_path / "a.extxyz", [bare, partial]))
     assert a.energy is None and a.forces is None and a.stress is None
     assert np.isnan(b.forces[3]).all() and np.isfinite(np.delete(b.forces, 3, 0)).all()
     molecule = ase.Atoms("NaCl", [[0, 0, 0], [0, 0, 2.4]], info={"REF_energy": 1.0, "REF_stress": np.ones(6)})
-    assert data.load(write(tmp_path / "b.extxyz", molecule))[0].stress is None
+    assert data.read_structures(write(tmp_path / "b.extxyz", molecule))[0].stress is None
 
 
 def test_keys_weights_heads_and_virials(tmp_path):
     atoms = labelled_atoms(dft_e=-7.0, w=0.5, head="b", vir=np.diag([1.0, 2.0, 3.0]))
     keys = data.Keys(energy_key="dft_e", forces_key="none", stress_key="none", virials_key="vir", weight_key="w")
-    (found,) = data.load(write(tmp_path / "a.extxyz", atoms), keys)
+    (found,) = data.read_structures(write(tmp_path / "a.extxyz", atoms), keys)
     assert (found.energy, found.forces, found.weight, found.head) == (-7.0, None, 0.5, "b")
     np.testing.assert_allclose(found.stress, -np.diag([1.0, 2.0, 3.0]) / atoms.get_volume())
 
@@ -89,7 +91,7 @@ def test_what_cannot_be_right_is_refused_by_file_and_frame(tmp_path):
         if second is not None:
             images[1].arrays["REF_forces"] = second
         with pytest.raises(ValueError) as caught:
-            data.load(write(tmp_path / "a.extxyz", images), keys)
+            data.read_structures(write(tmp_path / "a.extxyz", images), keys)
         text = str(caught.value)
         assert "\n" not in text and (keys or f"frame 1 of {tmp_path / 'a.extxyz'}: " in text)
         return text
@@ -107,15 +109,15 @@ def test_what_cannot_be_right_is_refused_by_file_and_frame(tmp_path):
     with pytest.raises(
         ValueError, match="no energies, forces or stresses; the first frame has nothing but a structure"
     ):
-        data.load(write(tmp_path / "b.extxyz", testing.rattled()))
+        data.read_structures(write(tmp_path / "b.extxyz", testing.rattled()))
     zeros = [labelled_atoms(i, REF_stress=np.zeros(6)) for i in range(2)]
     with pytest.raises(ValueError, match="all 2 stresses are exactly zero"):
-        data.load(write(tmp_path / "c.extxyz", zeros))
+        data.read_structures(write(tmp_path / "c.extxyz", zeros))
     (tmp_path / "d.extxyz").write_text((tmp_path / "a.extxyz").read_text()[:-200])
     with pytest.raises(ValueError, match=r"frame 1 of .*d.extxyz: ASE cannot read it"):
-        data.load(tmp_path / "d.extxyz")
+        data.read_structures(tmp_path / "d.extxyz")
     with pytest.raises(FileNotFoundError, match="no file"):
-        data.load(tmp_path / "absent.extxyz")
+        data.read_structures(tmp_path / "absent.extxyz")
 
 
 @pytest.mark.parametrize(
@@ -133,19 +135,19 @@ def test_stress_units_and_sign_against_a_model(factor, likely):
         structures.append(data.Labelled(atoms, stress=scale * truth, source=f"x:{i}"))
         predicted.append(1.2 * truth + 0.001 * rng.normal(size=(3, 3)))
     with pytest.raises(ValueError, match=rf"stress labels from x:0 on .* look like .*{likely}"):
-        data.check_stress(structures, predicted)
+        labelled.check_stress(structures, predicted)
     right = [dataclasses.replace(s, stress=p + 0.05 * np.eye(3)) for s, p in zip(structures, predicted, strict=True)]
-    slope, correlation = data.check_stress(right, [-0.05 * np.eye(3) + p for p in predicted])
+    slope, correlation = labelled.check_stress(right, [-0.05 * np.eye(3) + p for p in predicted])
     assert slope == pytest.approx(1.0) and correlation == pytest.approx(1.0)
 
 
 def test_split_is_seeded_and_complete():
-    first, again, other = data.split(10, 0.2, 3), data.split(10, 0.2, 3), data.split(10, 0.2, 4)
+    first, again, other = (labelled.split(10, 0.2, seed=seed) for seed in (3, 3, 4))
     assert first == again != other
     assert sorted(first.train + first.valid) == list(range(10)) and len(first.valid) == 2
-    assert len(data.split(2, 0.01).valid) == 1 and len(data.split(2, 0.99).train) == 1
+    assert len(labelled.split(2, 0.01).valid) == 1 and len(labelled.split(2, 0.99).train) == 1
     with pytest.raises(ValueError, match="cannot be split"):
-        data.split(1, 0.2)
+        labelled.split(1, 0.2)
 
 
 def compound(symbols, energy, **others):
@@ -154,23 +156,27 @@ def compound(symbols, energy, **others):
 
 def test_refitted_energies_follow_the_residual():
     structures = [compound("NaCl", 5.0), compound("Na2", 2.0), compound("Cl", None)]
-    found = data.refit(CONFIG, VARIABLES, structures, [2.0, 1.0, 100.0], head=1)
+    found = isolated.refit(CONFIG, VARIABLES, structures=structures, predicted=[2.0, 1.0, 100.0], head=1)
     np.testing.assert_allclose(found.values - E0, [[0, 0, 0], [0.5, 0, 2.5]], atol=1e-12)
     assert not found.deficient and "Na +0.5000, Cl +2.5000" in found.message
 
 
 def test_one_compound_does_not_fix_two_elements():
-    found = data.refit(CONFIG, VARIABLES, [compound("NaCl", 5.0), compound("NaCl", 5.2)], [2.0, 2.0])
+    found = isolated.refit(
+        CONFIG, VARIABLES, structures=[compound("NaCl", 5.0), compound("NaCl", 5.2)], predicted=[2.0, 2.0]
+    )
     np.testing.assert_allclose(found.values - E0, [[1.55, 0, 1.55], [0, 0, 0]])
     assert found.deficient and "1 independent composition(s) for 2 elements (Na, Cl)" in found.message
     with pytest.raises(ValueError, match="no structure has an energy"):
-        data.refit(CONFIG, VARIABLES, [compound("NaCl", None)], [2.0])
+        isolated.refit(CONFIG, VARIABLES, structures=[compound("NaCl", None)], predicted=[2.0])
 
 
 def test_given_energies():
-    np.testing.assert_array_equal(data.given(CONFIG, VARIABLES, {"Si": 9.0}, head=1).values, [E0[0], [1.0, 9.0, 3.0]])
+    np.testing.assert_array_equal(
+        isolated.given(CONFIG, VARIABLES, energies={"Si": 9.0}, head=1).values, [E0[0], [1.0, 9.0, 3.0]]
+    )
     with pytest.raises(ValueError, match="E0 of 'Fe': not an element"):
-        data.given(CONFIG, VARIABLES, {"Fe": 1.0})
+        isolated.given(CONFIG, VARIABLES, energies={"Fe": 1.0})
 
 
 def test_batch_masks_what_is_missing():
@@ -182,9 +188,9 @@ def test_batch_masks_what_is_missing():
             testing.rattled("Si", "diamond", 5.4), head="b", tangents=np.ones((8, 2, 3)), hvp=np.ones((8, 2, 3))
         ),
     ]
-    items = data.prepare(structures, CONFIG)
-    size = graph.Size(24, data.size_of(items, CONFIG).slots, 4, 5)
-    g = data.batch(items, CONFIG, E0, size)
+    items = prepare(structures, CONFIG)
+    size = graph.Size(24, size_of(items, CONFIG).slots, 4, 5)
+    g = batch(items, CONFIG, energies=E0, size=size)
     labels, nodes = g.globals.labels, g.nodes.labels
     np.testing.assert_allclose(labels.energy, [-20.0 + 4 * 1.0 + 4 * 3.0, 0, 0, 0, 0])
     np.testing.assert_array_equal(labels.energy_mask, [1, 0, 0, 0, 0])
@@ -199,21 +205,21 @@ def test_batch_masks_what_is_missing():
 
 
 def test_plan_keeps_to_its_budgets():
-    items = data.prepare([data.Labelled(testing.rattled(seed=i, repeat=(1 + i % 3, 1, 1))) for i in range(9)], CONFIG)
-    cost = max(data.size_of([item], CONFIG).cost for item in items)
-    batches = data.plan(items, 3, cost, np.random.default_rng(0))
+    items = prepare([data.Labelled(testing.rattled(seed=i, repeat=(1 + i % 3, 1, 1))) for i in range(9)], CONFIG)
+    cost = max(size_of([item], CONFIG).cost for item in items)
+    batches = plan(items, 3, slots=cost, rng=np.random.default_rng(0))
     assert sorted(i for b in batches for i in b) == list(range(9))
-    assert batches == data.plan(items, 3, cost, np.random.default_rng(0)) != data.plan(items, 3, cost)
-    assert all(len(b) <= 3 and data.size_of([items[i] for i in b], CONFIG).cost <= cost for b in batches)
-    assert data.plan(items, 3, 1) == [[i] for i in range(9)]  # one structure at least
+    assert batches == plan(items, 3, slots=cost, rng=np.random.default_rng(0)) != plan(items, 3, slots=cost)
+    assert all(len(b) <= 3 and size_of([items[i] for i in b], CONFIG).cost <= cost for b in batches)
+    assert plan(items, 3, slots=1) == [[i] for i in range(9)]  # one structure at least
 
 
 def test_structures_the_model_cannot_describe():
     copper = data.Labelled(bulk("Cu"), source="x.xyz:4")
     with pytest.raises(ValueError, match="x.xyz:4: atom 0 of element Cu"):
-        data.prepare([copper], CONFIG)
+        prepare([copper], CONFIG)
     with pytest.raises(ValueError, match="x.xyz:4: head 'c' is not one of the model's: a, b"):
-        data.prepare([data.Labelled(bulk("Si"), source="x.xyz:4", head="c")], CONFIG)
+        prepare([data.Labelled(bulk("Si"), source="x.xyz:4", head="c")], CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -257,15 +263,15 @@ def test_phonopy_files_round_trip(phonon, kind, tmp_path, monkeypatch):
         write_FORCE_CONSTANTS(phi[phonon.primitive.p2s_map], filename=path, p2s_map=phonon.primitive.p2s_map)
     else:
         phonon.save(path)
-    np.testing.assert_allclose(data.force_constants(path).values, phi, atol=1e-6)
-    (product,) = data.load(path, tangents=3, seed=1)[-1:]
+    np.testing.assert_allclose(phonopy_files.force_constants(path).values, phi, atol=1e-6)
+    (product,) = data.read_structures(path, tangents=3, seed=1)[-1:]
     np.testing.assert_allclose(product.hvp, np.einsum("ijab,jtb->ita", phi, product.tangents), atol=1e-6)
     assert product.energy is None and product.forces is None
     if path.name == "FORCE_CONSTANTS":
         with pytest.raises(ValueError, match="force constants but no forces: ask for tangents"):
-            data.load(path)
+            data.read_structures(path)
         return
-    displaced = data.load(path)
+    displaced = data.read_structures(path)
     assert len(displaced) == len(phonon.forces) == 2
     for s, f, cell in zip(displaced, phonon.forces, phonon.supercells_with_displacements, strict=True):
         np.testing.assert_allclose(s.forces, f, atol=1e-9)
@@ -276,10 +282,10 @@ def test_phonopy_files_without_what_they_need(phonon, tmp_path):
     phonon, _ = phonon
     phonon.save(tmp_path / "empty.yaml", settings={"force_sets": False, "force_constants": False})
     with pytest.raises(ValueError, match="neither forces nor force constants in it"):
-        data.load(tmp_path / "empty.yaml")
+        data.read_structures(tmp_path / "empty.yaml")
     (tmp_path / "FORCE_SETS").write_text("16\n")
     with pytest.raises(FileNotFoundError, match="needs the structure it belongs to"):
-        data.load(tmp_path / "FORCE_SETS")
+        data.read_structures(tmp_path / "FORCE_SETS")
 
 
 @pytest.mark.parametrize(
@@ -290,11 +296,11 @@ def test_vasp_runs(stored, name, kbar, tmp_path):
     """Files that come with ASE; the stress against the numbers VASP prints (kbar, positive under compression)."""
     text = (Path(ase.__file__).parent / "test" / "testdata" / "vasp" / stored).read_text()
     (tmp_path / name).write_text(text)
-    found = data.load(tmp_path / name)[-1]
+    found = data.read_structures(tmp_path / name)[-1]
     lines = text.splitlines()
     last = max(i for i, line in enumerate(lines) if kbar in line)
     printed = lines[last].split()[2:5] if name == "OUTCAR" else [lines[last + 1 + i].split()[1 + i] for i in range(3)]
     pressure = -np.trace(found.stress) / 3 * 10 * GPA_PER_EV_A3
     assert pressure == pytest.approx(np.mean([float(x) for x in printed]), abs=0.01)
     assert found.energy < 0 and found.forces.shape == (len(found.atoms), 3)
-    assert found.source == f"frame {len(data.load(tmp_path / name)) - 1} of {tmp_path / name}"
+    assert found.source == f"frame {len(data.read_structures(tmp_path / name)) - 1} of {tmp_path / name}"

@@ -30,7 +30,8 @@ BEST = 7
 # Renames of the best weights, and of files, take a while; the process is killed some time after an epoch.
 KILLED = """
 import os, random, signal, sys, threading, time
-from equijax import finetune, report
+from equijax.finetune import report
+from equijax.programs import finetune
 epoch = int(sys.argv.pop(1))
 draw = random.Random(epoch)
 def slowly(function):
@@ -160,7 +161,7 @@ def test_a_half_written_last_line_of_the_log_resumes(cut, tmp_path):
     log = tmp_path / "metrics.jsonl"
     lines = (path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
     log.write_text("".join(lines + lines[1:]) + lines[0][: random.Random(0).randrange(1, len(lines[0]) - 1)])
-    with report.Log(log, trainer.Progress(epoch=2), 1, 0) as writer:
+    with report.Log(log, trainer.Progress(epoch=2), steps=1, done=0) as writer:
         writer({"epoch": 3, "loss": 1.0})
     assert log.read_text() == "".join(lines[:2]) + '{"epoch": 3, "loss": 1.0}\n'
     log.write_text("not JSON\n" + lines[1])

@@ -15,13 +15,16 @@ import pytest
 
 from equijax import data, parallel, potential
 from equijax.adapters import lora
-from equijax.finetune import loader, loss, trainer
+from equijax.data.items import prepare
+from equijax.finetune import loader, trainer
 from equijax.finetune import optimizer as optimizer_module
-from equijax.finetune.optimizer import TrainConfig, moving_average
+from equijax.finetune.optimizer import moving_average
+from equijax.finetune.options import LOSS, TRAINING
+from equijax.finetune.strategies import Trainable
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = jnp.array([1.0, -2.0, 3.0])
-PLAN = TrainConfig(lr=0.05, warmup=2, epochs=3)
+PLAN = dataclasses.replace(TRAINING, lr=0.05, warmup=2, epochs=3)
 
 
 def toy_step(plan, steps):
@@ -41,23 +44,24 @@ def toy_step(plan, steps):
 
 def run(plan, values=None, graphs=(0.0, 0.0), log=lambda record: None, save=lambda *a: None, start=None):
     """Fit the toy, on from `start` or anew; validation losses are `values` where given."""
-    state, progress = start or (trainer.init(jnp.zeros(3), plan, plan.epochs * len(graphs)), trainer.Progress())
+    fresh = trainer.init(jnp.zeros(3), plan, total_steps=plan.epochs * len(graphs))
+    state, progress = start or (fresh, trainer.Progress())
     losses = iter(values) if values is not None else None
 
     def evaluate(x):
         return {"loss": next(losses) if losses else float(((x - TARGET) ** 2).sum())}
 
-    batches = [trainer.Batch(g, (f"file:{i}",)) for i, g in enumerate(graphs)]
-    return trainer.fit(
-        state, progress, step=toy_step(plan, plan.epochs * len(graphs)), batches=lambda epoch: batches,
-        evaluate=evaluate, options=plan, save=save, log=log,
-    )  # fmt: skip
+    batches = [loader.Batch(g, (f"file:{i}",)) for i, g in enumerate(graphs)]
+    step = toy_step(plan, plan.epochs * len(graphs))
+    hooks = trainer.Hooks(step, lambda epoch: batches, evaluate, save, log)
+    return trainer.fit(state, progress, hooks=hooks, options=plan)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "amsgrad", "sgd", "schedule_free"])
 def test_every_optimizer_descends(optimizer):
     schedule = "constant" if optimizer == "schedule_free" else "cosine"
-    plan = TrainConfig(optimizer=optimizer, lr=0.1, schedule=schedule, warmup=2, clip=1.0, epochs=60)
+    changes = {"optimizer": optimizer, "lr": 0.1, "schedule": schedule, "warmup": 2, "clip": 1.0, "epochs": 60}
+    plan = dataclasses.replace(TRAINING, **changes)
     state, progress, reason = run(plan)
     weights = trainer.evaluated(state._replace(ema=state.trainable), plan)
     np.testing.assert_allclose(weights, TARGET, atol=0.3)
@@ -121,25 +125,27 @@ def test_a_run_out_of_patience_does_not_go_on_when_it_is_resumed():
 
 def test_average_forgets_the_start_quickly_then_holds():
     ema, new = jnp.zeros(()), jnp.ones(())
-    np.testing.assert_allclose(moving_average(ema, new, jnp.int32(0), 0.99), 0.9)
-    np.testing.assert_allclose(moving_average(ema, new, jnp.int32(10**6), 0.99), 0.01, rtol=1e-5)
+    np.testing.assert_allclose(moving_average(ema, new, step=jnp.int32(0), decay=0.99), 0.9)
+    np.testing.assert_allclose(moving_average(ema, new, step=jnp.int32(10**6), decay=0.99), 0.01, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name, value", [("lr", 0.0), ("ema", 1.0), ("epochs", 0), ("optimizer", "schedule_free")])
 def test_impossible_options_are_refused(name, value):
     with pytest.raises(ValueError, match=rf"{name} = {value}|needs schedule='constant'"):
-        TrainConfig(**{name: value})
+        dataclasses.replace(TRAINING, **{name: value})
 
 
 def real_step(folder, student, mesh=None, devices=1):
     """One compiled step on the small model, its state, and the batches of an epoch."""
-    plan = TrainConfig(optimizer="adamw", lr=0.01, warmup=1, weight_decay=0.1)
-    items = data.prepare(data.load(folder / "train.extxyz"), student.config)[:4]
+    plan = dataclasses.replace(TRAINING, optimizer="adamw", lr=0.01, warmup=1, weight_decay=0.1)
+    items = prepare(data.read_structures(folder / "train.extxyz"), student.config)[:4]
     e0 = student.variables["constants"]["atomic_energies"]
-    eats = loader.Feed(student.config, e0, items, batch_size=4 // devices, mesh=mesh)
-    start = lora.init_lora(student.variables["params"], 2, 2.0)
-    step = trainer.make_step(student.config, lora.apply, loss.LossConfig(kind="mse"), plan, 10, mesh=mesh)
-    return step, trainer.init(start, plan, 10), loader.epoch(eats, 0)
+    training = loader.TrainingSet(student.config, e0, items, batch_size=4 // devices, mesh=mesh)
+    params = potential.cast(student.variables["params"], "float32")
+    trained = Trainable(lora.init_lora(params, 2, alpha=2.0), lora.apply)
+    losses = dataclasses.replace(LOSS, loss="mse", forces_weight=1.0, stress_weight=1.0)
+    step = trainer.make_step(student.config, trained, losses=losses, options=plan, total_steps=10, mesh=mesh)
+    return step, trainer.init(trained.start, plan, total_steps=10), loader.epoch(training, 0)
 
 
 def test_a_bad_step_leaves_the_state_alone_and_none_recompiles(folder, student):
@@ -170,9 +176,8 @@ def test_two_devices_give_what_one_gives(folder, student, tmp_path):
     step, state, (batch,) = real_step(folder, student)
     state, _ = step(state, potential.cast(student.variables, "float32"), batch.graph)
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_train; test_train.two_devices()"
-    )
+    here = str(Path(__file__).parent)
+    code = f"import sys; sys.path.insert(0, {here!r}); import test_trainer; test_trainer.two_devices()"
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder), str(tmp_path / "x.npz")],
         env=environment,
