@@ -69,7 +69,7 @@ def cost(ff, n: int) -> dict:
         "seconds_per_q": seconds,
         "seconds_first_call": first,
         "us_per_atom_and_real_column": 1e6 * seconds / (6 * len(atoms) ** 2),
-        "finite_route_atoms": dynamical.interaction_range(ff, atoms)["atoms"],
+        "finite_route_atoms": dynamical.interaction_range(ff, atoms).atoms,
     }
 
 

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ase
 import jax
+import jraph
 import numpy as np
 from ase.calculators.calculator import Calculator
 from tqdm import tqdm
@@ -17,6 +18,9 @@ from equijax.errors import InputError, NotFinite
 from equijax.graph import packing, prefetch
 from equijax.graph.fields import Topology
 from equijax.potential import Evaluated
+
+if TYPE_CHECKING:
+    from equijax.relax import batched
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +88,7 @@ class ForceField:
 
         return EquijaxCalculator(self, dtype=dtype, fast=fast)
 
-    def specialise(self, species, tolerance: dict | None = None) -> "ForceField":
+    def specialise(self, species: Iterable[int | str], tolerance: dict | None = None) -> "ForceField":
         """The same potential for these species alone, several times faster: see `equijax.specialise`.
 
         Made once for each set of species; the errors against this model are printed and stand in its
@@ -134,7 +138,7 @@ class ForceField:
         called = names or [f"structure {i}" for i in range(len(images))]
         called = [f"{name} ({a.get_chemical_formula()})" for name, a in zip(called, images, strict=True)]
 
-        def attempt(i: int, function: Callable, *args):
+        def attempt(i: int, function: Callable, *args: Any) -> Any:
             """The value; None, and an entry in the results, where it fails and errors are to be reported."""
             try:
                 return function(*args, called[i])
@@ -162,7 +166,7 @@ class ForceField:
             bar.update(len(images) - bar.n)
         return [result for result in results if result is not None]
 
-    def relax(self, images: list[ase.Atoms], **options) -> list:
+    def relax(self, images: Sequence[ase.Atoms], **options: Any) -> list["batched.Relaxed"]:
         """Relax many structures in batches; see `equijax.relax.batched.relax`."""
         from equijax.relax import batched
 
@@ -179,7 +183,7 @@ class ForceField:
         if waiting is not None:
             yield self._finished(*waiting)
 
-    def _finished(self, batch: packing.Batch, padded, started) -> tuple:
+    def _finished(self, batch: packing.Batch, padded: jraph.GraphsTuple, started: derivatives.Derivatives) -> tuple:
         out = derivatives.finish(self.config, self.variables, padded, started)
         return batch, list(_split(out, [s.atoms for s in batch.members]))
 

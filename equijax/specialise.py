@@ -121,7 +121,9 @@ def fold(config: ModelConfig, variables: dict, small: ModelConfig) -> dict:
     return out
 
 
-def _linear_maps(config: ModelConfig, params: dict, constants: dict, rows: list[int], embedding: np.ndarray, t: int):
+def _linear_maps(
+    config: ModelConfig, params: dict, constants: dict, rows: np.ndarray, embedding: np.ndarray, t: int
+) -> dict:
     """Everything of interaction t that is a matrix: see `fold`."""
     block, product = params[f"interactions_{t}"], params[f"products_{t}"]
     name, channels = config.interaction_name(t), config.channels
@@ -146,7 +148,7 @@ def _linear_maps(config: ModelConfig, params: dict, constants: dict, rows: list[
     return out
 
 
-def _tables(config: ModelConfig, params: dict, constants: dict, small: ModelConfig):
+def _tables(config: ModelConfig, params: dict, constants: dict, small: ModelConfig) -> list[dict]:
     """Per interaction {"radial": [pairs rows, P, C], "density": [pairs rows]}, stacked by pair of species."""
     from scipy.interpolate import make_lsq_spline  # not at the top: few models need it
 
@@ -175,7 +177,7 @@ def _tables(config: ModelConfig, params: dict, constants: dict, small: ModelConf
     return tables
 
 
-def _radial_functions(config: ModelConfig, params: dict, constants: dict, r: np.ndarray, a: int, b: int):
+def _radial_functions(config: ModelConfig, params: dict, constants: dict, r: np.ndarray, a: int, b: int) -> np.ndarray:
     """[len(r), F] hidden units of the radial MLP, and the density's edge function, of every interaction in turn."""
     with jax.enable_x64(True):
         shape = (1, len(r))
@@ -194,7 +196,7 @@ def _radial_functions(config: ModelConfig, params: dict, constants: dict, r: np.
     return np.concatenate(out, axis=1)
 
 
-def _compile_kernels(config: ModelConfig):
+def _compile_kernels(config: ModelConfig) -> None:
     """Start compiling C++ kernels on other cores: the check waits for those of float64, a later call for float32."""
     if not has_kernel(config.channels, "float64"):
         return
@@ -210,11 +212,11 @@ def _compile_kernels(config: ModelConfig):
     pool.shutdown(wait=False)
 
 
-def _paths(config: ModelConfig, t: int):
+def _paths(config: ModelConfig, t: int) -> list:
     return couplings.conv_paths(config.input_lmax(t), config.max_ell, config.max_ell)
 
 
-def _check_structures(config: ModelConfig, numbers: Sequence[int]):
+def _check_structures(config: ModelConfig, numbers: Sequence[int]) -> list[tuple[ase.Atoms, graph.Edges]]:
     """Rattled crystals of random occupation, from compressed to stretched, that hold every species."""
     rng = np.random.default_rng(0)
     out = []
@@ -229,7 +231,9 @@ def _check_structures(config: ModelConfig, numbers: Sequence[int]):
     return out
 
 
-def _evaluate(config: ModelConfig, variables: dict, structures: Sequence[ase.Atoms]):
+def _evaluate(
+    config: ModelConfig, variables: dict, structures: list[tuple[ase.Atoms, graph.Edges]]
+) -> dict[str, np.ndarray]:
     """energy per atom [G], forces [N, 3] and the Hessian times a fixed random displacement, in float64."""
     batch = graph.build(structures, config)
     num = sum(len(atoms) for atoms, _ in structures)
@@ -269,5 +273,5 @@ def numbers(config: ModelConfig, species: Iterable[int | str]) -> tuple[int, ...
     return chosen
 
 
-def _symbols(numbers: Sequence[int]):
+def _symbols(numbers: Iterable[int]) -> str:
     return ", ".join(ase.data.chemical_symbols[z] if 0 <= z < 119 else str(z) for z in numbers)

@@ -93,4 +93,4 @@ def test_force_constants_say_that_they_ignore_fixed_atoms():
     with pytest.raises(ValueError, match="largest force is 0"):
         symmetric.refuse_unrelaxed(found, "slab")
     with pytest.raises(ValueError, match="is on a fixed atom"):
-        symmetric.refuse_unrelaxed(found | {"max_free_force_eV_A": 1e-5}, "slab")
+        symmetric.refuse_unrelaxed(found._replace(max_free_force_eV_A=1e-5), "slab")

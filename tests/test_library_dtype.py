@@ -77,7 +77,7 @@ def test_float32_would_have_been_noticed(reference):
 
 
 def test_relaxation_is_float64(reference):
-    _, report = symmetric.relax(FF, ATOMS, fmax=1e3, cell=False, symmetry=False, steps=1)
+    _, report = symmetric.relax(FF, ATOMS, fmax=1e3, cell=False, symprec=None, steps=1)
     assert report["max_force_eV_A"] == pytest.approx(np.linalg.norm(reference["forces"], axis=1).max(), abs=1e-10)
 
 

@@ -113,7 +113,7 @@ def test_left_handed_cells_and_negative_supercells(supercell, turn):
     found = force_constants.make_phonon(turn(tetragonal()), supercell)
     force_constants.force_constants(SPRINGS, found)
     np.testing.assert_allclose(spectrum(found), spectrum(right), rtol=0, atol=1e-6)
-    assert max(list(force_constants.residuals(found).values())[1:]) < 1e-10
+    assert max(force_constants.residuals(found)[1:]) < 1e-10
     exact = found.replicate()
     dynamical.force_constants(SPRINGS, exact)
     np.testing.assert_allclose(exact.force_constants, found.force_constants, rtol=0, atol=1e-9)
@@ -143,7 +143,7 @@ def test_third_order_of_a_left_handed_cell_and_a_negative_supercell():
         ph3 = third_order.make_phono3py(atoms, supercell)
         values = third_order.force_constants(SPRINGS, ph3)
         found = third_order.residuals(ph3)
-        assert max(found["sum_rule_eV_A3"], found["permutation_eV_A3"]) < 1e-9
+        assert max(found[1:]) < 1e-9
         sizes.append(np.sort((values**2).sum((3, 4, 5)), axis=None))
     assert sizes[0].max() > 0.1
     np.testing.assert_allclose(*sizes, rtol=0, atol=1e-9)
@@ -209,7 +209,7 @@ def distinct_mesh(n):
     ],
 )
 def test_one_atom_without_a_mode_of_its_own(program, options, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(forcefield, "load", lambda path, head: ARGON)
+    monkeypatch.setattr(forcefield, "load", lambda path, head=None: ARGON)
     bulk("Ar", "fcc", a=5.3).write(tmp_path / "argon.extxyz")
     argv = [str(tmp_path / "argon.extxyz"), "--model", "none", "--out", str(tmp_path / "out"), *options.split()]
     assert program.main(argv) == 2
@@ -226,7 +226,7 @@ def test_one_atom_without_a_mode_of_its_own(program, options, message, tmp_path,
 )
 def test_few_modes_run_through(atoms, supercell, mesh, tmp_path, monkeypatch):
     """fcc on a mesh with modes, and Gamma alone of a crystal that has optical ones: numbers everywhere."""
-    monkeypatch.setattr(forcefield, "load", lambda path, head: ARGON)
+    monkeypatch.setattr(forcefield, "load", lambda path, head=None: ARGON)
     atoms.write(tmp_path / "argon.extxyz")
     common = [str(tmp_path / "argon.extxyz"), "--model", "none", "--mesh", *mesh.split()]
     options = ["--out", str(tmp_path / "phonons"), "--supercell", *supercell.split(), "--allow-unrelaxed"]

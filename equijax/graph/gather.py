@@ -8,7 +8,7 @@ Edge slot e = n K + k belongs to receiver n. Because the neighbour list is symme
 Both are linear, each is the other's transpose, and both batch: derivatives of any order and mode go through.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,14 +47,14 @@ def _register(primitive: Primitive, impl: Callable, transpose: Primitive, node_a
     """Give a linear primitive with index operands its abstract value, lowering, JVP, transpose and batching rules."""
     primitive.def_impl(jax.jit(impl))
 
-    def abstract(x: jax.Array, senders: jax.Array, reverse: jax.Array) -> jax.core.ShapedArray:
+    def abstract(x: Any, senders: Any, reverse: Any) -> jax.core.ShapedArray:
         out = jax.eval_shape(impl, x, senders, reverse)
         return jax.core.ShapedArray(out.shape, out.dtype)
 
     primitive.def_abstract_eval(abstract)
     mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=False))
 
-    def jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple:
+    def jvp(primals: tuple, tangents: tuple) -> tuple:
         x, senders, reverse = primals
         t = tangents[0]
         out = primitive.bind(x, senders, reverse)
@@ -62,14 +62,14 @@ def _register(primitive: Primitive, impl: Callable, transpose: Primitive, node_a
 
     ad.primitive_jvps[primitive] = jvp
 
-    def transpose_rule(ct: Any, x: jax.Array, senders: jax.Array, reverse: jax.Array) -> tuple:
+    def transpose_rule(ct: Any, x: Any, senders: jax.Array, reverse: jax.Array) -> tuple:
         if type(ct) is ad.Zero:
             return ad.Zero(x.aval), None, None
         return transpose.bind(ct, senders, reverse), None, None
 
     ad.primitive_transposes[primitive] = transpose_rule
 
-    def batch(args: Sequence[Any], dims: Sequence[int | None]) -> tuple:
+    def batch(args: tuple, dims: tuple) -> tuple:
         if any(d is not None for d in dims[1:]):
             # a batch of graphs (vmap over edges): map the plain gather, JAX batches that itself
             out = jax.vmap(impl, in_axes=tuple(dims))(*args)

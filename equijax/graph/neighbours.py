@@ -1,6 +1,6 @@
 """Neighbour lists of structures, and what is refused before one is made. Host-side numpy."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import ase
@@ -143,30 +143,34 @@ def compact(atoms: ase.Atoms, cutoff: float, name: str = "structure") -> Frame:
     return Frame(positions, cell[back], tuple(pbc.tolist()), cells)
 
 
-def _check_cells(cell: np.ndarray, repeats: np.ndarray, cutoff: float, name: str):
+def _check_cells(cell: np.ndarray, repeats: np.ndarray, cutoff: float, name: str) -> None:
     heights = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)
     bins = np.maximum(1, heights // cutoff)
     images = np.where(repeats, 2 * np.ceil(cutoff * bins / heights) + 1, 3)
     shape = f"{heights.round(3).tolist()} A between opposite faces"
     if images.prod() * bins.prod() > MAX_IMAGES:
-        raise InputError(f"{name}: the cell, {shape}, is too thin for a cutoff of {cutoff} A: check its units, repeat "
-                         "it, or reduce it (ase.build.niggli_reduce)")  # fmt: skip
+        raise InputError(
+            f"{name}: the cell, {shape}, is too thin for a cutoff of {cutoff} A: check its units, repeat "
+            "it, or reduce it (ase.build.niggli_reduce)"
+        )
     total = bins.prod()
     if total > MAX_CELLS and bins.min() * (MAX_CELLS / total) ** (1 / 3) < 2:
-        raise InputError(f"{name}: atoms spread over {shape}, too elongated for a neighbour list with a cutoff of "
-                         f"{cutoff} A: split the structure")  # fmt: skip
+        raise InputError(
+            f"{name}: atoms spread over {shape}, too elongated for a neighbour list with a cutoff of "
+            f"{cutoff} A: split the structure"
+        )
 
 
-def _volume(vectors: np.ndarray):
+def _volume(vectors: np.ndarray) -> float:
     return float(np.sqrt(max(np.linalg.det(vectors @ vectors.T), 0.0)))
 
 
-def _some(indices: Sequence[int] | np.ndarray):
+def _some(indices: np.ndarray) -> str:
     shown = ", ".join(str(int(i)) for i in indices[:5])
     return f"atom{'s' if len(indices) > 1 else ''} {shown}" + (
         f" and {len(indices) - 5} more" if len(indices) > 5 else ""
     )
 
 
-def _symbols(numbers: Iterable[int]):
+def _symbols(numbers: Iterable[int]) -> str:
     return " ".join(ase.data.chemical_symbols[z] for z in numbers)

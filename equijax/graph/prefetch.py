@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 AHEAD = 2  # batches prepared before they are needed
@@ -17,7 +17,7 @@ def ahead(items: Iterable[Item], depth: int = AHEAD) -> Iterator[Item]:
     line: queue.Queue = queue.Queue(depth)
     stop = threading.Event()
 
-    def put(entry: tuple) -> bool:
+    def put(entry: Any) -> bool:
         while not stop.is_set():
             try:
                 line.put(entry, timeout=0.1)
@@ -26,7 +26,7 @@ def ahead(items: Iterable[Item], depth: int = AHEAD) -> Iterator[Item]:
                 continue
         return False
 
-    def produce():
+    def produce() -> None:
         try:
             for item in items:
                 if not put((item, None)):

@@ -91,7 +91,7 @@ def from_atoms(
     return build(structures, config, size if pool is None else pool.fit(size), heads)
 
 
-def _slots(receivers: np.ndarray, num_nodes: int, k: int):
+def _slots(receivers: np.ndarray, num_nodes: int, k: int) -> np.ndarray:
     """Slot of every edge: receiver * K + its rank among the receiver's edges (receivers ascending)."""
     counts = np.bincount(receivers, minlength=num_nodes)
     start = np.cumsum(counts) - counts

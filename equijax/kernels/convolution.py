@@ -216,8 +216,8 @@ def source(paths: Sequence, terms: int, channels: int, scalar: str, size: int) -
         "NUM_PATHS": len(paths),
         "NUM_ROWS": rows,
         "NUM_B": entries,
-        "NUM_H": (max(p[0] for p in paths) + 1) ** 2,
-        "NUM_Y": (max(p[1] for p in paths) + 1) ** 2,
+        "NUM_H": (max(l1 for l1, _, _ in paths) + 1) ** 2,
+        "NUM_Y": (max(l2 for _, l2, _ in paths) + 1) ** 2,
         "WIDE": 4 if size == 64 else 2,  # registers of channels per row of A: small and large l3
         "NARROW": 2 if size == 64 else 1,
     }

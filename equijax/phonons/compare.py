@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from phonopy import Phonopy
 
 from equijax.phonons import force_constants
 from equijax.phonons.reference import harmonic, name_of
@@ -43,7 +45,7 @@ def phonon_errors(ff: Potential, path: str | Path, mesh: Sequence[int] = MESH) -
     return out
 
 
-def _spectrum(phonon, mesh):
+def _spectrum(phonon: Phonopy, mesh: Sequence[int]) -> dict[str, Any]:
     frequencies = phonon.run_mesh(mesh, is_mesh_symmetry=False, is_gamma_center=True).frequencies
     thermal = phonon.run_thermal_properties(temperatures=[TEMPERATURE_K], exclude_gamma_acoustic=True)
     return {

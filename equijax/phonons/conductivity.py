@@ -56,9 +56,9 @@ def run(config: KappaConfig) -> dict:
     with timed(seconds, "force constants"):
         third_order.force_constants(ff, ph3, compute=Compute(config.dtype, memory, progress=True))
     raw = third_order.residuals(ph3)
-    if raw["scale_eV_A3"] < SMALLEST_EV_A3:
+    if raw.scale_eV_A3 < SMALLEST_EV_A3:
         raise InputError(
-            f"third-order force constants of this supercell vanish, the largest is {raw['scale_eV_A3']:.1e} eV/A^3: an "
+            f"third-order force constants of this supercell vanish, the largest is {raw.scale_eV_A3:.1e} eV/A^3: an "
             "image on the other side cancels each; use a larger supercell"
         )
     if config.projection == "symfc":
@@ -72,9 +72,9 @@ def run(config: KappaConfig) -> dict:
         "options": asdict(config),
         "supercell_atoms": len(ph3.supercell),
         "dtype": config.dtype,
-        "residual": residual,
+        "residual": residual.document(),
         "warnings": notes,
-        "raw_residuals": raw,
+        "raw_residuals": raw._asdict(),
         "projection": config.projection,
         "lowest_THz": float(frequencies.min()),
         "temperatures_K": config.temperatures,
@@ -119,7 +119,7 @@ def write(ph3: Any, report: dict, folder: Path) -> None:
     header = ["temperature_K", *(f"kappa_{c}_W/m/K" for c in COMPONENTS)]
     tables.write_csv(folder / "kappa.csv", header, ((t, *k) for t, k in zip(temperatures, conductivity, strict=True)))
     curves = dict(zip(COMPONENTS[:3], conductivity.T[:3], strict=True))
-    plots.draw_conductivity(folder / "kappa.png", temperatures, curves, report["formula"])
+    plots.draw_conductivity(folder / "kappa.png", curves, temperatures=temperatures, title=report["formula"])
     certificate.write(report, folder / "report.json")
 
 

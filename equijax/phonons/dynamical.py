@@ -13,7 +13,7 @@ and half of the work goes away. The result is exact: no displacement step, no su
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ase
 import jax
@@ -188,7 +188,7 @@ class _Table(DynamicalMatrix):
         matrices = dynamical_matrices(ff, primitive(phonon), qpoints, compute=compute)
         self._at = dict(zip(map(tuple, qpoints), matrices, strict=True))
 
-    def run(self, q):
+    def run(self, q: np.ndarray) -> None:
         """Look up D(q)."""
         self._dynamical_matrix = self._at[tuple(q)]
 
@@ -198,35 +198,40 @@ def primitive(phonon: Phonopy) -> ase.Atoms:
     return structures.to_ase(phonon.primitive)
 
 
-def interaction_range(ff: Potential, atoms: ase.Atoms, phonon: Phonopy | None = None, tolerance: float = 1e-3) -> dict:
-    """How far force constants reach, and the supercell that the finite route would have needed to hold them.
+class Range(NamedTuple):
+    """How far force constants reach, and the supercell that the finite route would have needed to hold them."""
+
+    reach_A: float
+    supercell: tuple[int, int, int]  # multiples of the primitive cell
+    atoms: int  # in it
+
+
+def interaction_range(ff: Potential, atoms: ase.Atoms) -> Range:
+    """How far force constants of a model can reach at all.
 
     Messages travel T r_max in T interactions and two atoms couple through a third: no force constant reaches beyond
     2 T r_max. In a cell whose parallel faces are twice the reach apart, an atom couples to one image of every other.
 
     Args:
-      ff: a ForceField, or anything with its config.
+      ff: a ForceField.
       atoms: the primitive cell.
-      phonon: with force constants, to measure how far those above `tolerance` (eV/A^2) reach; measured reaches are
-        trusted only as far as half of that supercell.
-
-    Returns:
-      reach_A, supercell (3 multiples), atoms (their number), and with `phonon` measured_reach_A, measured_supercell,
-      measured_atoms.
     """
-    reach = 2 * ff.config.num_interactions * ff.config.r_max
-    out = dict(zip(("reach_A", "supercell", "atoms"), _holding(atoms, reach), strict=True))
-    if phonon is not None:
-        distance, size = decay(phonon)
-        measured = _holding(atoms, float(distance[size > tolerance].max(initial=0.0)))
-        out |= dict(zip(("measured_reach_A", "measured_supercell", "measured_atoms"), measured, strict=True))
-    return out
+    return _holding(atoms, 2 * ff.config.num_interactions * ff.config.r_max)
 
 
-def _holding(atoms, reach):
+def measured_range(phonon: Phonopy, tolerance: float = 1e-3) -> Range:
+    """How far the force constants of an object above `tolerance` (eV/A^2) reach.
+
+    To be trusted only as far as half of its supercell.
+    """
+    distance, size = decay(phonon)
+    return _holding(primitive(phonon), float(distance[size > tolerance].max(initial=0.0)))
+
+
+def _holding(atoms: ase.Atoms, reach: float) -> Range:
     heights = 1.0 / np.linalg.norm(atoms.cell.reciprocal().array, axis=1)  # between parallel faces, A
     multiples = np.maximum(1, np.ceil(2 * reach / heights - 1e-9)).astype(int)
-    return reach, tuple(multiples.tolist()), int(len(atoms) * multiples.prod())
+    return Range(reach, tuple(multiples.tolist()), int(len(atoms) * multiples.prod()))
 
 
 def decay(phonon: Phonopy) -> tuple[np.ndarray, np.ndarray]:
@@ -246,14 +251,14 @@ def to_thz(eigenvalues: np.ndarray) -> np.ndarray:
     return np.sign(eigenvalues) * np.sqrt(np.abs(eigenvalues)) * units.SQRT_EV_A2_AMU_THZ
 
 
-def phase(atoms: ase.Atoms, qpoints) -> np.ndarray:
+def phase(atoms: ase.Atoms, qpoints: npt.ArrayLike) -> np.ndarray:
     """e^{2 pi i q.(x_j - x_i)}, [Q, 3N, 3N]: from phases per cell to phases per atom, phonopy's."""
     x = np.repeat(atoms.cell.scaled_positions(atoms.positions), 3, axis=0)
     wave = np.exp(2j * np.pi * np.asarray(qpoints, float) @ x.T)
     return wave.conj()[:, :, None] * wave[:, None, :]
 
 
-def _masses(atoms):
+def _masses(atoms: ase.Atoms) -> np.ndarray:
     """sqrt(m_i m_j), [3N, 3N] amu."""
     root = np.repeat(np.sqrt(atoms.get_masses()), 3)
     return np.outer(root, root)

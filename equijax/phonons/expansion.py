@@ -35,9 +35,8 @@ def run(config: ExpansionConfig) -> dict:
         modes = volumes.gruneisen(ff, atoms, config.supercell, mesh=config.gruneisen_mesh)
     with timed(seconds, "quasi-harmonic approximation"):
         temperatures = np.arange(first, last + 1.5 * step, step)  # phonopy drops the last one
-        found = volumes.quasi_harmonic(
-            ff, atoms, config.supercell, config.strains, temperatures, config.mesh, fmax=config.fmax
-        )
+        cells, energies = volumes.series(ff, atoms, config.supercell, config.strains, fmax=config.fmax)
+        found = volumes.quasi_harmonic(cells, energies, temperatures=temperatures, mesh=config.mesh)
     n, moving = len(found.thermal_expansion), np.isfinite(modes.parameters)
     weights = np.broadcast_to(modes.weights[:, None], moving.shape)
     columns = {
@@ -67,7 +66,7 @@ def write(report: dict, modes: volumes.Gruneisen, folder: Path) -> None:
     found = modes.frequencies[shown], modes.parameters[shown]
     tables.write_csv(folder / "gruneisen.csv", ["frequency_THz", "gruneisen"], zip(*found, strict=True))
     curve = table["temperature_K"], table["volume_expansion_1/K"]
-    plots.draw_expansion(folder / "expansion.png", found, curve, title=report["formula"])
+    plots.draw_expansion(folder / "expansion.png", modes=found, expansion=curve, title=report["formula"])
     certificate.write(report, folder / "report.json")
 
 

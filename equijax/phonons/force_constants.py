@@ -5,9 +5,11 @@ phonopy's symmetry-reduced displacements u are the tangents of Hessian-vector pr
 """
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import ase
 import numpy as np
+import numpy.typing as npt
 from phonopy import Phonopy
 from phonopy.harmonic.displacement import generate_systematic_displacements
 from phonopy.interface.fc_calculator import get_fc2
@@ -19,10 +21,32 @@ from equijax.phonons import hessian, projection
 from equijax.potential import Potential
 from equijax.structures import primitive_matrix, to_ase, to_phonopy
 
+
+class Residuals(NamedTuple):
+    """Largest violation of each law that second-order force constants obey, and their largest entry as the scale."""
+
+    scale_eV_A2: float
+    sum_rule_eV_A2: float  # |sum_j Phi_ij|: translation
+    permutation_eV_A2: float  # |Phi_ij - Phi_ji^T|: symmetry of second derivatives
+    space_group_eV_A2: float  # |Phi_{g(i)g(j)} - R Phi_ij R^T|, for every operation g = (R, t) of the supercell
+
+
+class SpotCheck(NamedTuple):
+    """One column of the force constants against finite differences."""
+
+    atom: int  # of the supercell
+    direction: np.ndarray  # [3], unit length
+    step_A: float
+    max_difference_eV_A2: float
+    max_entry_eV_A2: float
+
+
 FINITE_STEP_A = 0.01  # of the finite-difference spot check
 
 
-def make_phonon(atoms: ase.Atoms, supercell, primitive="auto", symprec: float = 1e-5) -> Phonopy:
+def make_phonon(
+    atoms: ase.Atoms, supercell: npt.ArrayLike, primitive: str | npt.ArrayLike = "auto", symprec: float = 1e-5
+) -> Phonopy:
     """A Phonopy object for a structure.
 
     Args:
@@ -38,14 +62,14 @@ def make_phonon(atoms: ase.Atoms, supercell, primitive="auto", symprec: float = 
     return Phonopy(
         cell,
         matrix,
-        primitive_matrix=primitive_matrix(cell, primitive, symprec),
+        primitive_matrix=primitive_matrix(cell, primitive, symprec=symprec),
         symprec=symprec,
         distinguish_symbol_index=True,  # isotopes, see `structures.to_phonopy`
         log_level=0,
     )
 
 
-def supercell_matrix(supercell) -> np.ndarray:
+def supercell_matrix(supercell: npt.ArrayLike) -> np.ndarray:
     """[3, 3] integers of positive determinant from 3 (diagonal), 9 or [3, 3] of them.
 
     Where the determinant is negative all three vectors are turned round: the same supercell.
@@ -90,11 +114,11 @@ def irreducible_displacements(phonon: Phonopy) -> np.ndarray:
     return tangents(_dataset(phonon)["first_atoms"], len(phonon.supercell))
 
 
-def _dataset(phonon):
+def _dataset(phonon: Phonopy) -> dict:
     return generate_systematic_displacements(phonon.supercell, phonon.symmetry, distance=1.0, is_plusminus=False)
 
 
-def tangents(entries, num_atoms: int) -> np.ndarray:
+def tangents(entries: Sequence[dict], num_atoms: int) -> np.ndarray:
     """[B, N, 3] of phonopy's entries, each the number and the displacement of one atom."""
     out = np.zeros((len(entries), num_atoms, 3))
     for row, entry in zip(out, entries, strict=True):
@@ -140,20 +164,15 @@ def compact(phonon: Phonopy) -> np.ndarray:
     return fc if len(fc) == len(phonon.primitive) else fc[phonon.primitive.p2s_map]
 
 
-def residuals(phonon: Phonopy) -> dict[str, float]:
-    """Largest violation of the laws that force constants obey, eV/A^2, and their largest entry as the scale.
-
-    sum_rule     |sum_j Phi_ij|                     translation
-    permutation  |Phi_ij - Phi_ji^T|                symmetry of second derivatives
-    space_group  |Phi_{g(i)g(j)} - R Phi_ij R^T|    every operation g = (R, t) of the supercell
-    """
+def residuals(phonon: Phonopy) -> Residuals:
+    """How well the force constants of an object obey the laws."""
     fc = compact(phonon)
-    return {
-        "scale_eV_A2": float(np.abs(fc).max()),
-        "sum_rule_eV_A2": float(np.abs(fc.sum(1)).max()),
-        "permutation_eV_A2": float(np.abs(fc - transposed(phonon, fc)).max()),
-        "space_group_eV_A2": _space_group_residual(phonon, fc),
-    }
+    return Residuals(
+        scale_eV_A2=float(np.abs(fc).max()),
+        sum_rule_eV_A2=float(np.abs(fc.sum(1)).max()),
+        permutation_eV_A2=float(np.abs(fc - transposed(phonon, fc)).max()),
+        space_group_eV_A2=_space_group_residual(phonon, fc),
+    )
 
 
 def transposed(phonon: Phonopy, fc: np.ndarray) -> np.ndarray:
@@ -167,8 +186,11 @@ def transposed(phonon: Phonopy, fc: np.ndarray) -> np.ndarray:
     return out
 
 
-def to_primitive(phonon) -> tuple[np.ndarray, np.ndarray]:
-    """For supercell atoms j: primitive row [n_s], and where the translation that brings j home takes all [n_s, n_s]."""
+def to_primitive(phonon: Any) -> tuple[np.ndarray, np.ndarray]:
+    """For supercell atoms j: primitive row [n_s], and where the translation that brings j home takes all [n_s, n_s].
+
+    Of a Phonopy or Phono3py object.
+    """
     primitive = phonon.primitive
     home = np.array([primitive.p2p_map[s] for s in primitive.s2p_map])
     translations = primitive.atomic_permutations  # [n_t, n_s]: atom a goes to translations[t, a]
@@ -176,7 +198,7 @@ def to_primitive(phonon) -> tuple[np.ndarray, np.ndarray]:
     return home, translations[which]
 
 
-def _space_group_residual(phonon, fc):
+def _space_group_residual(phonon: Phonopy, fc: np.ndarray) -> float:
     """Largest |Phi_{g(i)g(j)} - R Phi_ij R^T| over one operation per rotation: translations are built in."""
     home, back = to_primitive(phonon)
     symmetry = phonon.symmetry
@@ -194,7 +216,7 @@ def _space_group_residual(phonon, fc):
     return worst
 
 
-def project(phonon: Phonopy, method: str = "symfc") -> dict[str, float]:
+def project(phonon: Phonopy, method: str = "symfc") -> Residuals:
     """Impose sum rules and symmetry on `phonon.force_constants`; returns `residuals` of the raw ones.
 
     Args:
@@ -215,13 +237,10 @@ def project(phonon: Phonopy, method: str = "symfc") -> dict[str, float]:
     return raw
 
 
-def spot_check(ff: Potential, phonon: Phonopy, seed: int = 0) -> dict:
+def spot_check(ff: Potential, phonon: Phonopy, seed: int = 0) -> SpotCheck:
     """One random column of the force constants against fourth-order finite differences of the forces, float64.
 
     (4 D(h) - D(2h)) / 3, D(h) = (g(r + h) - g(r - h)) / 2h, of one atom of the primitive cell along a random direction.
-
-    Returns:
-      atom (of the supercell), direction [3], step_A, largest difference (eV/A^2), largest entry.
     """
     rng = np.random.default_rng(seed)
     p = int(rng.integers(len(phonon.primitive)))
@@ -237,10 +256,5 @@ def spot_check(ff: Potential, phonon: Phonopy, seed: int = 0) -> dict:
         g.append(-moved.get_forces())
     near, far = (g[0] - g[1]) / (2 * steps[0]), (g[2] - g[3]) / (2 * steps[2])
     exact = np.einsum("jab,a->jb", compact(phonon)[p], direction)
-    return {
-        "atom": atom,
-        "direction": direction.tolist(),
-        "step_A": FINITE_STEP_A,
-        "max_difference_eV_A2": float(np.abs((4 * near - far) / 3 - exact).max()),
-        "max_entry_eV_A2": float(np.abs(exact).max()),
-    }
+    difference = np.abs((4 * near - far) / 3 - exact).max()
+    return SpotCheck(atom, direction, FINITE_STEP_A, float(difference), float(np.abs(exact).max()))

@@ -6,8 +6,9 @@ symmetries, so they are sampled, and one is kept for each space group and size o
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import ase
 import numpy as np
@@ -34,7 +35,24 @@ class OrderParameter:
     frequency: float  # THz, negative for imaginary
 
 
-def mesh_points(mesh) -> np.ndarray:
+class Spectrum(NamedTuple):
+    """Frequencies on a mesh, and one order parameter per star and degenerate set of unstable modes."""
+
+    qpoints: np.ndarray  # [Q, 3]
+    frequencies: np.ndarray  # [Q, 3N] THz
+    orders: list[OrderParameter]  # most unstable first
+
+
+class Distortion(NamedTuple):
+    """A direction of an order parameter and what it does to the crystal."""
+
+    direction: np.ndarray  # [d], unit length
+    cell: ase.Atoms  # undistorted supercell
+    displacements: np.ndarray  # [n, 3] A / (A sqrt(amu)), per unit amplitude
+    space_group: int  # number of the distorted crystal
+
+
+def mesh_points(mesh: Sequence[int]) -> np.ndarray:
     """[Q, 3] Gamma-centred mesh, components in [0, 1)."""
     return np.array(list(itertools.product(*(np.arange(n) / n for n in mesh))))
 
@@ -47,8 +65,8 @@ def order_parameters(
     threshold: float,
     symprec: float,
     compute: Compute = Compute(),
-):
-    """Frequencies on a mesh, and the order parameters of its imaginary modes, most unstable first.
+) -> Spectrum:
+    """Frequencies on a mesh, and the order parameters of its imaginary modes.
 
     Args:
       ff: a ForceField.
@@ -56,10 +74,7 @@ def order_parameters(
       mesh: 3 integers; its q are commensurate with that supercell.
       threshold: THz, positive; a mode is unstable below minus this.
       symprec: A, of the space group that makes the stars.
-      options: of `dynamical.dynamical_matrices`.
-
-    Returns:
-      q [Q, 3], frequencies [Q, 3N] THz, list of OrderParameter: one per star and degenerate set of unstable modes.
+      compute: of `dynamical.dynamical_matrices`.
     """
     q = mesh_points(mesh)
     matrices = dynamical.symmetric_matrices(ff, atoms, q, symprec=symprec, compute=compute)
@@ -73,16 +88,18 @@ def order_parameters(
                 patterns = [p for i in half for p in _patterns(atoms, q[i], matrices[i], modes)]
                 points, vectors = zip(*patterns, strict=True)
                 found.append(OrderParameter(np.array(points), np.array(vectors), float(omega[modes].mean())))
-    return q, frequencies, sorted(found, key=lambda o: o.frequency)
+    return Spectrum(q, frequencies, sorted(found, key=lambda o: o.frequency))
 
 
-def _sets(omega):
+def _sets(omega: np.ndarray) -> list[np.ndarray]:
     """Indices of modes grouped by frequency."""
     breaks = np.flatnonzero(np.diff(omega) > DEGENERATE_THZ) + 1
     return np.split(np.arange(len(omega)), breaks)
 
 
-def _patterns(atoms, q, matrix, modes):
+def _patterns(
+    atoms: ase.Atoms, q: np.ndarray, matrix: np.ndarray, modes: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(q, mode) of each real amplitude: the degenerate modes with axes made definite, times 1 and i unless real."""
     vectors = np.linalg.eigh(matrix)[1][:, modes]
     # degenerate modes: those of definite weight along x, y, z are the ones a crystallographer would name
@@ -108,9 +125,9 @@ def commensurate_cell(qpoints: np.ndarray, cell: np.ndarray, limit: int = 64) ->
       InputError: no such cell within `limit`.
     """
 
-    def fits(T):
+    def fits(T: np.ndarray) -> bool:
         phases = np.atleast_2d(qpoints) @ T
-        return np.allclose(phases, np.rint(phases), atol=1e-6)
+        return bool(np.allclose(phases, np.rint(phases), atol=1e-6))
 
     rows: list[np.ndarray] = []
     for axis in range(3):  # Hermite normal form: the shortest step along each axis, up to steps along the ones before
@@ -128,7 +145,9 @@ def commensurate_cell(qpoints: np.ndarray, cell: np.ndarray, limit: int = 64) ->
     return matrix if np.linalg.det(matrix) > 0 else -matrix
 
 
-def displaced(atoms: ase.Atoms, order: OrderParameter, direction, matrix) -> tuple[ase.Atoms, np.ndarray]:
+def displaced(
+    atoms: ase.Atoms, order: OrderParameter, direction: np.ndarray, matrix: np.ndarray
+) -> tuple[ase.Atoms, np.ndarray]:
     """The supercell and the displacements of a distortion of unit amplitude.
 
     Amplitudes Q are in A sqrt(amu) per primitive cell, Q^2 = sum m u^2 / cells, so that E = w^2 Q^2 / 2 per primitive
@@ -171,15 +190,19 @@ def directions(dimension: int, num_random: int, seed: int) -> list[np.ndarray]:
 
 
 def distinct(
-    atoms: ase.Atoms, order: OrderParameter, max_atoms: int, num_random: int, seed: int, symprec: float = 1e-3
-):
+    atoms: ase.Atoms, order: OrderParameter, *, max_atoms: int, num_random: int, seed: int, symprec: float = 1e-3
+) -> list[Distortion]:
     """One direction for each space group and number of atoms that distortions along `order` lead to, small cells first.
 
-    Returns:
-      list of (direction, supercell, displacements per unit amplitude, space group number); only cells of at most
-      `max_atoms`.
+    Args:
+      atoms: primitive cell.
+      order: the unstable modes.
+      max_atoms: of the supercells; larger ones are left out.
+      num_random: directions tried beside the special ones.
+      seed: of these.
+      symprec: A, of the space groups.
     """
-    kept: dict[tuple, tuple] = {}
+    kept: dict[tuple, Distortion] = {}
     for direction in directions(len(order.qpoints), num_random, seed):
         matrix = commensurate_cell(order.qpoints[np.abs(direction) > 1e-9], atoms.cell.array)
         if len(atoms) * round(np.linalg.det(matrix)) > max_atoms:
@@ -188,6 +211,6 @@ def distinct(
         probe = cell.copy()
         probe.positions += PROBE_A * u / np.linalg.norm(u, axis=1).max()
         found = spglib.get_symmetry_dataset((probe.cell.array, probe.get_scaled_positions(), probe.numbers), symprec)
-        kept.setdefault((found.number, len(cell)), (direction, cell, u, found.number))
+        kept.setdefault((found.number, len(cell)), Distortion(direction, cell, u, found.number))
     # the highest symmetry first: those are the wells experiments report
-    return sorted(kept.values(), key=lambda row: (len(row[1]), -row[3]))
+    return sorted(kept.values(), key=lambda found: (len(found.cell), -found.space_group))

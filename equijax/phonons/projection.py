@@ -35,7 +35,7 @@ def project(values: np.ndarray, supercell: PhonopyAtoms, primitive: Primitive, s
     return symmetrize_by_projector(exact(supercell, symmetry), values, order, primitive=primitive, symmetry=symmetry)
 
 
-def fit(dataset, supercell: PhonopyAtoms, primitive: Primitive, symmetry: Symmetry) -> np.ndarray:
+def fit(dataset: dict, supercell: PhonopyAtoms, primitive: Primitive, symmetry: Symmetry) -> np.ndarray:
     """Force constants [n_p, n_s, 3, 3] that explain forces of random displacements best; arguments as `project`."""
     cell = exact(supercell, symmetry)
     return get_fc2(cell, dataset, primitive, fc_calculator="symfc", is_compact_fc=True, symmetry=symmetry)

@@ -30,6 +30,7 @@ from equijax import structures
 from equijax.errors import InputError
 from equijax.phonons import projection
 
+Stored = Any  # PhonopyYamlData or that of phono3py, in the units of the file
 PACKED = tuple(filter(None, get_supported_file_extensions_for_compression()))  # .xz, .gz, ...
 HEADER_LINES = 20  # among which a yaml says whose it is
 SYMPREC_A = 1e-5  # phonopy's, where a file states none
@@ -39,8 +40,17 @@ DESCRIPTIONS = {  # of a crystal, by program
     "phono3py": ("phono3py_disp.yaml", "phono3py_params.yaml", "phono3py.yaml"),
 }
 # what the readers of phonopy and phono3py raise when a file is not what they expect
-UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError, EOFError, OSError,
-              yaml.YAMLError)  # fmt: skip
+UNREADABLE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    yaml.YAMLError,
+)
 
 
 def program_of(path: str | Path) -> str | None:
@@ -137,14 +147,16 @@ def has_forces(dataset: dict | None) -> bool:
     return "forces" in dataset or any("forces" in entry for entry in dataset.get("first_atoms", ()))
 
 
-def _read(path: Path, program: str):
+def _read(path: Path, program: str) -> Phonopy:
     if _is_yaml(path):
         stored, tolerance = _described(path)
         if stored.force_constants is None and not has_forces(stored.dataset):
             values = _beside(path, VALUES[program])
             if not any(_enter(stored, value, program) for value in values):
-                raise InputError(f"{path}: neither forces nor force constants in it, nor any of "
-                                 f"{', '.join(VALUES[program])} beside it that belong to it")  # fmt: skip
+                raise InputError(
+                    f"{path}: neither forces nor force constants in it, nor any of "
+                    f"{', '.join(VALUES[program])} beside it that belong to it"
+                )
     else:
         names = DESCRIPTIONS[program]
         if not (found := _beside(path, names)):
@@ -155,22 +167,22 @@ def _read(path: Path, program: str):
     return _phonon(_in_eV_A(stored), tolerance, path)
 
 
-def _plain_name(path: Path) -> str:
+def _plain_name(path: str | Path) -> str:
     """A file's name without the ending of a compressed one."""
     path = Path(path)
     return path.stem if path.suffix in PACKED else path.name
 
 
-def _is_yaml(path: Path) -> bool:
+def _is_yaml(path: str | Path) -> bool:
     return _plain_name(path).endswith((".yaml", ".yml"))
 
 
-def _reader(path: Path, readers: dict[str, Any]):
+def _reader(path: str | Path, readers: dict[str, "Reader"]) -> "Reader | None":
     """The reader whose name a file has, perhaps with something after it."""
     return next((reader for name, reader in readers.items() if _plain_name(path).startswith(name)), None)
 
 
-def _enter(stored: Any, path: Path, program: str) -> bool:
+def _enter(stored: Stored, path: Path, program: str) -> bool:
     """Enter what a file beside a description holds; False where it does not belong to it."""
     reader = _reader(path, VALUES[program])
     return reader is not None and reader(stored, path)
@@ -194,7 +206,7 @@ def _unpacked(path: Path) -> Iterator[Path]:
         yield copy
 
 
-def _described(path: Path) -> tuple[Any, float]:
+def _described(path: Path) -> tuple[Stored, float]:
     """Crystal, supercell and what else a file holds, in its own units, and the symmetry tolerance."""
     if not _is_yaml(path):
         cell, _ = read_crystal_structure(path, interface_mode="vasp")
@@ -226,33 +238,33 @@ def _configured(path: Path) -> tuple[np.ndarray, float]:
     return matrix, float(next(iter(tags["TOLERANCE"]), SYMPREC_A))
 
 
-def _third_order(path: Path, document: dict):
+def _third_order(path: Path, document: dict) -> Stored:
     """What phono3py stores, cut to its supercell of phonons where it has a larger one for them."""
     try:
         from phono3py.interface.phono3py_yaml import load_phono3py_yaml
     except ImportError as error:
         raise InputError(f"{path}: a file of phono3py needs phono3py: pip install 'equijax[kappa]'") from error
-    stored: Any = load_phono3py_yaml(document)
+    stored: Stored = load_phono3py_yaml(document)
     if stored.phonon_supercell_matrix is not None:
         stored.supercell_matrix, stored.supercell = stored.phonon_supercell_matrix, stored.phonon_supercell
         stored.dataset = stored.phonon_dataset
     return stored
 
 
-def _force_sets(stored: Any, path: Path) -> bool:
+def _force_sets(stored: Stored, path: Path) -> bool:
     number = len(stored.unitcell) * abs(round(np.linalg.det(stored.supercell_matrix)))
     with _unpacked(path) as plain:
         stored.dataset, stored.force_constants = parse_FORCE_SETS(plain, natom=number), None
     return True
 
 
-def _force_constants(stored: Any, path: Path) -> bool:
+def _force_constants(stored: Stored, path: Path) -> bool:
     with _unpacked(path) as plain:
         stored.force_constants = parse_FORCE_CONSTANTS(plain)
     return True
 
 
-def _hdf5(stored: Any, path: Path) -> bool:
+def _hdf5(stored: Stored, path: Path) -> bool:
     with _unpacked(path) as plain:
         values, unit = read_force_constants_hdf5(plain, return_physical_unit=True)
     unit = "eV/angstrom^2" if unit is None and stored.command_name == "phono3py" else unit  # all of its are
@@ -261,7 +273,7 @@ def _hdf5(stored: Any, path: Path) -> bool:
     return True
 
 
-def _phono3py_forces(stored: Any, path: Path) -> bool:
+def _phono3py_forces(stored: Stored, path: Path) -> bool:
     """FORCES_FC2 or FORCES_FC3; False where they belong to the other one of phono3py's supercells."""
     from phono3py.file_IO import parse_FORCES_FC2, parse_FORCES_FC3
 
@@ -278,7 +290,7 @@ def _phono3py_forces(stored: Any, path: Path) -> bool:
     return True
 
 
-Reader = Callable[[Any, Path], bool]  # enters what a file holds; whether it belongs there
+Reader = Callable[[Stored, Path], bool]  # enters what a file holds; whether it belongs there
 VALUES: dict[str, dict[str, Reader]] = {  # by program, best first
     "phonopy": {
         "FORCE_SETS": _force_sets,
@@ -289,14 +301,14 @@ VALUES: dict[str, dict[str, Reader]] = {  # by program, best first
 }
 
 
-def _in_eV_A(stored: Any):
+def _in_eV_A(stored: Stored) -> Stored:
     """The same in eV, A and their combinations, from the units of the program that made the forces."""
     units = get_calculator_physical_units(stored.calculator)
     length, constants = units.distance_to_A, get_force_constant_conversion_factor(units.force_constants_unit, None)
     factors = {"displacement": length, "forces": units.force_to_eVperA, "supercell_energy": units.energy_to_eV}
     factors |= {"displacements": length, "supercell_energies": units.energy_to_eV}
 
-    def scaled(entry: dict):
+    def scaled(entry: dict) -> dict:
         return {k: factors[k] * np.asarray(x) for k, x in entry.items() if k in factors}
 
     for cell in (stored.unitcell, stored.supercell):
@@ -304,10 +316,14 @@ def _in_eV_A(stored: Any):
             cell.cell = length * cell.cell
     if stored.dataset is not None:
         entries = stored.dataset.get("first_atoms")
-        stored.dataset = scaled(stored.dataset) if entries is None else {
-            "natom": stored.dataset["natom"],
-            "first_atoms": [scaled(entry) | {"number": entry["number"]} for entry in entries],
-        }  # fmt: skip
+        stored.dataset = (
+            scaled(stored.dataset)
+            if entries is None
+            else {
+                "natom": stored.dataset["natom"],
+                "first_atoms": [scaled(entry) | {"number": entry["number"]} for entry in entries],
+            }
+        )
     if stored.force_constants is not None:
         stored.force_constants = constants * stored.force_constants
     if stored.nac_params is not None:  # a force constant times a volume
@@ -315,17 +331,23 @@ def _in_eV_A(stored: Any):
     return stored
 
 
-def _phonon(stored: Any, tolerance: float, path: Path) -> Phonopy:
+def _phonon(stored: Stored, tolerance: float, path: Path) -> Phonopy:
     """A Phonopy object of values in eV and A.
 
     Raises:
       InputError: values of another number of atoms, or a supercell that phonopy would order differently.
     """
-    primitive = structures.primitive_matrix(stored.unitcell, "auto", tolerance)
+    primitive = structures.primitive_matrix(stored.unitcell, symprec=tolerance)
     primitive = primitive if stored.primitive_matrix is None else stored.primitive_matrix
     for snf in (False, True):  # phonopy has two ways to number the atoms of a supercell
-        phonon = Phonopy(stored.unitcell, stored.supercell_matrix, primitive_matrix=primitive, symprec=tolerance,
-                         use_SNF_supercell=snf, log_level=0)  # fmt: skip
+        phonon = Phonopy(
+            stored.unitcell,
+            stored.supercell_matrix,
+            primitive_matrix=primitive,
+            symprec=tolerance,
+            use_SNF_supercell=snf,
+            log_level=0,
+        )
         if stored.supercell is None or _same(stored.supercell, phonon.supercell):
             break
     else:
@@ -337,8 +359,10 @@ def _phonon(stored: Any, tolerance: float, path: Path) -> Phonopy:
         if shapes != {(n, 3)}:
             raise InputError(f"{path}: forces of shape {sorted(shapes)}, expected ({n}, 3) of the supercell")
     if constants is not None and constants.shape[:2] not in ((n, n), (len(phonon.primitive), n)):
-        raise InputError(f"{path}: force constants of shape {constants.shape}, expected ({n}, {n}, 3, 3) or "
-                         f"({len(phonon.primitive)}, {n}, 3, 3)")  # fmt: skip
+        raise InputError(
+            f"{path}: force constants of shape {constants.shape}, expected ({n}, {n}, 3, 3) or "
+            f"({len(phonon.primitive)}, {n}, 3, 3)"
+        )
     phonon.dataset = dataset
     if constants is None and stored.command_name == "phono3py" and "displacements" in (dataset or {}):
         constants = _fit_with_third_order(phonon, stored)
@@ -357,14 +381,15 @@ def _same(a: PhonopyAtoms, b: PhonopyAtoms) -> bool:
     return bool(np.abs((apart - np.rint(apart)) @ b.cell).max() < SAME_A)
 
 
-def _fit_with_third_order(phonon: Phonopy, stored: Any) -> np.ndarray:
+def _fit_with_third_order(phonon: Phonopy, stored: Stored) -> np.ndarray:
     """Second-order force constants of random displacements large enough for third order, which is fitted beside."""
     from phono3py import Phono3py
 
     tolerance = phonon.symmetry.tolerance
     cell = projection.exact(stored.unitcell, Symmetry(stored.unitcell, tolerance))
-    ph3 = Phono3py(cell, stored.supercell_matrix, primitive_matrix=phonon.primitive_matrix, symprec=tolerance,
-                   log_level=0)  # fmt: skip
+    ph3 = Phono3py(
+        cell, stored.supercell_matrix, primitive_matrix=phonon.primitive_matrix, symprec=tolerance, log_level=0
+    )
     ph3.dataset = stored.dataset
     ph3.produce_fc3(fc_calculator="symfc")
     return ph3.fc2

@@ -52,13 +52,13 @@ def run(config: PhononsConfig) -> dict:
         memory = None if config.memory is None else int(config.memory * 1e9)
         compute = Compute(config.dtype, memory, progress=True)
         force_constants.force_constants(ff, phonon, full=config.full, compute=compute)
-    report["raw_residuals"] = force_constants.residuals(phonon)
+    report["raw_residuals"] = force_constants.residuals(phonon)._asdict()
     if config.check:
         with timed(seconds, "spot check"):
-            report["spot_check"] = force_constants.spot_check(ff, phonon, config.seed)
+            report["spot_check"] = force_constants.spot_check(ff, phonon, config.seed)._asdict()
     if config.projection != "none":
         force_constants.project(phonon, config.projection)
-        report["projected_residuals"] = force_constants.residuals(phonon)
+        report["projected_residuals"] = force_constants.residuals(phonon)._asdict()
     with timed(seconds, "results"):
         report |= results(phonon, config)
     report["seconds"] = seconds
@@ -78,7 +78,7 @@ def describe(ff: Potential, atoms: ase.Atoms, phonon: Phonopy, config: PhononsCo
         "supercell_matrix": phonon.supercell_matrix,
         "supercell_atoms": len(phonon.supercell),
         "dtype": config.dtype,
-        "residual": residual,
+        "residual": residual.document(),
         "warnings": notes,
         "projection": config.projection,
         "spot_check": None,
@@ -86,14 +86,14 @@ def describe(ff: Potential, atoms: ase.Atoms, phonon: Phonopy, config: PhononsCo
     } | certificate.provenance(ff)
 
 
-def results(phonon, config: PhononsConfig) -> dict:
+def results(phonon: Phonopy, config: PhononsConfig) -> dict:
     """Write phonopy_params.yaml, bands.png, dos.csv, thermal.csv; return what the certificate says of them."""
     with outputs.beside(config.out / "phonopy_params.yaml") as part:
         phonon.save(part, settings={"force_constants": True})
     mesh = phonon.run_mesh(config.mesh, is_gamma_center=True)
     dos = phonon.run_total_dos()
     write_dos(dos, config.out / "dos.csv")
-    plots.draw_bands(phonon, config.out / "bands.png", phonon.unitcell.formula, dos)
+    plots.draw_bands(config.out / "bands.png", phonon, title=phonon.unitcell.formula, dos=dos)
     first, last, step = config.temperature
     thermal = harmonic(mesh.qpoints, mesh.frequencies, mesh.weights, np.arange(first, last + 0.5 * step, step))
     thermal.write_csv(config.out / "thermal.csv")

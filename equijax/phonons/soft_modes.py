@@ -1,6 +1,7 @@
 """Follow soft modes downhill until a stable phase is found."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import ase.io
 import numpy as np
@@ -13,6 +14,7 @@ from equijax.constraints import refuse_fixed
 from equijax.errors import InputError
 from equijax.phonons import order_parameters
 from equijax.phonons.options import ModesConfig
+from equijax.phonons.order_parameters import OrderParameter
 from equijax.potential import Potential
 from equijax.relax import symmetric
 
@@ -38,6 +40,24 @@ COLUMNS = {  # of the table: key of a phase, title
 }
 
 
+class Scan(NamedTuple):
+    """E(Q) of a distortion, per atom of its supercell, and its lowest minimum; Q_min = 0 where nothing is lower."""
+
+    Q: list[float]  # A sqrt(amu) per primitive cell, ascending
+    energy_meV_atom: list[float]  # against the undistorted cell
+    Q_min: float  # A sqrt(amu)
+    well_meV_atom: float  # how deep, positive
+    cells: int  # primitive cells in the supercell
+
+
+class Scores(NamedTuple):
+    """How well predicted phases match reference phases; 0 where undefined."""
+
+    precision: float  # TP / (TP + FP)
+    recall: float  # TP / (TP + FN)
+    F1: float  # their harmonic mean
+
+
 @outputs.locked
 def run(config: ModesConfig) -> dict:
     """The whole search: files under `config.out`, returns what report.json holds.
@@ -59,7 +79,7 @@ def run(config: ModesConfig) -> dict:
             ase.io.write(part, phase["atoms"])
         with outputs.beside(config.out / f"phase_{i}.vasp") as part:
             ase.io.write(part, phase["atoms"], format="vasp", direct=True)
-    plots.draw_scans(scans, config.out / "energy_of_Q.png")
+    plots.draw_scans(config.out / "energy_of_Q.png", scans)
     report = {
         "model": str(config.model),
         "phases": [{k: v for k, v in p.items() if k != "atoms"} for p in phases],
@@ -67,7 +87,7 @@ def run(config: ModesConfig) -> dict:
     }
     if known:
         found = {label(p["atoms"]) for p in phases[1:] if p["stable"]}
-        report["scores"] = scores(found, {label(a) for a in known})
+        report["scores"] = scores(found, {label(a) for a in known})._asdict()
     outputs.write_json(config.out / "report.json", report)
     outputs.write_text(config.out / "table.txt", table(phases) + "\n")
     return report
@@ -85,7 +105,7 @@ def search(ff: Potential, atoms: ase.Atoms, config: ModesConfig) -> tuple[list[d
     start, report = symmetric.relax(ff, start, fmax=config.fmax, cell=not config.fixed_cell, steps=config.steps)
     extent = np.array(config.mesh) * _heights(start)
     entry = {"round": 0} | dict.fromkeys(FOLLOWED)
-    phases, scans = [_phase(ff, start, report, entry, None, config)], []
+    phases, scans = [_phase(ff, start, report, entry, None)], []
     current = [0]
     for number in range(config.rounds + 1):
         before = len(phases)
@@ -101,7 +121,7 @@ def search(ff: Potential, atoms: ase.Atoms, config: ModesConfig) -> tuple[list[d
     return phases, scans
 
 
-def _spectrum(ff, phase, extent, config):
+def _spectrum(ff: Potential, phase: dict, extent: np.ndarray, config: ModesConfig) -> list[OrderParameter]:
     """Order parameters of a phase's unstable modes; its verdict is entered into the phase."""
     mesh = np.maximum(1, np.ceil(extent / _heights(phase["atoms"]) - 0.1)).astype(int)
     _, frequencies, orders = order_parameters.order_parameters(
@@ -111,35 +131,52 @@ def _spectrum(ff, phase, extent, config):
     return orders
 
 
-def _follow(ff, phases, scans, parent, orders, config):
+def _follow(
+    ff: Potential,
+    phases: list[dict],
+    scans: list[dict],
+    parent: int,
+    orders: Sequence[OrderParameter],
+    config: ModesConfig,
+) -> None:
     """Append the phases that the modes `orders` of a phase lead to."""
     atoms = phases[parent]["atoms"]
     for order in orders:
-        found = order_parameters.distinct(atoms, order, config.max_atoms, config.random_directions, config.seed)
+        found = order_parameters.distinct(
+            atoms, order, max_atoms=config.max_atoms, num_random=config.random_directions, seed=config.seed
+        )
         if not found:
             q = order.qpoints[0].round(4).tolist()
-            tqdm.write(f"phase {parent}: the mode of {order.frequency:.2f} THz at q {q} needs more than "
-                       f"{config.max_atoms} atoms and is not followed (--max-atoms)")  # fmt: skip
+            tqdm.write(
+                f"phase {parent}: the mode of {order.frequency:.2f} THz at q {q} needs more than {config.max_atoms} "
+                "atoms and is not followed (--max-atoms)"
+            )
         for direction, cell, u, group in tqdm(found[: config.max_directions], desc="distortions", leave=False):
             scan = energy_scan(ff, cell, u, len(cell) // len(atoms))
             q = sorted(
                 {tuple(np.round(p, 4).tolist()) for p, c in zip(order.qpoints, direction, strict=True) if abs(c) > 0}
             )
-            scan |= {"parent": parent, "from_space_group": phases[parent]["space_group"], "q": q,
-                     "frequency_THz": order.frequency, "distorted_space_group": group}  # fmt: skip
-            scans.append(scan)
-            if scan["well_meV_atom"] > 1e3 * SHALLOWEST_EV:
-                cell.positions += scan["Q_min"] * u
+            led = {
+                "parent": parent,
+                "from_space_group": phases[parent]["space_group"],
+                "q": q,
+                "frequency_THz": order.frequency,
+                "Q_min": scan.Q_min,
+                "well_meV_atom": scan.well_meV_atom,
+            }
+            scans.append(scan._asdict() | led | {"distorted_space_group": group})
+            if scan.well_meV_atom > 1e3 * SHALLOWEST_EV:
+                cell.positions += scan.Q_min * u
                 relaxed, report = symmetric.relax(
                     ff, cell, fmax=config.fmax, cell=not config.fixed_cell, steps=config.steps
                 )
-                entry = {"round": phases[parent]["round"] + 1} | {key: scan[key] for key in FOLLOWED}
-                phase = _phase(ff, _primitive(relaxed), report, entry, phases[0], config)
+                entry = {"round": phases[parent]["round"] + 1} | led
+                phase = _phase(ff, _primitive(relaxed), report, entry, phases[0])
                 if not any(_same(phase, other) for other in phases):
                     phases.append(phase)
 
 
-def energy_scan(ff: Potential, cell: ase.Atoms, u: np.ndarray, cells: int) -> dict:
+def energy_scan(ff: Potential, cell: ase.Atoms, u: np.ndarray, cells: int) -> Scan:
     """E(Q) of a distortion on both sides of zero, per atom of the supercell, and its lowest minimum.
 
     Args:
@@ -147,8 +184,7 @@ def energy_scan(ff: Potential, cell: ase.Atoms, u: np.ndarray, cells: int) -> di
       u: [n, 3] displacements of unit amplitude, A / (A sqrt(amu)).
 
     Returns:
-      Q (A sqrt(amu) per primitive cell), energy_meV_atom; Q_min and well_meV_atom (positive) of a parabola through the
-      lowest three points; 0 where nothing is below the undistorted cell.
+      `Scan`; its minimum is that of a parabola through the lowest three points.
     """
     half = SCAN_A / np.linalg.norm(u, axis=1).max()
     coarse = np.concatenate([-half[::-1], [0.0], half])
@@ -167,11 +203,10 @@ def energy_scan(ff: Potential, cell: ase.Atoms, u: np.ndarray, cells: int) -> di
         )
         Q, order = np.unique(np.concatenate([coarse, fine]), return_index=True)
         values = np.concatenate([values, energy])[order]
-    return {"Q": Q.tolist(), "energy_meV_atom": (1e3 * (values - flat)).tolist(), "Q_min": best,
-            "well_meV_atom": 1e3 * depth, "cells": cells}  # fmt: skip
+    return Scan(Q.tolist(), (1e3 * (values - flat)).tolist(), best, 1e3 * depth, cells)
 
 
-def _energies(ff, cell, u, amplitudes):
+def _energies(ff: Potential, cell: ase.Atoms, u: np.ndarray, amplitudes: np.ndarray) -> np.ndarray:
     """Energies per atom at some amplitudes, eV."""
     images = []
     for amplitude in amplitudes:
@@ -181,7 +216,7 @@ def _energies(ff, cell, u, amplitudes):
     return np.array([found.energy for found in ff.evaluate(images, compute=Compute())]) / len(cell)
 
 
-def _phase(ff, atoms, report, entry, first, config):
+def _phase(ff: Potential, atoms: ase.Atoms, report: dict, entry: dict, first: dict | None) -> dict:
     """The entry of a relaxed structure, before its spectrum is known."""
     energy = ff.evaluate([atoms], compute=Compute())[0].energy / len(atoms)
     named = {str(t): symmetric.space_group(atoms, t) for t in TOLERANCES_A}
@@ -201,7 +236,7 @@ def _phase(ff, atoms, report, entry, first, config):
     }
 
 
-def _same(a, b):
+def _same(a: dict, b: dict) -> bool:
     """The same energy and the same space group at one of the tolerances from that of the table upwards."""
     names = (str(t) for t in TOLERANCES_A if t >= NAMED_AT_A)
     return abs(a["energy_eV_atom"] - b["energy_eV_atom"]) < SAME_ENERGY_EV and any(
@@ -209,7 +244,7 @@ def _same(a, b):
     )
 
 
-def _primitive(atoms):
+def _primitive(atoms: ase.Atoms) -> ase.Atoms:
     """The primitive cell at `NAMED_AT_A`, isotopes apart, without moving atoms onto symmetry; relaxation does that."""
     kinds = structures.isotopes(atoms.numbers, atoms.get_masses())
     cell = (atoms.cell.array, atoms.get_scaled_positions(), kinds)
@@ -218,11 +253,11 @@ def _primitive(atoms):
         raise RuntimeError(f"spglib found no primitive cell of {atoms.get_chemical_formula()} at {NAMED_AT_A} A")
     lattice, positions, found = primitive
     like = [int(np.flatnonzero(kinds == kind)[0]) for kind in found]  # an atom of the same element and mass
-    return ase.Atoms(atoms.numbers[like], cell=lattice, scaled_positions=positions, pbc=True,
-                     masses=atoms.get_masses()[like] if atoms.has("masses") else None)  # fmt: skip
+    masses = atoms.get_masses()[like] if atoms.has("masses") else None
+    return ase.Atoms(atoms.numbers[like], cell=lattice, scaled_positions=positions, pbc=True, masses=masses)
 
 
-def _heights(atoms):
+def _heights(atoms: ase.Atoms) -> np.ndarray:
     """Distances between parallel faces of the cell, A."""
     return 1.0 / np.linalg.norm(atoms.cell.reciprocal().array, axis=1)
 
@@ -233,19 +268,19 @@ def label(atoms: ase.Atoms, symprec: float = NAMED_AT_A) -> tuple[str, int]:
     return atoms.symbols.formula.reduce()[0].format("hill"), int(found.number)
 
 
-def scores(predicted: Iterable, reference: Iterable) -> dict[str, float]:
-    """Precision TP/(TP+FP), recall TP/(TP+FN) and their harmonic mean F1 of predicted phases; 0 where undefined.
+def scores(predicted: Iterable, reference: Iterable) -> Scores:
+    """How well predicted phases match reference phases.
 
     Args:
       predicted, reference: hashable labels of phases, such as `label`; repeated ones count once.
     """
     predicted, reference = set(predicted), set(reference)
     hits = len(predicted & reference)
-    return {
-        "precision": hits / len(predicted) if predicted else 0.0,
-        "recall": hits / len(reference) if reference else 0.0,
-        "F1": 2 * hits / (len(predicted) + len(reference)) if predicted or reference else 0.0,
-    }
+    return Scores(
+        hits / len(predicted) if predicted else 0.0,
+        hits / len(reference) if reference else 0.0,
+        2 * hits / (len(predicted) + len(reference)) if predicted or reference else 0.0,
+    )
 
 
 def summary(report: dict) -> str:

@@ -1,15 +1,27 @@
 """Wave vectors that are equivalent by the space group or time reversal."""
 
 import itertools
+from typing import NamedTuple
 
 import ase
 import numpy as np
+import numpy.typing as npt
 import spglib
 
 from equijax import structures
 
 
-def stars(atoms: ase.Atoms, qpoints, symprec: float = 1e-5) -> list[list[int]]:
+class Relation(NamedTuple):
+    """How q = sign R q_0 + G follows from another."""
+
+    first: int  # index of q_0
+    rotation: np.ndarray  # R, [3, 3] Cartesian
+    image: np.ndarray  # [N] atom that each is taken to
+    sign: int  # -1 with time reversal
+    shift: np.ndarray  # G, [3] fractional
+
+
+def stars(atoms: ase.Atoms, qpoints: npt.ArrayLike, symprec: float = 1e-5) -> list[list[int]]:
     """Indices of q-points of equal frequencies by the space group, which keeps isotopes apart, or time reversal.
 
     One list a star.
@@ -21,8 +33,8 @@ def stars(atoms: ase.Atoms, qpoints, symprec: float = 1e-5) -> list[list[int]]:
     return list(groups.values())
 
 
-def relations(atoms, kinds, qpoints, symprec):
-    """For each q: index of the q it follows from, rotation R, image of each atom, sign, G with q = sign R q_0 + G.
+def relations(atoms: ase.Atoms, kinds: np.ndarray, qpoints: np.ndarray, symprec: float) -> list[Relation]:
+    """For each of the q-points [Q, 3], the first one that it follows from.
 
     Operations take atoms to atoms of the same of `kinds` [N].
     """
@@ -42,10 +54,10 @@ def relations(atoms, kinds, qpoints, symprec):
             for (W, R, image), sign in itertools.product(operations, (1, -1)):
                 for j in where.get(key(sign * W @ q), []):
                     if related[j] is None:
-                        related[j] = (i, R, image, sign, np.rint(qpoints[j] - sign * W @ q))
+                        related[j] = Relation(i, R, image, sign, np.rint(qpoints[j] - sign * W @ q))
     return related
 
 
-def key(q) -> tuple[int, int, int]:
+def key(q: npt.ArrayLike) -> tuple[int, int, int]:
     """The same for q and q + G, different for different q."""
     return tuple(int(n) for n in np.rint(np.asarray(q) * 1e6).astype(int) % 10**6)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+from phonopy.phonon.dos import TotalDos
 
 from equijax import tables
 from equijax.errors import InputError
@@ -36,7 +38,13 @@ class Thermal:
         tables.write_csv(path, header, zip(*columns, strict=True))
 
 
-def harmonic(qpoints, frequencies, weights=None, temperatures=None, cutoff_THz: float = 0.0) -> Thermal:
+def harmonic(
+    qpoints: npt.ArrayLike,
+    frequencies: npt.ArrayLike,
+    weights: npt.ArrayLike | None = None,
+    temperatures: npt.ArrayLike | None = None,
+    cutoff_THz: float = 0.0,
+) -> Thermal:
     """Harmonic free energy, entropy and heat capacity.
 
     Args:
@@ -71,7 +79,7 @@ def harmonic(qpoints, frequencies, weights=None, temperatures=None, cutoff_THz: 
     return Thermal(T, F * to_mol, 1e3 * S * to_mol, 1e3 * C * to_mol, int(acoustic.sum()), imaginary)
 
 
-def gamma_acoustic(qpoints, frequencies) -> np.ndarray:
+def gamma_acoustic(qpoints: npt.ArrayLike, frequencies: npt.ArrayLike) -> np.ndarray:
     """[q, B] mask of the three modes of smallest |v| at Gamma, whose frequency is noise of either sign about zero."""
     q, v = np.atleast_2d(qpoints), np.atleast_2d(frequencies)
     mask = np.zeros(v.shape, bool)
@@ -80,7 +88,7 @@ def gamma_acoustic(qpoints, frequencies) -> np.ndarray:
     return mask
 
 
-def _at_temperature(energy, weight, temperature):
+def _at_temperature(energy: np.ndarray, weight: np.ndarray, temperature: float) -> tuple[float, float, float]:
     """Free energy (eV), entropy and heat capacity (eV/K) of independent oscillators [modes] (eV)."""
     if temperature == 0:
         return 0.5 * (weight * energy).sum(), 0.0, 0.0
@@ -94,6 +102,6 @@ def _at_temperature(energy, weight, temperature):
     return F, S, C
 
 
-def write_dos(dos, path: str | Path) -> None:
+def write_dos(dos: TotalDos, path: str | Path) -> None:
     """frequency (THz), states per THz and primitive cell."""
     tables.write_csv(path, ["frequency_THz", "dos_1/THz"], zip(dos.frequency_points, dos.dos, strict=True))

@@ -8,9 +8,12 @@ differentiated along u, and the result is applied to the second displacements v 
 are the forces phono3py asks for, with no step length and no terms of higher order. It spreads them by symmetry.
 """
 
-from typing import Any  # phono3py, an extra, is not imported for its types
+from types import ModuleType
+from typing import Any, NamedTuple  # phono3py, an extra, is not imported for its types
 
+import ase
 import numpy as np
+import numpy.typing as npt
 from phonopy import Phonopy
 from phonopy.interface.fc_calculator import get_fc2
 
@@ -23,7 +26,21 @@ from equijax.phonons.force_constants import supercell_matrix, to_primitive
 from equijax.potential import Potential
 
 
-def make_phono3py(atoms, supercell, phonon_supercell=None, primitive="auto", symprec: float = 1e-5):
+class Residuals(NamedTuple):
+    """Largest violation of each law that third-order force constants obey, and their largest entry as the scale."""
+
+    scale_eV_A3: float
+    sum_rule_eV_A3: float  # |sum_k Phi_ijk|: translation
+    permutation_eV_A3: float  # |Phi_ijk - Phi_ikj^T|, |Phi_ijk - Phi_jik^T|: symmetry of third derivatives
+
+
+def make_phono3py(
+    atoms: ase.Atoms,
+    supercell: npt.ArrayLike,
+    phonon_supercell: npt.ArrayLike | None = None,
+    primitive: str | npt.ArrayLike = "auto",
+    symprec: float = 1e-5,
+) -> Any:
     """A Phono3py object for a structure.
 
     Args:
@@ -41,7 +58,7 @@ def make_phono3py(atoms, supercell, phonon_supercell=None, primitive="auto", sym
     return _phono3py().Phono3py(
         cell,
         matrices[0],
-        primitive_matrix=structures.primitive_matrix(cell, primitive, symprec),
+        primitive_matrix=structures.primitive_matrix(cell, primitive, symprec=symprec),
         phonon_supercell_matrix=matrices[1],
         is_mesh_symmetry=not structures.mixes_isotopes(cell.numbers, cell.masses),
         symprec=symprec,
@@ -49,7 +66,7 @@ def make_phono3py(atoms, supercell, phonon_supercell=None, primitive="auto", sym
     )
 
 
-def _phono3py():
+def _phono3py() -> ModuleType:
     try:
         import phono3py
     except ImportError as error:
@@ -57,7 +74,7 @@ def _phono3py():
     return phono3py
 
 
-def displacement_pairs(ph3) -> dict:
+def displacement_pairs(ph3: Any) -> dict:
     """phono3py's symmetry-reduced dataset with displacements of 1 A and one sign only.
 
     first_atoms: number, displacement and second_atoms, each of them with number and displacement.
@@ -91,8 +108,13 @@ def force_constants(ff: Potential, ph3: Any, *, full: bool = False, compute: Com
     fill_forces(ff, ph3, dataset, compute=compute)
     fc2, fc3 = get_fc3(ph3.supercell, ph3.primitive, dataset, ph3.symmetry, is_compact_fc=not full)
     if ph3.phonon_supercell_matrix is not None:
-        phonon = Phonopy(ph3.unitcell, ph3.phonon_supercell_matrix, primitive_matrix=ph3.primitive_matrix,
-                         symprec=ph3.symmetry.tolerance, log_level=0)  # fmt: skip
+        phonon = Phonopy(
+            ph3.unitcell,
+            ph3.phonon_supercell_matrix,
+            primitive_matrix=ph3.primitive_matrix,
+            symprec=ph3.symmetry.tolerance,
+            log_level=0,
+        )
         fc2 = force_constants_module.force_constants(ff, phonon, full=full, compute=compute)
     ph3.fc2, ph3.fc3 = fc2, fc3
     return fc3
@@ -117,7 +139,7 @@ def fill_forces(ff: Potential, ph3: Any, dataset: dict, *, compute: Compute = Co
             pair["forces"] = entry["forces"] - Hv - s * T[i]
 
 
-def _distinct(tangents):
+def _distinct(tangents: np.ndarray) -> tuple[list[int], list[float], np.ndarray]:
     """Index into the distinct ones of each tangent, its sign, and the distinct ones: v and -v are pushed once."""
     which, sign, kept, seen = [], [], [], {}
     for v in tangents:
@@ -130,11 +152,8 @@ def _distinct(tangents):
     return which, sign, np.array(kept)
 
 
-def residuals(ph3) -> dict[str, float]:
-    """Largest violation of the laws of third-order force constants, eV/A^3, and their largest entry as the scale.
-
-    sum_rule     |sum_k Phi_ijk|                                       translation
-    permutation  |Phi_ijk - Phi_ikj^T|, |Phi_ijk - Phi_jik^T|          symmetry of third derivatives
+def residuals(ph3: Any) -> Residuals:
+    """How well the third-order force constants of a Phono3py object obey the laws.
 
     Raises:
       InputError: no force constants.
@@ -150,8 +169,4 @@ def residuals(ph3) -> dict[str, float]:
         for j in range(fc.shape[1]):
             other = fc[home[j], back[j, i]][back[j]]  # [n_s, 3, 3, 3]: j taken home, i along, all k along
             first_two = max(first_two, float(np.abs(fc[p, j] - other.transpose(0, 2, 1, 3)).max()))
-    return {
-        "scale_eV_A3": float(np.abs(fc).max()),
-        "sum_rule_eV_A3": float(np.abs(fc.sum(2)).max()),
-        "permutation_eV_A3": max(swapped, first_two),
-    }
+    return Residuals(float(np.abs(fc).max()), float(np.abs(fc.sum(2)).max()), max(swapped, first_two))

@@ -1,19 +1,31 @@
 """Phonons over a series of volumes: mode Grueneisen parameters and quasi-harmonic thermal expansion."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ase
 import numpy as np
 import numpy.typing as npt
 import phonopy
 from phonopy import Phonopy, PhonopyGruneisen
+from phonopy.qha.qha import QHAResult
 
 from equijax.config import Compute
 from equijax.errors import InputError
 from equijax.phonons import force_constants, thermal
 from equijax.potential import Potential
 from equijax.relax import symmetric
+
+MIN_VOLUMES = 5  # of an equation of state
+
+
+class Gruneisen(NamedTuple):
+    """Mode Grueneisen parameters on a mesh."""
+
+    qpoints: np.ndarray  # [q, 3] in reciprocal lattice vectors
+    weights: np.ndarray  # [q]
+    frequencies: np.ndarray  # [q, B] THz
+    parameters: np.ndarray  # [q, B], NaN for the acoustic modes at Gamma
 
 
 def series(
@@ -57,15 +69,6 @@ def series(
     return found, np.array(energies)
 
 
-class Gruneisen(NamedTuple):
-    """Mode Grueneisen parameters on a mesh."""
-
-    qpoints: np.ndarray  # [q, 3] in reciprocal lattice vectors
-    weights: np.ndarray  # [q]
-    frequencies: np.ndarray  # [q, B] THz
-    parameters: np.ndarray  # [q, B], NaN for the acoustic modes at Gamma
-
-
 def gruneisen(
     ff: Potential,
     atoms: ase.Atoms,
@@ -90,42 +93,36 @@ def gruneisen(
     return Gruneisen(qpoints, weights, frequencies, parameters)
 
 
-def check_strains(strains) -> None:
+def check_strains(strains: Sequence[float] | np.ndarray) -> None:
     """Refuse volume strains that an equation of state cannot use.
 
     Raises:
       InputError: fewer than 5, or one of -1 or less.
     """
-    if len(strains) < 5 or min(strains) <= -1:
-        raise InputError(f"volume strains {list(strains)}: expected at least 5, all above -1, for an equation of state")
+    if len(strains) < MIN_VOLUMES or min(strains) <= -1:
+        raise InputError(
+            f"volume strains {list(strains)}: expected at least {MIN_VOLUMES}, all above -1, for an equation of state"
+        )
 
 
 def quasi_harmonic(
-    ff: Potential,
-    atoms: ase.Atoms,
-    supercell: npt.ArrayLike,
-    strains: Sequence[float] | np.ndarray | None = None,
+    phonons: list[Phonopy],
+    energies: np.ndarray,
+    *,
     temperatures: npt.ArrayLike | None = None,
     mesh: Sequence[int] = (21, 21, 21),
-    **options: Any,
-):
+) -> QHAResult:
     """Thermal expansion, bulk modulus and C_P by phonopy's quasi-harmonic approximation.
 
     Args:
-      ff, atoms, supercell, compute: see `series`.
-      strains: [S] volume strains, at least 5; default -4 % to 8 %.
+      phonons, energies: of a `series` of at least 5 volumes.
       temperatures: K, ascending; default 0, 10, ..., 1000.
-      options: fmax and compute of `series`.
       mesh: q mesh, odd numbers (phonopy shifts even ones off Gamma); Gamma acoustic modes are left out.
-
-    Returns:
-      phonopy's QHAResult.
 
     Raises:
       InputError: fewer than 5 volumes.
     """
-    strains = np.linspace(-0.04, 0.08, 7) if strains is None else np.asarray(strains)
-    check_strains(strains)
+    if len(phonons) < MIN_VOLUMES:
+        raise InputError(f"{len(phonons)} volumes: expected at least {MIN_VOLUMES} for an equation of state")
     temperatures = np.arange(0.0, 1011.0, 10.0) if temperatures is None else temperatures
-    cells, energies = series(ff, atoms, supercell, strains, **options)
-    return phonopy.run_qha(cells, temperatures, internal_energies=energies, mesh=mesh, exclude_gamma_acoustic=True)
+    return phonopy.run_qha(phonons, temperatures, internal_energies=energies, mesh=mesh, exclude_gamma_acoustic=True)

@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from typing import NamedTuple
 
 import ase
 import numpy as np
@@ -27,15 +28,27 @@ MAX_STEP_A = 0.1
 FREE_CELL = "a cell is relaxed with all atoms free; relax with the cell fixed, or remove the constraints"
 
 
+class Residuals(NamedTuple):
+    """Largest force on an atom and largest stress component; None where there is none."""
+
+    max_force_eV_A: float  # fixed atoms count
+    max_free_force_eV_A: float | None = None  # of what is free, where some atoms are fixed
+    max_stress_eV_A3: float | None = None  # where periodic in three directions
+    max_stress_GPa: float | None = None
+
+    def document(self) -> dict[str, float]:
+        """What there is, by name, for reports."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
 def relax(
     ff: Potential,
     atoms: ase.Atoms,
     *,
     fmax: float = 1e-4,
     cell: bool = True,
-    symmetry: bool = True,
     steps: int = 500,
-    symprec: float = SYMPREC_A,
+    symprec: float | None = SYMPREC_A,
     compute: Compute = Compute(),
 ) -> tuple[ase.Atoms, dict]:
     """Relax ions, and the cell if asked, with ASE's BFGS, in float64 by default.
@@ -45,14 +58,13 @@ def relax(
       atoms: a structure; it is not changed. Its fixed atoms stay where they are, and no symmetry is imposed then.
       fmax: eV/A, largest force on an atom; for the cell, largest row of the virial per atom.
       cell: relax the cell (three periodic directions needed).
-      symmetry: refine the structure to its space group at `symprec`, then keep that group.
       steps: at most.
-      symprec: A.
+      symprec: A; the structure is refined to its space group at this, then keeps that group. None: as it is.
       compute: dtype; progress shows step and largest force.
 
     Returns:
-      (atoms, report): report holds what `residuals` returns, converged, steps, energy change, volume change and the
-      space group before and after at `symprec`.
+      (atoms, report): report holds the document of `residuals`, converged, steps, energy change, volume change and the
+      space group before and after.
 
     Raises:
       InputError: a structure the model cannot describe, a cell relaxation without three periodic directions or with
@@ -64,10 +76,13 @@ def relax(
     relaxed = atoms.copy()
     relaxed.set_constraint(fixed)
     if cell and not relaxed.pbc.all():
-        raise InputError(f"cell relaxation of a structure with pbc {relaxed.pbc.tolist()}: expected three periodic "
-                         "directions; use cell=False")  # fmt: skip
-    before, start = space_group(relaxed, symprec), time.perf_counter()
-    if symmetry and relaxed.pbc.all() and not fixed:
+        raise InputError(
+            f"cell relaxation of a structure with pbc {relaxed.pbc.tolist()}: expected three periodic directions; "
+            "use cell=False"
+        )
+    named_at = SYMPREC_A if symprec is None else symprec
+    before, start = space_group(relaxed, named_at), time.perf_counter()
+    if symprec is not None and relaxed.pbc.all() and not fixed:
         refine_symmetry(relaxed, symprec=symprec)
         relaxed.set_constraint(FixSymmetry(relaxed, symprec=symprec, adjust_positions=True, adjust_cell=cell))
     relaxed.calc = ff.calculator(dtype=compute.dtype)
@@ -78,7 +93,7 @@ def relax(
         for converged in optimiser.irun(fmax=fmax, steps=steps):  # noqa: B007
             bar.update(optimiser.nsteps - bar.n)
             bar.set_postfix(fmax=f"{np.linalg.norm(relaxed.get_forces(), axis=1).max():.1e} eV/A")
-    report = residuals(relaxed) | {
+    report = residuals(relaxed).document() | {
         "converged": bool(converged),
         "fmax_eV_A": fmax,
         "steps": int(optimiser.nsteps),
@@ -86,7 +101,7 @@ def relax(
         "energy_change_eV_atom": (relaxed.get_potential_energy() - energy) / len(relaxed),
         "volume_change_percent": 100.0 * (relaxed.cell.volume / volume - 1.0) if volume else 0.0,
         "space_group_before": before,
-        "space_group_after": space_group(relaxed, symprec),
+        "space_group_after": space_group(relaxed, named_at),
     }
     relaxed.set_constraint(atoms.constraints)
     relaxed.calc = None
@@ -100,38 +115,39 @@ def _fixed(atoms: ase.Atoms) -> list[FixCartesian]:
     return [FixCartesian(np.flatnonzero((free == row).all(1)), ~row) for row in patterns]
 
 
-def residuals(atoms: ase.Atoms) -> dict:
-    """Largest force on an atom (eV/A) and largest stress component (eV/A^3, GPa) of atoms with a calculator.
-
-    Fixed atoms count; where there are some, so does "max_free_force_eV_A" of what is free.
-    """
+def residuals(atoms: ase.Atoms) -> Residuals:
+    """Forces and stress of atoms with a calculator, as it finds them."""
     forces = atoms.get_forces(apply_constraint=False)
-    out = {"max_force_eV_A": float(np.linalg.norm(forces, axis=1).max())}
+    out = Residuals(float(np.linalg.norm(forces, axis=1).max()))
     if any(not isinstance(c, FixSymmetry) for c in atoms.constraints):
-        out["max_free_force_eV_A"] = float(np.linalg.norm(forces * free_components(atoms), axis=1).max())
+        free = float(np.linalg.norm(forces * free_components(atoms), axis=1).max())
+        out = out._replace(max_free_force_eV_A=free)
     if atoms.pbc.all():
         stress = float(np.abs(atoms.get_stress(apply_constraint=False)).max())
-        out |= {"max_stress_eV_A3": stress, "max_stress_GPa": stress * GPA_PER_EV_A3}
+        out = out._replace(max_stress_eV_A3=stress, max_stress_GPa=stress * GPA_PER_EV_A3)
     return out
 
 
-def static_residuals(ff: Potential, atoms: ase.Atoms) -> dict:
+def static_residuals(ff: Potential, atoms: ase.Atoms) -> Residuals:
     """`residuals` of a structure as it is, in float64."""
     atoms = atoms.copy()
     atoms.calc = ff.calculator(dtype="float64")
     return residuals(atoms)
 
 
-def warn_unrelaxed(found: dict, stacklevel: int = 2) -> list[str]:
+def warn_unrelaxed(found: Residuals, stacklevel: int = 2) -> list[str]:
     """Warn about residual forces or stress (from `residuals`) too large for a harmonic analysis; return the texts."""
     texts = []
-    if found["max_force_eV_A"] > MAX_FORCE:
-        texts.append(f"the largest force is {found['max_force_eV_A']:.2e} eV/A, expected below {MAX_FORCE:g}: "
-                     "frequencies are not those of a minimum; relax first (--relax)")  # fmt: skip
-    if found.get("max_stress_eV_A3", 0.0) > MAX_STRESS:
-        texts.append(f"the largest stress is {found['max_stress_GPa']:.3g} GPa, expected below "
-                     f"{MAX_STRESS * GPA_PER_EV_A3:.2g}: these are phonons of a strained "
-                     "cell; relax first (--relax)")  # fmt: skip
+    if found.max_force_eV_A > MAX_FORCE:
+        texts.append(
+            f"the largest force is {found.max_force_eV_A:.2e} eV/A, expected below {MAX_FORCE:g}: "
+            "frequencies are not those of a minimum; relax first (--relax)"
+        )
+    if (found.max_stress_eV_A3 or 0.0) > MAX_STRESS:
+        texts.append(
+            f"the largest stress is {found.max_stress_GPa:.3g} GPa, expected below {MAX_STRESS * GPA_PER_EV_A3:.2g}: "
+            "these are phonons of a strained cell; relax first (--relax)"
+        )
     for text in texts:
         warnings.warn(text, stacklevel=stacklevel + 1)
     return texts
@@ -147,21 +163,22 @@ def warn_fixed(atoms: ase.Atoms, stacklevel: int = 2) -> list[str]:
     return [text]
 
 
-def refuse_unrelaxed(found: dict, name: str) -> None:
+def refuse_unrelaxed(found: Residuals, name: str) -> None:
     """Stop before work starts where forces (from `residuals`) are so large that there is no harmonic analysis.
 
     Raises:
       InputError: the largest force is above `REFUSED_FORCE`.
     """
-    if found.get("max_free_force_eV_A", np.inf) <= REFUSED_FORCE < found["max_force_eV_A"]:
+    free = found.max_force_eV_A if found.max_free_force_eV_A is None else found.max_free_force_eV_A
+    if free <= REFUSED_FORCE < found.max_force_eV_A:
         raise InputError(
-            f"{name}: the largest force, {found['max_force_eV_A']:.3g} eV/A, is on a fixed atom; expected below "
+            f"{name}: the largest force, {found.max_force_eV_A:.3g} eV/A, is on a fixed atom; expected below "
             f"{REFUSED_FORCE:g}, because force constants ignore constraints: remove them and relax again, or go on "
             "as it is with --allow-unrelaxed"
         )
-    if found["max_force_eV_A"] > REFUSED_FORCE:
+    if found.max_force_eV_A > REFUSED_FORCE:
         raise InputError(
-            f"{name}: the largest force is {found['max_force_eV_A']:.3g} eV/A, expected below {REFUSED_FORCE:g}: this "
+            f"{name}: the largest force is {found.max_force_eV_A:.3g} eV/A, expected below {REFUSED_FORCE:g}: this "
             "is not a relaxed structure; relax it first (--relax), or go on as it is with --allow-unrelaxed"
         )
 

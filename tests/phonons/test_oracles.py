@@ -9,7 +9,7 @@ from ase.neighborlist import neighbor_list
 from equijax import forcefield, testing, units
 from equijax.config import Compute
 from equijax.phonons import dynamical, force_constants, thermal
-from equijax.phonons.volumes import gruneisen, quasi_harmonic
+from equijax.phonons.volumes import gruneisen, quasi_harmonic, series
 from equijax.programs import expansion
 
 STIFFNESS, SPACING = 3.0, 2.5  # eV/A^2, A
@@ -118,7 +118,8 @@ def test_gruneisen_parameters_of_a_scale_free_potential():
 def test_thermal_expansion_of_argon(argon):
     """alpha_V = gamma C_V / (B V) with the mean Grueneisen parameter of the classical limit: phonopy's QHA obeys it."""
     cell, T = bulk("Ar", "fcc", a=5.4), np.array([0.0, 20.0, 30.0, 40.0, 50.0])
-    found = quasi_harmonic(argon, cell, (3, 3, 3), np.linspace(-0.05, 0.1, 7), T, mesh=(5, 5, 5))
+    cells = series(argon, cell, (3, 3, 3), np.linspace(-0.05, 0.1, 7))
+    found = quasi_harmonic(*cells, temperatures=T, mesh=(5, 5, 5))
     assert (np.diff(found.equilibrium_volumes) > 0).all()
     alpha = found.thermal_expansion[2]
     bulk_modulus = found.bulk_moduli[2]  # eV/A^3

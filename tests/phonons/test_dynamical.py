@@ -166,11 +166,11 @@ def test_group_velocities_are_phonopys(ff, atoms):
 def test_interaction_range(ff, atoms, phonon):
     cubic = Atoms("Na", cell=[4.0, 5.0, 30.0], pbc=True)
     found = dynamical.interaction_range(ff, cubic)
-    assert found == {"reach_A": 14.0, "supercell": (7, 6, 1), "atoms": 42}
+    assert found == (14.0, (7, 6, 1), 42)
     distance, size = dynamical.decay(phonon)
     assert distance[0] == 0 and size[distance == 0].max() == size.max() and np.all(np.diff(distance) >= 0)
-    measured = dynamical.interaction_range(ff, atoms, phonon, tolerance=size.max())
-    assert measured["measured_reach_A"] == 0.0 and measured["measured_atoms"] == 2
+    measured = dynamical.measured_range(phonon, tolerance=size.max())
+    assert measured.reach_A == 0.0 and measured.atoms == 2
 
 
 def test_refuses(ff, atoms):

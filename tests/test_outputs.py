@@ -71,13 +71,13 @@ WRITERS = {
     "thermal.csv": lambda path: thermal.harmonic([[0, 0, 0.5]], [[1.0, 2, 3]]).write_csv(path),
     "structures.csv": write_errors,
     "table.csv": lambda path: tables.write_csv(path, ["x"], [[float(i)] for i in range(9)]),
-    "bands.png": lambda path: plots.draw_bands(chain(), path, "Ar"),
-    "comparison.png": lambda path: plots.compare_bands({"Ar": {"reference": chain(), "converted": chain()}}, path),
-    "kappa.png": lambda path: plots.draw_conductivity(path, np.arange(9), {"xx": np.arange(9)}, "Ar"),
-    "expansion.png": lambda path: plots.draw_expansion(path, (XS, XS), (XS, XS), title="Ar"),
+    "bands.png": lambda path: plots.draw_bands(path, chain(), title="Ar"),
+    "comparison.png": lambda path: plots.compare_bands(path, {"Ar": {"reference": chain(), "converted": chain()}}),
+    "kappa.png": lambda path: plots.draw_conductivity(path, {"xx": XS}, temperatures=XS, title="Ar"),
+    "expansion.png": lambda path: plots.draw_expansion(path, modes=(XS, XS), expansion=(XS, XS), title="Ar"),
     "parity.png": lambda path: plots.draw_parity(path, errors.parity(*([x] for x in one_structure()))),
-    "learning_curve.png": lambda path: plots.learning_curve(HISTORY, HISTORY[0], path),
-    "energy_of_Q.png": lambda path: plots.draw_scans([SCAN], path),
+    "learning_curve.png": lambda path: plots.draw_learning_curve(path, HISTORY, start=HISTORY[0]),
+    "energy_of_Q.png": lambda path: plots.draw_scans(path, [SCAN]),
 }
 
 

@@ -62,13 +62,13 @@ def test_phono3pys_finite_differences_converge_to_it(ff, ph3):
 
 def test_the_laws_hold_before_any_symmetrisation(ph3):
     found = third_order.residuals(ph3)
-    assert found.pop("scale_eV_A3") > 0.1
-    assert max(found.values()) < EXACT
+    assert found.scale_eV_A3 > 0.1
+    assert max(found[1:]) < EXACT
     kept = ph3.fc3.copy()
     try:
         ph3.fc3[0, 3, 5, 0, 1, 2] += 0.01
         found = third_order.residuals(ph3)
-        assert found["sum_rule_eV_A3"] > 0.0099 and found["permutation_eV_A3"] > 0.0099
+        assert min(found[1:]) > 0.0099
     finally:
         ph3.fc3 = kept
 
