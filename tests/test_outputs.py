@@ -146,10 +146,10 @@ def test_a_record_that_does_not_fit_is_not_there_at_all(tmp_path):
 def test_a_frame_that_does_not_fit_is_not_there_at_all(tmp_path):
     atoms = ase.build.bulk("Al")
     frames = files.Extxyz(tmp_path / "trajectory.extxyz", atoms)
-    frames.write(0, 0.0, atoms, 1.0, np.zeros((1, 3)))
+    frames.write(0, 0.0, atoms, energy=1.0, forces=np.zeros((1, 3)))
     size = frames.mark()
     with full_disk(size + 100), pytest.raises(OSError, match="too large"):
-        frames.write(1, 1.0, atoms, 1.0, np.zeros((1, 3)))
+        frames.write(1, 1.0, atoms, energy=1.0, forces=np.zeros((1, 3)))
     assert frames.mark() == size == (tmp_path / "trajectory.extxyz").stat().st_size
     frames.close()
 
@@ -159,7 +159,7 @@ def test_a_trajectory_that_lost_frames_is_refused(tmp_path, writer):
     atoms, path = ase.build.bulk("Al"), tmp_path / "trajectory"
     frames = writer(path, atoms)
     for step in range(2):
-        frames.write(step, 0.0, atoms, 1.0, np.zeros((1, 3)))
+        frames.write(step, 0.0, atoms, energy=1.0, forces=np.zeros((1, 3)))
     mark = frames.mark()
     frames.close()
     with pytest.raises(ValueError, match="trajectory.* where the run to be continued had written"):

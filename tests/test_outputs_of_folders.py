@@ -134,7 +134,7 @@ def test_at_every_step_of_a_replacement_one_of_the_two_loads(ff, tmp_path, monke
         if kind == "model":
             np.testing.assert_equal(checkpoint.load(tmp_path / "out")[1], jax.tree.map(np.asarray, ff.variables))
         else:
-            files.load(tmp_path / "out", ff.config, ff.variables)
+            files.load(tmp_path / "out", ff)
         save(tmp_path / "out", ff)
         assert not (tmp_path / ".out.previous").exists()
 
