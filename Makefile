@@ -6,11 +6,12 @@ CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
 IS_NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in $(CANDIDATES); do $$p -c '$(IS_NEW_ENOUGH)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+EXAMPLES := $(basename $(notdir $(sort $(wildcard docs/examples/*.py))))
 BENCHES := $(filter-out bench/_% bench/peers.py bench/tuning.py,$(wildcard bench/*.py))
 MODEL ?=
 OUT ?= demo_output
 
-.PHONY: help env demo test parity matrix bench lint wheel clean
+.PHONY: help env demo test parity matrix bench lint docs wheel clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +21,7 @@ help:
 	@echo "make matrix  files of every release of mace-torch since 0.3.3, each made by that release (ten minutes)"
 	@echo "make bench   the benchmarks, one JSON file each under bench/results"
 	@echo "make lint    ruff and pyright"
+	@echo "make docs    the documentation, with its examples run anew, under site"
 	@echo "make wheel   build the wheel, and use both packages from it outside the checkout"
 
 env: $(VENV)/.dev
@@ -44,6 +46,13 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# the examples run in the environment of the tests, one after another in one folder; the site is built in its own
+docs: $(VENV)/.dev $(VENV)-docs/.docs
+	rm -rf build/examples site && mkdir -p build/examples
+	@set -e; cd build/examples; for name in $(EXAMPLES); do echo "== $$name"; \
+	  $(abspath $(BIN))/python ../../docs/examples/$$name.py >$$name.txt; done
+	$(VENV)-docs/bin/mkdocs build --strict
+
 wheel: $(VENV)/.dev
 	rm -rf build dist
 	$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
@@ -53,7 +62,7 @@ wheel: $(VENV)/.dev
 	cd dist && PYTHONPATH=site $(abspath $(BIN))/python -m convert site/equijax/assets/mini.model model
 
 clean:
-	rm -rf $(VENV) .cache build dist
+	rm -rf $(VENV) $(VENV)-docs .cache build dist site
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "equijax needs Python 3.11 or newer with the venv module; none of '$(CANDIDATES)' is." >&2; \
@@ -66,4 +75,12 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 
 $(VENV)/.parity: $(VENV)/.dev
 	$(PIP_INSTALL) -e ".[dev,parity]"
+	@touch $@
+
+# the packages that mkdocs needs, and equijax as source: mkdocstrings reads it without importing it
+$(VENV)-docs/.docs: pyproject.toml constraints.txt | $(VENV)/.dev
+	$(BIN)/python -m venv $(VENV)-docs
+	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'], sep='\n')" \
+	  >$(VENV)-docs/requirements.txt
+	$(VENV)-docs/bin/python -m pip install --disable-pip-version-check -c constraints.txt -r $(VENV)-docs/requirements.txt
 	@touch $@

@@ -47,9 +47,8 @@ def measure(ff, repeat: int, dtype: str) -> dict:
     with jax.enable_x64(dtype == "float64"):
         apply, state, neighbors, neighbor_fn, variables, energy = simulation(ff, atoms, dtype)
         marks = []
-        for step, s, n in blocks.run_blocks(
-            apply, state, neighbors, neighbor_fn, steps=STEPS, block=BLOCK, variables=variables
-        ):
+        stepper = blocks.Stepper(apply, neighbor_fn, arguments={"variables": variables})
+        for step, s, n in blocks.run_blocks(stepper, state, neighbors, steps=STEPS, block=BLOCK):
             marks.append((step, float(energy(s, n)), time.perf_counter()))
         seconds = (marks[-1][2] - marks[0][2]) / (marks[-1][0] - marks[0][0])
         update = jax.jit(neighbor_fn.update)

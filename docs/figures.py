@@ -30,7 +30,7 @@ def main(names):
             atoms, options, figure = FIGURES[name]
             ase.io.write(work / "structure.extxyz", atoms)
             common = [str(work / "structure.extxyz"), "--model", str(work / "model"), "--out", str(work / name)]
-            code = importlib.import_module(f"equijax.{name}").main([*common, *options.split()])
+            code = importlib.import_module(f"equijax.programs.{name}").main([*common, *options.split()])
             if code:
                 sys.exit(code)
             # few colours: the files live in the repository

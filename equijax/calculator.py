@@ -11,6 +11,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from equijax import compiled, derivatives, graph
 from equijax.config import Compute
 from equijax.errors import NotFinite
+from equijax.potential import Potential
 
 
 class EquijaxCalculator(Calculator):
@@ -26,7 +27,7 @@ class EquijaxCalculator(Calculator):
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
 
-    def __init__(self, forcefield: Any, dtype: str = "float64", fast: bool = False, **kwargs: Any):
+    def __init__(self, forcefield: Potential, dtype: str = "float64", fast: bool = False, **kwargs: Any):
         super().__init__(**kwargs)
         Compute(dtype)  # refuses another
         compiled.use_cache()

@@ -144,9 +144,9 @@ def fingerprint(config: ModelConfig, variables: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def alone():
+def alone() -> Any:
     """Orbax in this process without waiting for the others of a job: all may read, the caller says who writes."""
-    import orbax.checkpoint as ocp
+    import orbax.checkpoint as ocp  # not at the top, as above
 
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import phonopy
 from ase.stress import voigt_6_to_full_3x3_stress
+from phonopy import Phonopy
 from tqdm import tqdm
 
 import equijax
@@ -25,6 +26,7 @@ from equijax.finetune.options import nested, resolve
 from equijax.finetune.run import RUN
 from equijax.forcefield import ForceField
 from equijax.phonons import force_constants
+from equijax.potential import Potential
 
 Result = TypeVar("Result")
 ASSETS = resources.files("equijax") / "assets"
@@ -54,7 +56,7 @@ class DemoConfig:
 class Demonstration(NamedTuple):
     """What the demo made."""
 
-    ff: ForceField  # as converted
+    ff: Potential  # as converted
     report: dict  # what report.json holds
 
 
@@ -84,7 +86,7 @@ def run(config: DemoConfig) -> Demonstration:
         )
         panels[CRYSTALS[TUNED]]["fine-tuned"] = after
         rows.append(row)
-        step(progress, "draw", plots.compare_bands, panels, out / "bands.png")
+        step(progress, "draw", plots.compare_bands, out / "bands.png", panels)
     report = {
         "model": ff.metadata,
         "versions": {m.__name__: m.__version__ for m in (equijax, jax, phonopy, np)},
@@ -191,7 +193,7 @@ def read_labels(atoms: ase.Atoms) -> tuple[float, np.ndarray, np.ndarray]:
     return atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress(voigt=False)
 
 
-def evaluate(ff: ForceField, name: str) -> dict:
+def evaluate(ff: Potential, name: str) -> dict:
     """Mean absolute errors of a bundled file of labelled structures, and the time of the first and a second call."""
     with resources.as_file(ASSETS / f"{name}.extxyz") as path:
         images = ase.io.read(path, ":")
@@ -213,7 +215,7 @@ def evaluate(ff: ForceField, name: str) -> dict:
     }
 
 
-def phonons_of(ff: ForceField, name: str, out: Path, note: str = ""):
+def phonons_of(ff: Potential, name: str, out: Path, note: str = "") -> tuple[Phonopy, Phonopy, dict]:
     """Force constants of a bundled crystal on the supercell of its reference phonons.
 
     Returns:
@@ -221,7 +223,7 @@ def phonons_of(ff: ForceField, name: str, out: Path, note: str = ""):
     """
     with resources.as_file(ASSETS / f"{name}_phonopy.yaml") as path:
         reference = phonopy.load(path, log_level=0)
-    phonon = phonopy.Phonopy(reference.unitcell, reference.supercell_matrix, reference.primitive_matrix)
+    phonon = Phonopy(reference.unitcell, reference.supercell_matrix, reference.primitive_matrix)
     first_s, _ = timed(force_constants.force_constants, ff, phonon, compute=Compute(progress=True))
     second_s, _ = timed(force_constants.force_constants, ff, phonon)
     with outputs.beside(out / f"{name}_phonopy_params.yaml") as part:
@@ -241,7 +243,7 @@ def phonons_of(ff: ForceField, name: str, out: Path, note: str = ""):
     return reference, phonon, row
 
 
-def spectrum(phonon: phonopy.Phonopy) -> dict:
+def spectrum(phonon: Phonopy) -> dict:
     """Frequencies [q, B] (THz) on the mesh, the highest of them, and C_V per mole of primitive cells."""
     frequencies = phonon.run_mesh(MESH, is_mesh_symmetry=False, is_gamma_center=True).frequencies
     thermal = phonon.run_thermal_properties(temperatures=[TEMPERATURE_K], exclude_gamma_acoustic=True)

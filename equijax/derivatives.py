@@ -30,7 +30,7 @@ PAIR = "real and imaginary part"  # name of the mapped axis of length 2
 class WaveKind(NamedTuple):
     """What a program of `wave_columns` is compiled for, beside the shapes of its arrays."""
 
-    config: Any  # a key of `potential.POTENTIALS`
+    config: Any  # `ModelConfig` or `potential.OtherConfig`
     dtype: str  # of the model
     real: bool  # 2q is a lattice vector at every q: phases are +-1
     slopes: bool  # with the derivatives by q

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import seekpath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -46,7 +47,7 @@ def panels(path: str | Path, number: int = 1, *, size: tuple[float, float] = PAN
         figure.savefig(part)
 
 
-def bands(axis: Axes, phonons: Sequence[tuple[Phonopy, dict[str, Any]]], points: int = POINTS) -> None:
+def bands(axis: Axes, phonons: Sequence[tuple[Phonopy, dict[str, Any]]], *, points: int = POINTS) -> None:
     """Draw band structures along seekpath's path through the Brillouin zone of the first one's primitive cell.
 
     Args:
@@ -105,8 +106,8 @@ def tick_labels(labels: list[str], connections: list[bool]) -> list[str]:
     return names
 
 
-def draw_bands(phonon: Phonopy, path: str | Path, title: str = "", dos: Any = None) -> None:
-    """Draw the band structure, and phonopy's total density of states beside it where one is given, into a file."""
+def draw_bands(path: str | Path, phonon: Phonopy, *, title: str = "", dos: Any = None) -> None:
+    """The band structure, and phonopy's total density of states beside it where one is given."""
     widths, sizes = ([4, 1], (3.5, 4.5)) if dos is not None else ([1], (7.0, 4.5))
     with panels(path, len(widths), size=sizes, sharey=True, width_ratios=widths) as axes:
         bands(axes[0], [(phonon, LINE)])
@@ -116,8 +117,8 @@ def draw_bands(phonon: Phonopy, path: str | Path, title: str = "", dos: Any = No
             axes[1].set(xlabel="DOS (1/THz)", xlim=(0, None))
 
 
-def compare_bands(crystals: Mapping[str, Mapping[str, Phonopy]], path: str | Path) -> None:
-    """Draw the band structures of "reference", "converted" and "fine-tuned" models, one panel a crystal."""
+def compare_bands(path: str | Path, crystals: Mapping[str, Mapping[str, Phonopy]]) -> None:
+    """Band structures of "reference", "converted" and "fine-tuned" models, one panel a crystal."""
     styles = {"reference": REFERENCE, "converted": BEFORE, "fine-tuned": LINE}
     with panels(path, len(crystals), size=(6.0, 4.5)) as axes:
         for axis, (title, models) in zip(axes, crystals.items(), strict=True):
@@ -139,7 +140,7 @@ def draw_parity(path: str | Path, quantities: Mapping[str, tuple[np.ndarray, np.
             axis.set(title=title, xlabel="label", ylabel="model", aspect="equal")
 
 
-def draw_scans(scans: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+def draw_scans(path: str | Path, scans: Sequence[Mapping[str, Any]]) -> None:
     """E(Q) of every distortion that was scanned: entries of `soft_modes.search`."""
     deepest = max([scan["well_meV_atom"] for scan in scans] + [1.0])
     widest = max([abs(scan["Q_min"]) for scan in scans], default=0.0) or 1.0
@@ -157,7 +158,9 @@ def draw_scans(scans: Sequence[Mapping[str, Any]], path: str | Path) -> None:
             axis.legend(fontsize=5)
 
 
-def draw_conductivity(path: str | Path, temperatures: np.ndarray, curves: Mapping[str, np.ndarray], title: str) -> None:
+def draw_conductivity(
+    path: str | Path, curves: Mapping[str, np.ndarray], *, temperatures: npt.ArrayLike, title: str
+) -> None:
     """Lattice thermal conductivity (W/m/K) over temperature (K), one curve a component."""
     with panels(path) as (axis,):
         for name, values in curves.items():
@@ -169,9 +172,9 @@ def draw_conductivity(path: str | Path, temperatures: np.ndarray, curves: Mappin
 
 def draw_expansion(
     path: str | Path,
+    *,
     modes: tuple[np.ndarray, np.ndarray],
     expansion: tuple[np.ndarray, np.ndarray],
-    *,
     title: str,
 ) -> None:
     """Mode Grueneisen parameters over frequency (THz), and volume expansion (1/K) over temperature (K)."""
@@ -183,7 +186,7 @@ def draw_expansion(
         axes[1].set(xlabel="temperature (K)", ylabel="volume expansion (10$^{-6}$/K)")
 
 
-def learning_curve(history: Sequence[Mapping[str, Any]], start: Mapping[str, Any], path: str | Path) -> None:
+def draw_learning_curve(path: str | Path, history: Sequence[Mapping[str, Any]], *, start: Mapping[str, Any]) -> None:
     """Training and validation loss, and validation force MAE, by epoch; those of epoch 0 (new E0s) are dashed."""
     epochs, dashed = [h["epoch"] for h in history], {"color": "k", "ls": "--", "lw": 0.8}
     with panels(path, 2, size=(5.0, 4.0)) as axes:

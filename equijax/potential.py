@@ -1,6 +1,6 @@
 """The potential: one pure function from parameters and a graph to the energy of every atom."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import ase
@@ -29,12 +29,24 @@ class Evaluated(NamedTuple):
     error: str | None = None  # why there is none
 
 
+class OtherConfig(Protocol):
+    """Hyper-parameters of a potential that is no MACE, and its energies: `equijax.testing.PairConfig` is one."""
+
+    species: tuple[int, ...]
+    heads: tuple[str, ...]
+    r_max: float  # A
+
+    def node_energies(self, variables: dict, vectors: jax.Array, topology: Topology) -> jax.Array:
+        """Interaction energies [N] eV, see `energy_from_vectors`."""
+        ...
+
+
 class Potential(Protocol):
     """What everything that works with a model needs of it: `equijax.ForceField` is one."""
 
     @property
     def config(self) -> Any:
-        """Hyper-parameters, a key of `POTENTIALS`: `ModelConfig`, or another with species, heads and r_max."""
+        """Hyper-parameters: `ModelConfig`, or `OtherConfig`."""
 
     @property
     def variables(self) -> dict:
@@ -58,6 +70,10 @@ class Potential(Protocol):
 
     def with_head(self, name: str) -> "Potential":
         """The same model with another head."""
+        ...
+
+    def specialise(self, species: Iterable[int | str], tolerance: dict | None = None) -> "Potential":
+        """The same potential for these species alone, several times faster."""
         ...
 
     def device_variables(self, dtype: str = "float32") -> dict:
@@ -171,24 +187,24 @@ def energy_of_edges(
 
 
 @precision.chosen
-def energy_from_vectors(config: ModelConfig, variables: dict, vectors: jax.Array, topology: Topology) -> jax.Array:
+def energy_from_vectors(
+    config: ModelConfig | OtherConfig, variables: dict, vectors: jax.Array, topology: Topology
+) -> jax.Array:
     """Interaction energies [N] of atoms whose edges are already known: for graphs that live on the device.
 
     Args:
       vectors: [N, K, 3] receiver minus sender, A; masked slots longer than r_max.
       topology: species, heads, senders and reverse of the edges.
     """
-    return POTENTIALS[type(config)](config, variables, vectors, topology)
+    if not isinstance(config, ModelConfig):
+        return config.node_energies(variables, vectors, topology)
+    return _mace(config, variables, vectors, topology)
 
 
 def _mace(config: ModelConfig, variables: dict, vectors: jax.Array, topology: Topology) -> jax.Array:
     if config.spline is not None:
         return folded.node_energies(config, variables["constants"], vectors, topology)
     return MACE(config).apply(variables, vectors, topology)
-
-
-# `energy_from_vectors` of each kind of config
-POTENTIALS: dict = {ModelConfig: _mace}
 
 
 def total_energy(

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ def paths_of(tree: Any) -> dict[str, jax.Array]:
     return {path_name(path): leaf for path, leaf in leaves}
 
 
-def path_name(path: Any) -> str:
+def path_name(path: Sequence[Any]) -> str:
     """'/'-joined names of a JAX key path."""
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
@@ -40,7 +40,7 @@ def select(paths: Iterable[str], patterns: Iterable[str]) -> list[str]:
     return [path for path in paths if any(matches(p, path) for p in patterns)]
 
 
-def labels(params: Any, rules: Mapping[str, str] | Iterable[tuple[str, str]]):
+def labels(params: Any, rules: Mapping[str, str] | Iterable[tuple[str, str]]) -> Any:
     """A tree of labels for `optax.multi_transform`: every leaf takes the label of the one pattern that matches it.
 
     Args:
@@ -56,7 +56,7 @@ def labels(params: Any, rules: Mapping[str, str] | Iterable[tuple[str, str]]):
     pairs: list[tuple[str, str]] = list(rules.items() if isinstance(rules, Mapping) else rules)  # type: ignore
     select(paths_of(params), [pattern for pattern, _ in pairs])
 
-    def label(path: Any, _: Any):
+    def label(path: Sequence[Any], _: object) -> str:
         name = path_name(path)
         hits = [(pattern, result) for pattern, result in pairs if matches(pattern, name)]
         if len(hits) != 1:
@@ -67,7 +67,7 @@ def labels(params: Any, rules: Mapping[str, str] | Iterable[tuple[str, str]]):
     return jax.tree_util.tree_map_with_path(label, params)
 
 
-def freeze_labels(params: Any, frozen: Iterable[str]):
+def freeze_labels(params: Any, frozen: Iterable[str]) -> Any:
     """Labels "frozen" for leaves that a pattern matches and "trainable" for the rest.
 
     Raises:

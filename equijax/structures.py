@@ -1,6 +1,7 @@
 """Structures: read from files, checked for disorder, and as phonopy's cells."""
 
 from pathlib import Path
+from typing import Any
 
 import ase
 import ase.io
@@ -58,8 +59,11 @@ def check_ordered(atoms: ase.Atoms, name: str) -> None:
             )
     shares = np.asarray(atoms.arrays.get("occupancy", []), float)  # of PDB files, where 0 stands for none given
     if len(partly := np.flatnonzero((shares > 0) & (shares < 1))):
-        raise InputError(f"{name}: {atoms.symbols[partly[0]]}, atom {partly[0]}, has occupancy {shares[partly[0]]:g}, "
-                         "expected 1: keep one of each set of alternatives")  # fmt: skip
+        atom = partly[0]
+        raise InputError(
+            f"{name}: {atoms.symbols[atom]}, atom {atom}, has occupancy {shares[atom]:g}, expected 1: keep one of each "
+            "set of alternatives"
+        )
 
 
 def right_handed(atoms: ase.Atoms) -> ase.Atoms:
@@ -109,7 +113,7 @@ def mixes_isotopes(numbers: np.ndarray, masses: np.ndarray) -> bool:
     return isotopes(numbers, masses).max() + 1 > len(np.unique(numbers))
 
 
-def _labels(numbers, masses):
+def _labels(numbers: np.ndarray, masses: np.ndarray) -> list[str]:
     """Chemical symbols, with a number where an element has several masses."""
     symbols = [chemical_symbols[z] for z in numbers]
     if not mixes_isotopes(numbers, masses):
@@ -117,7 +121,7 @@ def _labels(numbers, masses):
     return [f"{symbol}{kind + 1}" for symbol, kind in zip(symbols, isotopes(numbers, masses), strict=True)]
 
 
-def primitive_matrix(cell: PhonopyAtoms, primitive="auto", symprec: float = 1e-5):
+def primitive_matrix(cell: PhonopyAtoms, primitive: Any = "auto", *, symprec: float = 1e-5) -> Any:
     """phonopy's primitive_matrix with "auto" resolved: the smallest cell that repeats, masses included.
 
     Args:

@@ -3,6 +3,7 @@ answers are known on paper, equivariance."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,9 @@ TOLERANCE = {
 }
 
 
-def random_config(channels: int = 8, lmax: int = 1, species: tuple[int, ...] = (8, 11, 12, 14, 17, 20, 22), **changes):
+def random_config(
+    channels: int = 8, lmax: int = 1, species: tuple[int, ...] = (8, 11, 12, 14, 17, 20, 22), **changes: Any
+) -> ModelConfig:
     """A ModelConfig of the MACE-MP-0b3 architecture; keyword arguments replace any of its options.
 
     The defaults (8 channels, 4 A cutoff) compile in seconds; channels=128, r_max=6, species=range(1, 90),
@@ -58,7 +61,7 @@ def random_config(channels: int = 8, lmax: int = 1, species: tuple[int, ...] = (
     return ModelConfig(**options)
 
 
-def contraction_paths(lmax: int, max_ell: int, correlation: tuple[int, ...]):
+def contraction_paths(lmax: int, max_ell: int, correlation: tuple[int, ...]) -> tuple:
     """Path counts of the non-reduced U tensors for hidden features up to `lmax`, scalars only after the last step."""
     last = len(correlation) - 1
     return tuple(
@@ -98,16 +101,19 @@ class PairConfig:
         return 0.5 * jnp.where(r < self.r_max, self.energy(r), 0.0).sum(1)
 
 
-potential.POTENTIALS[PairConfig] = PairConfig.node_energies
-
-
 def pair_forcefield(energy: Callable, r_max: float, species: tuple[int, ...]) -> ForceField:
     """A ForceField of a `PairConfig`."""
     constants = {"atomic_energies": np.zeros((1, len(species)))}
     return ForceField(PairConfig(energy, r_max, species), {"params": {}, "constants": constants}, {})
 
 
-def rattled(name: str = "NaCl", structure: str = "rocksalt", a: float = 5.6, repeat=(1, 1, 1), seed: int = 0) -> Atoms:
+def rattled(
+    name: str = "NaCl",
+    structure: str = "rocksalt",
+    a: float = 5.6,
+    repeat: tuple[int, int, int] = (1, 1, 1),
+    seed: int = 0,
+) -> Atoms:
     """A rattled conventional cell (0.05 A), so that no derivative vanishes by symmetry."""
     atoms = bulk(name, structure, a=a, cubic=True) * repeat
     atoms.rattle(0.05, seed=seed)
@@ -140,8 +146,8 @@ def assert_equivariant(evaluate: Callable[[Atoms], Evaluated], atoms: Atoms, tol
 def structures() -> dict[str, Atoms]:
     """One of each kind of structure a potential must get right; elements O, Na, Mg, Si, Cl, Ca, Ti only."""
     rng = np.random.default_rng(7)
-    perovskite = Atoms("CaTiO3", scaled_positions=[[0, 0, 0], [0.5] * 3, [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]],
-                       cell=[3.85] * 3, pbc=True) * (2, 1, 1)  # fmt: skip
+    places = [[0, 0, 0], [0.5] * 3, [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+    perovskite = Atoms("CaTiO3", scaled_positions=places, cell=[3.85] * 3, pbc=True) * (2, 1, 1)
     perovskite.rattle(0.05, rng=rng)
     triclinic = rattled()
     strain = np.eye(3) + 0.06 * rng.normal(size=(3, 3))

@@ -9,7 +9,7 @@ import numpy as np
 from equijax import tables
 from equijax.data.isolated import REFERENCE_EV, off_reference
 from equijax.data.labelled import Labelled, check_stress
-from equijax.errors import InputError, NotFinite
+from equijax.errors import InputError
 from equijax.potential import Evaluated
 
 
@@ -92,7 +92,7 @@ def label_warnings(structures: Sequence[Labelled], found: Sequence[Evaluated]) -
     out = []
     try:
         check_stress(structures, [f.stress for f in found])
-    except (InputError, NotFinite) as error:
+    except InputError as error:
         out.append(str(error))
     off = off_reference(structures, [f.energy for f in found])
     if off is not None:

@@ -10,6 +10,7 @@ from equijax import graph
 from equijax.config import Compute, ModelConfig
 from equijax.data.labelled import Labelled
 from equijax.errors import InputError
+from equijax.graph import packing
 from equijax.potential import Evaluated, Potential
 
 
@@ -127,15 +128,11 @@ def plan(
     taken = taken if rng is None else rng.permutation(taken)
     nodes = [len(i.labelled.atoms) for i in items]
     width = [int(np.bincount(i.edges.receivers, minlength=1).max(initial=0)) for i in items]
-    batches: list[list[int]] = []
-    for i in taken.tolist():
-        joined = [*batches[-1], i] if batches else [i]
-        cost = sum(nodes[j] for j in joined) * max(width[j] for j in joined)
-        if batches and len(joined) <= graphs and cost <= slots:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
+
+    def fits(group: list[int]) -> bool:
+        return len(group) <= graphs and sum(nodes[i] for i in group) * max(width[i] for i in group) <= slots
+
+    return packing.packed(taken.tolist(), fits)
 
 
 def batch(

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from equijax import forcefield, outputs, structures
 from equijax.data.select import descriptors, farthest
 from equijax.errors import InputError
-from equijax.forcefield import ForceField
 from equijax.graph.neighbours import check_atoms, neighbour_list
+from equijax.potential import Potential
 
 MAX_ATTEMPTS = 50  # draws of one rattled structure before its shortest distance is given up
 FMAX = 0.02  # eV/A, where a relaxation ends
@@ -91,9 +91,9 @@ def run(options: RattleConfig) -> Picked:
     supercell = make_supercell(crystal, options.supercell, min_length=options.min_length)
     candidates = rattled(supercell, options)
     if ff is not None:
-        candidates += relaxations(ff, supercell, options)
+        candidates += relaxations(ff, supercell, options=options)
     chosen = sorted(farthest(descriptors([atoms for atoms, _ in candidates]), options.number, seed=options.seed))
-    _write(options, supercell, [candidates[i] for i in chosen])
+    _write(options, supercell, picked=[candidates[i] for i in chosen])
     return Picked([candidates[i][1] for i in chosen], len(candidates), supercell.get_chemical_formula())
 
 
@@ -110,7 +110,7 @@ def _check_free(out: Path) -> None:
         raise FileExistsError(f"{out / 'poscars'} holds {left[0]} and more already: choose another --out")
 
 
-def _write(options: RattleConfig, supercell: ase.Atoms, picked: Sequence[tuple[ase.Atoms, str]]) -> None:
+def _write(options: RattleConfig, supercell: ase.Atoms, *, picked: Sequence[tuple[ase.Atoms, str]]) -> None:
     """structures.extxyz, one POSCAR each, and what made them."""
     folder = options.out / "poscars"
     folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +187,7 @@ def shortest_distance(atoms: ase.Atoms) -> float:
     return float(np.linalg.norm(ends - atoms.positions[edges.receivers], axis=1).min())
 
 
-def relaxations(ff: ForceField, supercell: ase.Atoms, options: RattleConfig) -> list[tuple[ase.Atoms, str]]:
+def relaxations(ff: Potential, supercell: ase.Atoms, *, options: RattleConfig) -> list[tuple[ase.Atoms, str]]:
     """Frames of relaxations of ions and cell by the model, from the largest rattle."""
     starts = rattled(supercell, _with(options, candidates=options.relaxations))
     out: list[tuple[ase.Atoms, str]] = []

@@ -12,7 +12,7 @@ from equijax.data.errors import QUANTITIES, Quantity
 from equijax.errors import InputError
 from equijax.finetune.metrics import Dimer, LabelErrors
 from equijax.finetune.trainer import Progress
-from equijax.plots import learning_curve
+from equijax.plots import draw_learning_curve
 
 
 class Assessment(NamedTuple):
@@ -196,7 +196,7 @@ def write(out: Path, result: Result) -> None:
     outputs.write_json(out / "report.json", document(result))
     if history := read_history(out / "metrics.jsonl"):  # zero-shot has none
         start = result.before_with_new_e0 or result.before.errors
-        learning_curve(history, start["valid"]._asdict(), out / "learning_curve.png")
+        draw_learning_curve(out / "learning_curve.png", history, start=start["valid"]._asdict())
 
 
 def document(x: Any) -> Any:

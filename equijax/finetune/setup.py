@@ -23,6 +23,7 @@ from equijax.finetune.loader import TrainingSet, evaluation_graphs, settle
 from equijax.finetune.options import FinetuneOptions, document
 from equijax.finetune.strategies import Trainable, trainable
 from equijax.forcefield import ForceField
+from equijax.potential import Potential
 
 SETS = ("train", "valid", "test", "retain")
 NEW_HEAD = "finetuned"
@@ -34,7 +35,7 @@ class Setup:
     """A run ready to train."""
 
     options: FinetuneOptions  # resolved
-    ff: ForceField  # the starting model, with its new head for multihead; its head is trained
+    ff: Potential  # the starting model, with its new head for multihead; its head is trained
     trained: Trainable
     training: TrainingSet
     energies: np.ndarray  # [H, Z] eV, isolated atoms of the result
@@ -192,7 +193,7 @@ class IsolatedEnergies(NamedTuple):
     messages: tuple[str, ...]
 
 
-def _isolated_energies(options: FinetuneOptions, ff: ForceField, *, sets: Sets) -> IsolatedEnergies:
+def _isolated_energies(options: FinetuneOptions, ff: Potential, *, sets: Sets) -> IsolatedEnergies:
     """By the options; the stresses of the training set are checked against the model's on the way."""
     structures = sets.structures["train"]
     found = predictions(ff, structures)
@@ -241,11 +242,11 @@ def _by_hand(options: FinetuneOptions) -> dict[str, float]:
     return found
 
 
-def _model_energies(ff: ForceField) -> np.ndarray:
+def _model_energies(ff: Potential) -> np.ndarray:
     return np.array(ff.variables["constants"]["atomic_energies"], np.float64)
 
 
-def _shift(ff: ForceField, structures: Sequence[Labelled], *, change: np.ndarray) -> np.ndarray:
+def _shift(ff: Potential, structures: Sequence[Labelled], *, change: np.ndarray) -> np.ndarray:
     """What a change of E0 [H, Z] adds to the energies of structures, eV."""
     row = {z: i for i, z in enumerate(ff.config.species)}
     heads = [ff.head_index if s.head is None else ff.config.heads.index(s.head) for s in structures]

@@ -62,7 +62,7 @@ def init(start: Tree, options: TrainConfig, *, total_steps: int) -> TrainState:
     """State before the first step; leaves of `start` are copied, the caller's arrays survive donation.
 
     Raises:
-      ValueError: float64 leaves where JAX would make them float32.
+      InputError: float64 leaves where JAX would make them float32.
     """
     for leaf in jax.tree.leaves(start):
         precision.require(leaf.dtype)

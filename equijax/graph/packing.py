@@ -1,7 +1,7 @@
 """Structures packed into full padded batches of like coordination as they arrive."""
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 import ase
 import jax
@@ -11,6 +11,7 @@ from equijax.config import ModelConfig
 from equijax.graph import neighbours, regular, shapes
 from equijax.graph.shapes import MAX_DENSE_SPECIES
 
+Kind = TypeVar("Kind")
 # Edge slots N*K in one batch, by backend: two cores are full at 16 k already; a slot of the MACE-MP-0b3 shape takes
 # about 40 kB, so an accelerator gets 10 GB of work at once.
 BATCH_SLOTS = {"cpu": 16384}
@@ -60,18 +61,19 @@ def batches(structures: Iterable[Structure], pool: shapes.SizePool, known: int, 
         if (nodes(bins.get(k, [])) + len(s.atoms)) * k > budget and k in bins:
             yield from shaped(bins.pop(k), pool, known, budget)
         bins.setdefault(k, []).append(s)
-    for members in packed([s for waiting in bins.values() for s in waiting], budget):
+    left = sorted((s for waiting in bins.values() for s in waiting), key=lambda s: (s.slots, -len(s.atoms)))
+    for members in packed(left, lambda group: nodes(group) * slot_class(group[-1].slots) <= budget):
         yield from shaped(members, pool, known, budget)
 
 
-def packed(structures: list[Structure], budget: int) -> list[list[Structure]]:
-    """Groups in order of coordination, each at most `budget` edge slots (one structure at least)."""
-    groups: list[list[Structure]] = []
-    for s in sorted(structures, key=lambda s: (s.slots, -len(s.atoms))):
-        if groups and (nodes(groups[-1]) + len(s.atoms)) * slot_class(s.slots) <= budget:
-            groups[-1].append(s)
+def packed(ordered: Iterable[Kind], fits: Callable[[list[Kind]], bool]) -> list[list[Kind]]:
+    """Groups of what follows one another: each takes the next as long as it then `fits`, and holds one at least."""
+    groups: list[list[Kind]] = []
+    for item in ordered:
+        if groups and fits([*groups[-1], item]):
+            groups[-1].append(item)
         else:
-            groups.append([s])
+            groups.append([item])
     return groups
 
 

@@ -10,9 +10,10 @@ A second form expands R on the fly over a few consecutive rows of a table W [row
 W[first[n, k] + j], so that R does not exist in memory either: J more multiply-adds per path for each time it is made.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +28,16 @@ TABLE_NAMES = "RYhWA"  # of the second, phi in the place of R
 TYPES = {"float32": "float", "float64": "double"}
 
 
+class Tabulated(NamedTuple):
+    """Radial functions R[n, k, p, c] = sum_j phi[n, k, j] table[first[n, k] + j, p, c]."""
+
+    phi: jax.Array  # [N, K, J], zero on masked slots
+    first: jax.Array  # [N*K] int32 row of `table`; negative on masked slots, which are then skipped
+    table: jax.Array  # [rows, P, C]
+
+
 def neighbour_sum(
-    h: list[jax.Array],
-    R: jax.Array,
-    Y: jax.Array,
-    paths: Sequence[couplings.Path],
-    senders: jax.Array,
-    reverse: jax.Array,
+    h: list[jax.Array], R: jax.Array, Y: jax.Array, paths: Sequence, senders: jax.Array, reverse: jax.Array
 ) -> list[jax.Array]:
     """A[n, p, m3, c] = sum_k R[n, k, p, c] sum_{m1 m2} C[m1, m2, m3] h[s_nk, m1, c] Y[n, k, m2].
 
@@ -52,27 +56,18 @@ def neighbour_sum(
 
 
 def table_sum(
-    h: list[jax.Array],
-    phi: jax.Array,
-    first: jax.Array,
-    table: jax.Array,
-    Y: jax.Array,
-    paths: Sequence[couplings.Path],
-    senders: jax.Array,
-    reverse: jax.Array,
+    h: list[jax.Array], R: Tabulated, Y: jax.Array, paths: Sequence, senders: jax.Array, reverse: jax.Array
 ) -> list[jax.Array]:
-    """`neighbour_sum` with R[n, k, p, c] = sum_j phi[n, k, j] table[first[n, k] + j, p, c].
+    """`neighbour_sum` with R from a table.
 
     Args:
-      phi: [N, K, J], zero on masked slots.
-      first: [N*K] int32 row of `table`; negative on masked slots, which are then skipped.
-      table: [rows, P, C].
+      R: see `Tabulated`.
       h, Y, paths, senders, reverse: as there.
 
     Returns:
       one array [N, P_l, 2l+1, C] per output degree l.
     """
-    return _by_degree(_table_sum, [phi, Y, jnp.concatenate(h, axis=1), table], (senders, reverse, first), paths)
+    return _by_degree(_table_sum, [R.phi, Y, jnp.concatenate(h, axis=1), R.table], (senders, reverse, R.first), paths)
 
 
 def radial_from_table(phi: jax.Array, first: jax.Array, table: jax.Array) -> jax.Array:
@@ -83,8 +78,8 @@ def radial_from_table(phi: jax.Array, first: jax.Array, table: jax.Array) -> jax
 
 
 def _by_degree(
-    form: Callable, operands: Sequence[jax.Array], index: Sequence[jax.Array], paths: Sequence[couplings.Path]
-):
+    form: Callable, operands: Sequence[jax.Array], index: Sequence[jax.Array], paths: Sequence
+) -> list[jax.Array]:
     """Evaluate a form and split A by degree."""
     n, channels = operands[0].shape[0], operands[2].shape[-1]
     A = (n, sum(2 * p.l3 + 1 for p in paths), channels)
@@ -105,12 +100,8 @@ def available(channels: int, dtype: npt.DTypeLike) -> bool:
 
 
 def _xla(
-    slot: int,
-    operands: Sequence[jax.Array],
-    index: Sequence[jax.Array],
-    shapes: tuple[tuple[int, ...], ...],
-    paths: Sequence[couplings.Path],
-):
+    slot: int, operands: Sequence[jax.Array], index: Sequence[jax.Array], shapes: Sequence[tuple], paths: Sequence
+) -> jax.Array:
     """Variant `slot` by einsum over the coupling tensor of every path: the reference, and the fallback."""
     x = dict(zip([s for s in range(4) if s != slot], operands, strict=True))
     senders, reverse = index
@@ -141,12 +132,8 @@ def _xla(
 
 
 def _table_xla(
-    slot: int,
-    operands: Sequence[jax.Array],
-    index: Sequence[jax.Array],
-    shapes: tuple[tuple[int, ...], ...],
-    paths: Sequence[couplings.Path],
-):
+    slot: int, operands: Sequence[jax.Array], index: Sequence[jax.Array], shapes: Sequence[tuple], paths: Sequence
+) -> jax.Array:
     """Variant `slot` of the form with a table: `_xla` after R is made, or before its derivative is taken apart."""
     x = dict(zip([s for s in range(5) if s != slot], operands, strict=True))
     *index, first = index
@@ -157,27 +144,29 @@ def _table_xla(
         R = jax.vmap(lambda phi, W: radial_from_table(phi, first, W))(*_alike(x[0], x[3]))
         return _xla({1: 1, 2: 2, 4: 3}[slot], [R, *rest], index, inner, paths)
 
-    def project(dR: jax.Array, other: jax.Array):
-        make = lambda a: radial_from_table(*((a, first, other) if slot == 0 else (other, first, a)))  # noqa: E731
+    def project(dR: jax.Array, other: jax.Array) -> jax.Array:
+        def make(a: jax.Array) -> jax.Array:
+            return radial_from_table(*((a, first, other) if slot == 0 else (other, first, a)))
+
         return jax.linear_transpose(make, jax.ShapeDtypeStruct(shapes[slot], dR.dtype))(dR)[0]
 
     dR = jnp.broadcast_to(_xla(0, rest, index, inner, paths), (batch, *inner[0]))
     return jax.vmap(project)(*_alike(dR, x[3 - slot]))
 
 
-def _alike(a: jax.Array, b: jax.Array):
+def _alike(a: jax.Array, b: jax.Array) -> Iterator[jax.Array]:
     batch = max(a.shape[0], b.shape[0])
     return (jnp.broadcast_to(x, (batch, *x.shape[1:])) for x in (a, b))
 
 
 def _cpu(
-    names: tuple[str, ...],
-    slots: tuple[int, ...],
-    operands: Sequence[jax.Array],
+    names: str,
+    slots: Sequence[int],
+    operands: dict[int, jax.Array],
     index: Sequence[jax.Array],
-    shapes: tuple[tuple[int, ...], ...],
-    paths: Sequence[couplings.Path],
-):
+    shapes: Sequence[tuple],
+    paths: Sequence,
+) -> list[jax.Array] | None:
     """Several variants by one call of the kernel; None where it cannot be had."""
     dtype = next(iter(operands.values())).dtype
     kept = "".join(names[s] for s in slots)
@@ -197,17 +186,17 @@ def _cpu(
 
 
 @cache
-def target(paths: Sequence[couplings.Path], terms: int, channels: int, dtype: str) -> str | None:
+def target(paths: Sequence, terms: int, channels: int, dtype: str) -> str | None:
     """Compile and register the kernel for these paths, `terms` rows of a table (0: R is an array); None: no kernel."""
     size = _register_bytes(channels, dtype) if dtype in TYPES else None
     return None if size is None else build.target("convolution", source(paths, terms, channels, TYPES[dtype], size))
 
 
-def _register_bytes(channels: int, dtype: npt.DTypeLike):
+def _register_bytes(channels: int, dtype: npt.DTypeLike) -> int | None:
     return build.vector_bytes(channels, np.dtype(dtype).itemsize)
 
 
-def source(paths: Sequence[couplings.Path], terms: int, channels: int, scalar: str, size: int) -> str:
+def source(paths: Sequence, terms: int, channels: int, scalar: str, size: int) -> str:
     """C++ text of the kernel for these paths, `terms` rows of a table (0: R is an array): constants, convolution.cc."""
     rows = entries = 0
     tables = []
@@ -227,8 +216,8 @@ def source(paths: Sequence[couplings.Path], terms: int, channels: int, scalar: s
         "NUM_PATHS": len(paths),
         "NUM_ROWS": rows,
         "NUM_B": entries,
-        "NUM_H": (max(p.l1 for p in paths) + 1) ** 2,
-        "NUM_Y": (max(p.l2 for p in paths) + 1) ** 2,
+        "NUM_H": (max(l1 for l1, _, _ in paths) + 1) ** 2,
+        "NUM_Y": (max(l2 for _, l2, _ in paths) + 1) ** 2,
         "WIDE": 4 if size == 64 else 2,  # registers of channels per row of A: small and large l3
         "NARROW": 2 if size == 64 else 1,
     }

@@ -53,18 +53,18 @@ class Family(NamedTuple):
         """The slot of the value, and the number of its operands, m - 1."""
         return self.form.slots - 1
 
-    def variant(self, slot: int, operands: Sequence[jax.Array], index: Sequence[jax.Array], **static) -> jax.Array:
+    def variant(self, slot: int, operands: Sequence[jax.Array], index: Sequence[jax.Array], **static: Any) -> jax.Array:
         """d Phi / d x_slot."""
         return self.variant_p.bind(*operands, *index, slots=(slot,), **static)
 
     def push(
-        self, slots: tuple[int, ...], t: Sequence[jax.Array], x: list[Any], index: Sequence[jax.Array], **static
+        self, slots: tuple[int, ...], t: Sequence[jax.Array], x: list[Any], index: Sequence[jax.Array], **static: Any
     ) -> jax.Array:
         """sum_s Phi(.., t_s, ..)"""
         return self.push_p.bind(*t, *x, *index, slots=tuple(slots), **static)
 
     def pull(
-        self, slots: tuple[int, ...], y: jax.Array, x: list[Any], index: Sequence[jax.Array], **static
+        self, slots: tuple[int, ...], y: jax.Array, x: list[Any], index: Sequence[jax.Array], **static: Any
     ) -> list[jax.Array]:
         """(d Phi(x, y) / d x_s)_s"""
         return self.pull_p.bind(y, *x, *index, slots=tuple(slots), **static)
@@ -94,28 +94,34 @@ def make(form: Form) -> Callable:
 # Values.
 
 
-def _variant_xla(family: Family, *args, slots: tuple[int, ...], shapes: tuple[tuple[int, ...], ...], static: Any):
+def _variant_xla(
+    family: Family, *args: Any, slots: tuple[int, ...], shapes: tuple[tuple[int, ...], ...], static: Any
+) -> jax.Array:
     return family.form.xla(slots[0], args[: family.last], args[family.last :], shapes, static)
 
 
-def _variant_cpu(family: Family, *args, slots: tuple[int, ...], shapes: tuple[tuple[int, ...], ...], static: Any):
+def _variant_cpu(
+    family: Family, *args: Any, slots: tuple[int, ...], shapes: tuple[tuple[int, ...], ...], static: Any
+) -> jax.Array:
     others = [s for s in range(family.form.slots) if s != slots[0]]
     operands = dict(zip(others, args, strict=False))
     out = family.form.cpu(slots, operands, args[family.last :], shapes, static)
     return _variant_xla(family, *args, slots=slots, shapes=shapes, static=static) if out is None else out[0]
 
 
-def _push_any(family: Family, *args, slots: tuple[int, ...], **static):
+def _push_any(family: Family, *args: Any, slots: tuple[int, ...], **static: Any) -> Any:
     t, x, index = _split(args, len(slots), family.last)
     return sum(family.variant(family.last, _set(x, s, ts), index, **static) for s, ts in zip(slots, t, strict=True))
 
 
-def _pull_xla(family: Family, *args, slots: tuple[int, ...], **static):
+def _pull_xla(family: Family, *args: Any, slots: tuple[int, ...], **static: Any) -> list[jax.Array]:
     y, x, index = _split(args, 1, family.last)
     return [family.variant(s, _drop(x, s) + y, index, **static) for s in slots]
 
 
-def _pull_cpu(family: Family, *args, slots: tuple[int, ...], shapes: tuple[tuple[int, ...], ...], static: Any):
+def _pull_cpu(
+    family: Family, *args: Any, slots: tuple[int, ...], shapes: tuple[tuple[int, ...], ...], static: Any
+) -> list[jax.Array]:
     y, x, index = _split(args, 1, family.last)
     out = family.form.cpu(slots, dict(enumerate(x + y)), index, shapes, static)
     return _pull_xla(family, *args, slots=slots, shapes=shapes, static=static) if out is None else out
@@ -123,12 +129,12 @@ def _pull_cpu(family: Family, *args, slots: tuple[int, ...], shapes: tuple[tuple
 
 def _abstract(
     family: Family,
-    *args,
+    *args: Any,
     shapes: tuple[tuple[int, ...], ...],
     slots: tuple[int, ...],
     static: Any,
     primitive: Primitive,
-):
+) -> Any:
     batch = max(a.shape[0] for a in args if jnp.issubdtype(a.dtype, jnp.floating))
     kept = (family.last,) if primitive is family.push_p else slots
     outs = [jax.core.ShapedArray((batch, *shapes[s]), args[0].dtype) for s in kept]
@@ -138,7 +144,9 @@ def _abstract(
 # Derivatives.
 
 
-def _variant_jvp(family: Family, primals: Sequence[Any], tangents: Sequence[Any], slots: tuple[int, ...], **static):
+def _variant_jvp(
+    family: Family, primals: Sequence[Any], tangents: Sequence[Any], slots: tuple[int, ...], **static: Any
+) -> tuple:
     (slot,) = slots
     x, index = list(primals[: family.last]), primals[family.last :]
     moving = [i for i in range(family.last) if type(tangents[i]) is not ad.Zero]
@@ -150,7 +158,9 @@ def _variant_jvp(family: Family, primals: Sequence[Any], tangents: Sequence[Any]
     return out, sum(family.variant(slot, _set(x, i, tangents[i]), index, **static) for i in moving)
 
 
-def _push_jvp(family: Family, primals: Sequence[Any], tangents: Sequence[Any], slots: tuple[int, ...], **static):
+def _push_jvp(
+    family: Family, primals: Sequence[Any], tangents: Sequence[Any], slots: tuple[int, ...], **static: Any
+) -> tuple:
     t, x, index = _split(primals, len(slots), family.last)
     dt, dx, _ = _split(tangents, len(slots), family.last)
     moving = [i for i, d in enumerate(dt) if type(d) is not ad.Zero]
@@ -165,7 +175,9 @@ def _push_jvp(family: Family, primals: Sequence[Any], tangents: Sequence[Any], s
     return out, sum(terms) if terms else ad.Zero(jax.core.get_aval(out))
 
 
-def _pull_jvp(family: Family, primals: Sequence[Any], tangents: Sequence[Any], slots: tuple[int, ...], **static):
+def _pull_jvp(
+    family: Family, primals: Sequence[Any], tangents: Sequence[Any], slots: tuple[int, ...], **static: Any
+) -> tuple:
     y, x, index = _split(primals, 1, family.last)
     (dy,), dx, _ = _split(tangents, 1, family.last)
     outs = family.pull(slots, *y, x, index, **static)
@@ -182,7 +194,7 @@ def _pull_jvp(family: Family, primals: Sequence[Any], tangents: Sequence[Any], s
     return outs, totals
 
 
-def _variant_transpose(family: Family, ct: Any, *args, slots: tuple[int, ...], **static):
+def _variant_transpose(family: Family, ct: Any, *args: Any, slots: tuple[int, ...], **static: Any) -> list:
     (slot,) = slots
     linear = [i for i, a in enumerate(args[: family.last]) if ad.is_undefined_primal(a)]
     if len(linear) != 1:
@@ -200,7 +212,7 @@ def _variant_transpose(family: Family, ct: Any, *args, slots: tuple[int, ...], *
     return outs
 
 
-def _push_transpose(family: Family, ct: Any, *args, slots: tuple[int, ...], **static):
+def _push_transpose(family: Family, ct: Any, *args: Any, slots: tuple[int, ...], **static: Any) -> list:
     t, x, index = _split(args, len(slots), family.last)
     outs: list = [None] * len(args)
     linear = [i for i, ts in enumerate(t) if ad.is_undefined_primal(ts)]
@@ -214,7 +226,7 @@ def _push_transpose(family: Family, ct: Any, *args, slots: tuple[int, ...], **st
     return outs
 
 
-def _pull_transpose(family: Family, cts: Sequence[Any], *args, slots: tuple[int, ...], **static):
+def _pull_transpose(family: Family, cts: Sequence[Any], *args: Any, slots: tuple[int, ...], **static: Any) -> list:
     y, x, index = _split(args, 1, family.last)
     outs: list = [None] * len(args)
     live = [(s, c) for s, c in zip(slots, cts, strict=True) if type(c) is not ad.Zero]
@@ -227,7 +239,7 @@ def _pull_transpose(family: Family, cts: Sequence[Any], *args, slots: tuple[int,
 
 def register(
     primitive: Primitive, xla: Callable, cpu: Callable, jvp: Callable, transpose: Callable, abstract: Callable
-):
+) -> None:
     """Give a primitive with the static parameters slots, shapes, static its value on CPUs and elsewhere, its
     derivatives, and batching over the leading axis."""
     many = primitive.multiple_results
@@ -240,7 +252,7 @@ def register(
     batching.primitive_batchers[primitive] = lambda args, dims, **kw: _batch(primitive, args, dims, **kw)
 
 
-def _batch(primitive: Primitive, args: Sequence[Any], dims: Sequence[int | None], **static):
+def _batch(primitive: Primitive, args: Sequence[Any], dims: Sequence[int | None], **static: Any) -> tuple:
     """Merge the mapped axis into the leading one; a batch of index arrays (different graphs) is a loop over graphs."""
     mapped = [d is not None for d in dims]
     size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
@@ -262,18 +274,18 @@ def _batch(primitive: Primitive, args: Sequence[Any], dims: Sequence[int | None]
     return (split, [0] * len(split)) if primitive.multiple_results else (split, 0)
 
 
-def _split(args: Sequence[Any], first: int, second: int):
+def _split(args: Sequence[Any], first: int, second: int) -> tuple[list, list, Sequence]:
     return list(args[:first]), list(args[first : first + second]), args[first + second :]
 
 
-def _set(x: list[Any], i: int, value: Any):
+def _set(x: list[Any], i: int, value: Any) -> list:
     return [*x[:i], value, *x[i + 1 :]]
 
 
-def _drop(x: list[Any], i: int):
+def _drop(x: list[Any], i: int) -> list:
     return [*x[:i], *x[i + 1 :]]
 
 
-def unbatch(x: Any, aval: Any):
+def unbatch(x: Any, aval: Any) -> jax.Array:
     """Sum over the batch where the operand was shared by all of it."""
     return x.sum(0, keepdims=True) if aval.shape[0] == 1 and x.shape[0] != 1 else x

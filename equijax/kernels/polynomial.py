@@ -11,8 +11,8 @@ where XLA writes [N, Q, C] products to memory.
 Every operand has a leading batch axis of size B or 1, which is all that `vmap` has to widen.
 """
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +42,7 @@ class Terms(NamedTuple):
         return np.frombuffer(self.factors, np.int32).reshape(-1, self.degree), np.frombuffer(self.component, np.int32)
 
 
-def terms(tables: Sequence[Any], variables: int) -> Terms:
+def terms(tables: Sequence, variables: int) -> Terms:
     """Monomials of several degrees (`cg.Monomials`) as one table."""
     degree = max(t.factors.shape[1] for t in tables)
     factors = [np.pad(t.factors, ((0, 0), (0, degree - t.factors.shape[1])), constant_values=variables) for t in tables]
@@ -85,23 +85,23 @@ def available(channels: int, dtype: npt.DTypeLike) -> bool:
 # Arguments of the primitive: x, the linear operands in the order w, O, t.. without the output, slot.
 
 
-def _roles(output: str, args: Sequence[jax.Array]) -> str:
+def _roles(output: str, args: Sequence) -> str:
     fixed = "x" + "wO".replace(output, "")
     return fixed + "t" * (len(args) - 1 - len(fixed))
 
 
-def _xla(*args, slots: tuple[int, ...], shapes: tuple[tuple[int, ...], ...], static: Any):
+def _xla(*args: jax.Array, slots: str, shapes: tuple, static: Terms) -> jax.Array:
     x, *linear = args[:-1]
     roles = _roles(slots, args)[1:]
 
-    def one(x: jax.Array, *linear):
+    def one(x: jax.Array, *linear: jax.Array) -> jax.Array:
         given = {"w": None, "O": None} | dict(zip(roles, linear, strict=True))
 
-        def along(w: jax.Array, x: jax.Array):
-            f = lambda x: plain(w, x, args[-1], static)  # noqa: E731
+        def along(w: jax.Array, x: jax.Array) -> jax.Array:
+            f = partial(plain, w, slot=args[-1], table=static)
             for role, t in zip(roles, linear, strict=True):
                 if role == "t":
-                    f = lambda x, f=f, t=t: jax.jvp(f, (x,), (t,))[1]  # noqa: E731
+                    f = partial(_derivative, f, t)
             return f(x)
 
         if slots == "O":
@@ -114,7 +114,12 @@ def _xla(*args, slots: tuple[int, ...], shapes: tuple[tuple[int, ...], ...], sta
     return jax.vmap(one)(*(jnp.broadcast_to(a, (batch, *a.shape[1:])) for a in (x, *linear)))
 
 
-def _cpu(*args, slots: tuple[int, ...], shapes: tuple[tuple[int, ...], ...], static: Any):
+def _derivative(f: Callable, t: jax.Array, x: jax.Array) -> jax.Array:
+    """That of f at x along t."""
+    return jax.jvp(f, (x,), (t,))[1]
+
+
+def _cpu(*args: jax.Array, slots: str, shapes: tuple, static: Terms) -> jax.Array:
     x = args[0]
     name = target(static.degree, static.variables, x.shape[-1], x.dtype.name)
     if name is None:
@@ -142,11 +147,11 @@ def source(degree: int, variables: int, scalar: str, size: int) -> str:
     return f"{head}\n{(Path(__file__).parent / 'polynomial.cc').read_text()}"
 
 
-def _register_bytes(channels: int, dtype: npt.DTypeLike):
+def _register_bytes(channels: int, dtype: npt.DTypeLike) -> int | None:
     return build.vector_bytes(channels, np.dtype(dtype).itemsize)
 
 
-def _jvp(primals: Sequence[Any], tangents: Sequence[Any], slots: tuple[int, ...], static: Any, **kw):
+def _jvp(primals: Sequence, tangents: Sequence, slots: str, static: Terms, **kw: Any) -> tuple:
     x, *linear, slot = primals
     out = _polynomial.bind(*primals, slots=slots, static=static, **kw)
     calls = [[*linear[:i], t, *linear[i + 1 :]] for i, t in enumerate(tangents[1:-1]) if type(t) is not ad.Zero]
@@ -157,7 +162,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], slots: tuple[int, ...]
     return out, sum(parts) if parts else ad.Zero(jax.core.get_aval(out))
 
 
-def _transpose(ct: Any, *args, slots: tuple[int, ...], **kw):
+def _transpose(ct: Any, *args: Any, slots: str, **kw: Any) -> list:
     outs: list = [None] * len(args)
     linear = [i for i, a in enumerate(args) if ad.is_undefined_primal(a)]
     if len(linear) != 1 or linear[0] == 0:
@@ -173,7 +178,7 @@ def _transpose(ct: Any, *args, slots: tuple[int, ...], **kw):
     return outs
 
 
-def _abstract(*args, slots: tuple[int, ...], shapes: tuple[tuple[int, ...], ...], **kw):
+def _abstract(*args: Any, slots: str, shapes: tuple, **kw: Any) -> jax.core.ShapedArray:
     batch = max(a.shape[0] for a in args[:-1])
     return jax.core.ShapedArray((batch, *shapes["wOt".index(slots)]), args[0].dtype)
 

@@ -6,6 +6,7 @@ from equijax.faces import face
 
 if TYPE_CHECKING:
     from equijax.md.blocks import Lost as Lost
+    from equijax.md.blocks import Stepper as Stepper
     from equijax.md.blocks import run_blocks as run_blocks
     from equijax.md.momenta import thermal_momenta as thermal_momenta
     from equijax.md.options import MDConfig as MDConfig
@@ -19,6 +20,7 @@ __getattr__, __dir__ = face(
         "FS": "simulation",
         "Lost": "blocks",
         "MDConfig": "options",
+        "Stepper": "blocks",
         "run_blocks": "blocks",
         "energy_neighbor": "potential",
         "simulate": "run",

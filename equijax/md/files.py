@@ -17,10 +17,17 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from equijax import outputs
 from equijax.errors import InputError
 
-COLUMNS = (
-    "step", "time_ps", "temperature_K", "potential_eV", "kinetic_eV", "total_eV", "conserved_eV", "pressure_GPa",
+# what is logged of a step, and what of its state, with units
+SCALARS = (
+    "temperature_K",
+    "potential_eV",
+    "kinetic_eV",
+    "total_eV",
+    "conserved_eV",
+    "pressure_GPa",
     "volume_A3",
-)  # fmt: skip
+)
+COLUMNS = ("step", "time_ps", *SCALARS)
 
 
 class ThermoLog:
@@ -51,7 +58,7 @@ class Extxyz:
     def __init__(self, path: Path, atoms: ase.Atoms, mark: int | None = None):
         self.file = outputs.open_at(path, mark)
 
-    def write(self, step: int, time_ps: float, atoms: ase.Atoms, energy: float, forces: np.ndarray) -> None:
+    def write(self, step: int, time_ps: float, atoms: ase.Atoms, *, energy: float, forces: np.ndarray) -> None:
         """Append a frame."""
         frame = atoms.copy()
         frame.info |= {"step": step, "time_ps": time_ps}
@@ -88,7 +95,7 @@ class HDF5:
                 )
             dataset.resize(mark or 0, axis=0)
 
-    def _create(self, atoms: ase.Atoms):
+    def _create(self, atoms: ase.Atoms) -> None:
         n = len(atoms)
         self.file.create_group("h5md").attrs["version"] = np.array([1, 1])
         creator = self.file.create_group("h5md/creator")
@@ -111,11 +118,11 @@ class HDF5:
                 dataset = group.create_dataset(key, (0, *form), maxshape=(None, *form), dtype=dtype, chunks=(1, *form))
                 dataset.attrs["unit"] = {"value": unit, "step": "", "time": "ps"}[key]
 
-    def _datasets(self):
+    def _datasets(self) -> dict[str, h5py.Dataset]:
         groups = [self.file[f"particles/all/{name}"] for name in ("position", "velocity", "force", "box/edges")]
         return {d.name: d for g in [*groups, self.file["observables/potential"]] for d in g.values()}
 
-    def write(self, step: int, time_ps: float, atoms: ase.Atoms, energy: float, forces: np.ndarray) -> None:
+    def write(self, step: int, time_ps: float, atoms: ase.Atoms, *, energy: float, forces: np.ndarray) -> None:
         """Append a frame."""
         values = {
             "position": atoms.positions,
@@ -149,5 +156,5 @@ def _open_h5(path: Path) -> h5py.File:
         raise InputError(f"{path} cannot be continued, put it back as the run left it: {error}") from error
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
     return "" if value is None else repr(value if isinstance(value, int) else float(value))

@@ -32,6 +32,9 @@ SHRINK = 0.97  # bins are sized for a cell shrunk by this factor before they mus
 SHRINK_AGAIN = 0.85  # the same after an overflow, which a fast shrinking cell may have caused
 
 
+Array = np.ndarray | jax.Array
+
+
 class Grid(NamedTuple):
     """Bins along each cell vector, how many to look at on either side, and atoms a bin holds: static."""
 
@@ -56,7 +59,7 @@ class NeighborList:
     grid: Grid = flax.struct.field(pytree_node=False)
     update_fn: Callable = flax.struct.field(pytree_node=False)
 
-    def update(self, position: jax.Array, **kwargs) -> "NeighborList":
+    def update(self, position: jax.Array, **kwargs: Any) -> "NeighborList":
         """The list for new positions (and `box`), built again only when the old one no longer covers the cutoff."""
         return self.update_fn(position, self, **kwargs)
 
@@ -91,12 +94,12 @@ def neighbor_list(box: npt.ArrayLike, space: Space) -> NeighborFns:
     """
     default = np.asarray(box)
 
-    def cell(position: jax.Array, box: npt.ArrayLike):
+    def cell(position: jax.Array, box: npt.ArrayLike | None) -> jax.Array:
         T = jnp.asarray(default if box is None else box).astype(position.dtype)
         return jnp.broadcast_to(T, (*position.shape[:-2], 3, 3))
 
     def allocate(
-        position: jax.Array, box: npt.ArrayLike = None, at_least: NeighborList | None = None, **unused
+        position: jax.Array, box: npt.ArrayLike | None = None, at_least: NeighborList | None = None, **unused: Any
     ) -> NeighborList:
         """A fresh list; with `at_least`, larger in every capacity than that (overflowed) one."""
         position = jnp.asarray(position)
@@ -110,14 +113,16 @@ def neighbor_list(box: npt.ArrayLike, space: Space) -> NeighborFns:
             grid = grid._replace(capacity=max(grid.capacity, grow(1.4 * at_least.grid.capacity)))
         outran = jnp.zeros(position.shape[:-2], bool)
         fields = jax.jit(_build, static_argnums=(2, 3, 4))(position, T, grid, space, outer)
-        return NeighborList(**fields, outran=outran, slots=min(slots, outer), grid=grid, update_fn=update)
+        return NeighborList(**fields._asdict(), outran=outran, slots=min(slots, outer), grid=grid, update_fn=update)
 
-    def update(position: jax.Array, neighbors: NeighborList, box: npt.ArrayLike = None, **unused) -> NeighborList:
+    def update(
+        position: jax.Array, neighbors: NeighborList, box: npt.ArrayLike | None = None, **unused: Any
+    ) -> NeighborList:
         T = cell(position, box)
         used = _each(partial(skin_used, space=space), position)(position, T, neighbors)
 
-        def rebuild(_: Any):
-            new = neighbors.replace(**_build(position, T, neighbors.grid, space, neighbors.senders.shape[-1]))
+        def rebuild(_: None) -> NeighborList:
+            new = neighbors.replace(**_build(position, T, neighbors.grid, space, neighbors.senders.shape[-1])._asdict())
             return new.replace(did_buffer_overflow=new.did_buffer_overflow | neighbors.did_buffer_overflow)
 
         new = jax.lax.cond((used > REBUILD).any(), rebuild, lambda _: neighbors, None)
@@ -130,7 +135,7 @@ def neighbor_list(box: npt.ArrayLike, space: Space) -> NeighborFns:
     return NeighborFns(allocate, update)
 
 
-def _each(function: Callable, position: jax.Array):
+def _each(function: Callable, position: jax.Array) -> Callable:
     """`function` of one structure, mapped over replicas where there are any."""
     return jax.vmap(function) if position.ndim == 3 else function
 
@@ -158,11 +163,11 @@ def lay_out(position: np.ndarray, T: np.ndarray, space: Space, shrink: float = S
     return Grid(tuple(bins), tuple(images), grow(max(np.unique(row, return_counts=True)[1].max() for row in flat)))
 
 
-def _strides(bins: Sequence[int]):
+def _strides(bins: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.array([bins[1] * bins[2], bins[2], 1], np.int32)
 
 
-def inverse(T: jax.Array):
+def inverse(T: Array) -> Array:
     """Inverse of [..., 3, 3] by cross products: a solver call would cost more than a step of a small model."""
     xp = jnp if isinstance(T, jax.Array) else np
     a, b, c = T[..., :, 0], T[..., :, 1], T[..., :, 2]
@@ -170,35 +175,35 @@ def inverse(T: jax.Array):
     return rows / (a * rows[..., 0, :]).sum(-1)[..., None, None]
 
 
-def heights(T: jax.Array):
+def heights(T: Array) -> Array:
     """[..., 3] distances between opposite faces of the cell with column vectors T, in A."""
     return 1.0 / ((inverse(T) ** 2).sum(-1)) ** 0.5
 
 
-def reach(T: jax.Array, grid: Grid):
+def reach(T: jax.Array, grid: Grid) -> jax.Array:
     """[3] distance that the bins looked at cover in each direction, A; infinite where nothing is periodic."""
     images, bins = np.array(grid.reach), np.array(grid.bins)
     return jnp.where(images > 0, images * heights(T) / bins, jnp.inf)
 
 
-def grow(n: int) -> int:
+def grow(n: float) -> int:
     """Capacity to allocate for n entries."""
     return math.ceil(n * HEADROOM) + 1
 
 
 @precision.exact
-def fractional(position: jax.Array, T: jax.Array, space: Space):
+def fractional(position: jax.Array, T: jax.Array, space: Space) -> jax.Array:
     """Fractional coordinates [N, 3]."""
     return position if space.fractional else position @ inverse(T).T
 
 
-def unwrap(s: jax.Array, s_ref: jax.Array, space: Space):
+def unwrap(s: jax.Array, s_ref: jax.Array, space: Space) -> jax.Array:
     """Undo the jumps by whole cell vectors since `s_ref`, [N, 3]: shift functions may wrap atoms into the cell."""
     return s - jnp.where(np.array(space.periodic), jnp.round(s - s_ref), 0.0)
 
 
 @precision.exact
-def skin_used(position: jax.Array, T: jax.Array, neighbors: NeighborList, space: Space):
+def skin_used(position: jax.Array, T: jax.Array, neighbors: NeighborList, space: Space) -> jax.Array:
     """Fraction of the skin used up since the list was built; above 1 a pair within the cutoff may be missing.
 
     With F the deformation of the cell since then and u the displacements beyond it, a pair now at distance d was at
@@ -214,7 +219,7 @@ def skin_used(position: jax.Array, T: jax.Array, neighbors: NeighborList, space:
 
 
 @precision.exact
-def pair_vectors(position: jax.Array, T: jax.Array, neighbors: NeighborList, space: Space):
+def pair_vectors(position: jax.Array, T: jax.Array, neighbors: NeighborList, space: Space) -> jax.Array:
     """[N, L, 3] receiver minus sender in A."""
     s_ref = fractional(neighbors.reference_position, neighbors.reference_box, space)
     s = unwrap(fractional(position, T, space), s_ref, space)
@@ -248,7 +253,7 @@ def within(position: jax.Array, T: jax.Array, neighbors: NeighborList, space: Sp
     return Near(senders.reshape(-1), reverse.reshape(-1), mask, shifts, rank[:, -1].max() < k)
 
 
-def compact(mask: jax.Array, size: int):
+def compact(mask: jax.Array, size: int) -> jax.Array:
     """[N, size] column numbers of the first True entries of each row of mask [N, M], M where there are no more."""
     n, m = mask.shape
     where = jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, size)
@@ -257,15 +262,37 @@ def compact(mask: jax.Array, size: int):
     return jnp.full((n, size), m, jnp.int32).at[rows, where].set(columns, mode="drop", unique_indices=False)
 
 
-def _near(position: jax.Array, T: jax.Array, neighbors: NeighborList, space: Space):
+def _near(position: jax.Array, T: jax.Array, neighbors: NeighborList, space: Space) -> jax.Array:
     """[N, L] slots within the cutoff, decided alike from both ends of a pair."""
     v = pair_vectors(position, T, neighbors, space)
     near = neighbors.mask & ((v**2).sum(-1) < space.cutoff**2)
     return near & jnp.take(near.reshape(-1), neighbors.reverse).reshape(near.shape)
 
 
-def _candidates(position: jax.Array, T: jax.Array, grid: Grid, space: Space) -> dict[str, Any]:
-    """All atoms in the bins within reach: sender and image of each candidate [N, M], and which are real."""
+class Candidates(NamedTuple):
+    """All atoms in the bins within reach. J bins, M places a bin."""
+
+    s: jax.Array  # [N, 3] fractional, inside the cell
+    base: jax.Array  # [N, 3] whole cell vectors taken off for that
+    senders: jax.Array  # [N, J, M], N where there is none
+    image: jax.Array  # [N, J, 3] lattice translation of the bin
+    overflow: jax.Array  # [] bool: a bin holds more than its M places
+
+
+class Built(NamedTuple):
+    """The arrays of a `NeighborList` just built, described there."""
+
+    senders: jax.Array
+    shifts: jax.Array
+    mask: jax.Array
+    reverse: jax.Array
+    reference_position: jax.Array
+    reference_box: jax.Array
+    did_buffer_overflow: jax.Array
+
+
+def _candidates(position: jax.Array, T: jax.Array, grid: Grid, space: Space) -> Candidates:
+    """Candidates for neighbours: all atoms in the bins within reach."""
     bins = np.array(grid.bins, np.int32)
     n = position.shape[0]
     s = fractional(position, T, space)
@@ -284,23 +311,23 @@ def _candidates(position: jax.Array, T: jax.Array, grid: Grid, space: Space) -> 
     place = first[..., None] + jnp.arange(grid.capacity, dtype=jnp.int32)
     senders = jnp.where(place < last[..., None], order[jnp.minimum(place, n - 1)], n)  # [N, J, capacity]
     overflow = fullest.max() >= grid.capacity
-    return {"s": s, "base": base, "senders": senders, "image": image, "overflow": overflow}
+    return Candidates(s, base, senders, image, overflow)
 
 
 @precision.exact
-def _mask(c: dict[str, Any], T: jax.Array, space: Space, cutoff: float):
+def _mask(c: Candidates, T: jax.Array, space: Space, cutoff: float) -> jax.Array:
     """[N, J, capacity] candidates closer than `cutoff`, the atom itself excluded."""
-    n = c["s"].shape[0]
-    v = c["s"][:, None, None] - c["s"][jnp.minimum(c["senders"], n - 1)] - c["image"][:, :, None]
+    n = c.s.shape[0]
+    v = c.s[:, None, None] - c.s[jnp.minimum(c.senders, n - 1)] - c.image[:, :, None]
     r2 = ((v @ T.T) ** 2).sum(-1)
-    itself = (c["senders"] == jnp.arange(n)[:, None, None]) & ~c["image"].any(-1)[:, :, None]
-    return (c["senders"] < n) & ~itself & (r2 < cutoff**2)
+    itself = (c.senders == jnp.arange(n)[:, None, None]) & ~c.image.any(-1)[:, :, None]
+    return (c.senders < n) & ~itself & (r2 < cutoff**2)
 
 
 def _largest_rows(position: jax.Array, T: jax.Array, grid: Grid, space: Space) -> list[int]:
     """Largest number of neighbours of any atom within cutoff + skin, and within the cutoff."""
 
-    def count(position: jax.Array, T: jax.Array):
+    def count(position: jax.Array, T: jax.Array) -> jax.Array:
         c = _candidates(position, T, grid, space)
         cutoffs = (space.cutoff + space.skin, space.cutoff)
         return jnp.stack([_mask(c, T, space, cutoff).sum((1, 2)).max() for cutoff in cutoffs])
@@ -309,12 +336,12 @@ def _largest_rows(position: jax.Array, T: jax.Array, grid: Grid, space: Space) -
     return [int(n) for n in largest.reshape(-1, 2).max(0)]
 
 
-def _build(position: jax.Array, T: jax.Array, grid: Grid, space: Space, size: int) -> dict:
+def _build(position: jax.Array, T: jax.Array, grid: Grid, space: Space, size: int) -> Built:
     """The arrays of a `NeighborList` with `size` slots a row."""
     return _each(partial(_build_one, grid=grid, space=space, size=size), position)(position, T)
 
 
-def _build_one(position: jax.Array, T: jax.Array, grid: Grid, space: Space, size: int) -> dict:
+def _build_one(position: jax.Array, T: jax.Array, grid: Grid, space: Space, size: int) -> Built:
     n = position.shape[0]
     c = _candidates(position, T, grid, space)
     mask = _mask(c, T, space, space.cutoff + space.skin).reshape(n, -1)
@@ -322,25 +349,19 @@ def _build_one(position: jax.Array, T: jax.Array, grid: Grid, space: Space, size
     used = chosen < mask.shape[1]
     chosen = jnp.minimum(chosen, mask.shape[1] - 1)
     rows = jnp.arange(n, dtype=jnp.int32)[:, None]
-    senders = jnp.where(used, jnp.take_along_axis(c["senders"].reshape(n, -1), chosen, 1), rows)
-    image = jnp.take_along_axis(c["image"], (chosen // grid.capacity)[..., None], 1)
+    senders = jnp.where(used, jnp.take_along_axis(c.senders.reshape(n, -1), chosen, 1), rows)
+    image = jnp.take_along_axis(c.image, (chosen // grid.capacity)[..., None], 1)
     image = jnp.where(used[..., None], image, 0)
     reverse, found = _reverse(senders, image, used, grid)
-    base = c["base"].astype(jnp.int32)
+    base = c.base.astype(jnp.int32)
     too_coarse = (reach(T, grid) < space.cutoff + space.skin).any()  # the cell has shrunk below what was laid out
-    return {
-        "senders": senders,
-        # images of atoms inside the cell -> shifts between the positions as given
-        "shifts": jnp.where(used[..., None], image + base[:, None] - base[senders], 0),
-        "mask": used & found,
-        "reverse": reverse,
-        "reference_position": position,
-        "reference_box": T,
-        "did_buffer_overflow": c["overflow"] | (mask.sum(1).max() > size) | too_coarse,
-    }
+    # images of atoms inside the cell -> shifts between the positions as given
+    shifts = jnp.where(used[..., None], image + base[:, None] - base[senders], 0)
+    overflow = c.overflow | (mask.sum(1).max() > size) | too_coarse
+    return Built(senders, shifts, used & found, reverse, position, T, overflow)
 
 
-def _reverse(senders: jax.Array, image: jax.Array, used: jax.Array, grid: Grid):
+def _reverse(senders: jax.Array, image: jax.Array, used: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
     """Slot of every pair in the sender's row, found by comparing with all of them; [N * L] and whether [N, L] it is."""
     n, size = senders.shape
     base = 2 * max(grid.reach) + 1

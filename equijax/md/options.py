@@ -58,7 +58,7 @@ class MDConfig:
     restart: bool = False
     """Continue from the output folder's checkpoint."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         positive = ("timestep", "steps", "thermostat_time", "barostat_time", "skin", "log_every", "replicas")
         for name in positive:
             if not getattr(self, name) > 0:

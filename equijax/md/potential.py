@@ -1,4 +1,4 @@
-"""A potential for `jax_md.simulate`, and blocks of compiled steps. Users import these names from `equijax.md.run`.
+"""A potential for `jax_md.simulate`, and blocks of compiled steps. Users import both from `equijax.md`.
 
     neighbor_fn, energy_fn = equijax.md.energy_neighbor(displacement, box, ff, atoms.numbers)
     neighbors = neighbor_fn.allocate(R)
@@ -11,6 +11,7 @@ Units: A, eV, amu; a time of 1 is sqrt(amu A^2 / eV) = 10.18 fs, so dt = 1 fs is
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,9 @@ def energy_neighbor(
     return energy_in(T, neighbours.Space(is_fractional, periodic, ff.config.r_max, skin), ff, numbers)
 
 
-def energy_in(T: npt.ArrayLike, space: neighbours.Space, ff: Potential, numbers: npt.ArrayLike):
+def energy_in(
+    T: np.ndarray, space: neighbours.Space, ff: Potential, numbers: npt.ArrayLike
+) -> tuple[neighbours.NeighborFns, Callable]:
     """`energy_neighbor` with the space given in so many words: cell T [3, 3] (columns) and `space`."""
     if not space.skin > 0:
         raise InputError(f"skin {space.skin} A: expected a positive length, 0.5 for solids, 1 for hot liquids")
@@ -66,11 +69,11 @@ def energy_in(T: npt.ArrayLike, space: neighbours.Space, ff: Potential, numbers:
     def energy_fn(
         R: jax.Array,
         neighbor: neighbours.NeighborList,
-        box: jax.Array | None = None,
+        box: npt.ArrayLike | None = None,
         perturbation: jax.Array | None = None,
         variables: dict | None = None,
-        **unused,
-    ):
+        **unused: Any,
+    ) -> jax.Array:
         cell = jnp.asarray(T if box is None else _matrix(box)).astype(R.dtype)
         vectors, edges, valid = model_edges(R, cell, neighbor, space, perturbation)
         weights = variables if variables is not None else jax.tree.map(jnp.asarray, cast(ff.variables, R.dtype))
@@ -103,7 +106,7 @@ def model_edges(
     neighbor: neighbours.NeighborList,
     space: neighbours.Space,
     perturbation: jax.Array | None = None,
-):
+) -> tuple[jax.Array, neighbours.Near, jax.Array]:
     """Edge vectors [N, K, 3] of the slots within the cutoff, these slots, and whether all are there.
 
     In fractional coordinates the derivative with respect to R is the one in real space, as in jax_md.space.
@@ -144,7 +147,7 @@ def probe(displacement: Callable, T: np.ndarray) -> tuple[bool, tuple[bool, bool
     zero = np.zeros(3)
     moved = np.asarray(displacement(jnp.asarray(x), jnp.asarray(zero)))
 
-    def like(a: npt.ArrayLike, b: npt.ArrayLike):
+    def like(a: np.ndarray, b: np.ndarray) -> bool:
         return np.allclose(a, b, rtol=1e-3, atol=1e-5)
 
     if not (like(moved, x) or like(moved, T @ x)):
@@ -158,7 +161,7 @@ def probe(displacement: Callable, T: np.ndarray) -> tuple[bool, tuple[bool, bool
     return is_fractional, repeats
 
 
-def _matrix(box: np.ndarray | jax.Array):
+def _matrix(box: Any) -> Any:
     """[3, 3] from a side, [3] sides or a matrix."""
     if box.ndim == 2:
         return box

@@ -17,9 +17,9 @@ from equijax import outputs
 from equijax.errors import InputError
 from equijax.forcefield import load
 from equijax.md import files, neighbours
-from equijax.md.blocks import Lost, run_blocks
+from equijax.md.blocks import Lost, Stepper, run_blocks
 from equijax.md.options import MDConfig
-from equijax.md.simulation import System, frame_of, inputs, observe_all, prepare
+from equijax.md.simulation import Observed, System, frame_of, inputs, observe_all, prepare
 
 MAY_CHANGE = {"steps", "restart", "checkpoint_every"}  # options a continued run may change
 
@@ -56,13 +56,13 @@ def continued(config: MDConfig, system: System, begun: dict[str, str], path: Pat
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: there is no run to continue; leave out --restart to start one")
     leaves, document = outputs.load_arrays(path)
-    now = _options(config)
-    different = [k for k, v in document["options"].items() if k not in MAY_CHANGE and v != now[k]]
+    then, now = document["options"], _options(config)
+    different = [k for k, v in then.items() if k not in MAY_CHANGE and v != now[k]]
     if different:
         raise InputError(
-            f"{path} belongs to a run with " + ", ".join(f"{k} = {document['options'][k]}" for k in different)
-            + ", not " + ", ".join(str(now[k]) for k in different) + ": options of a continued run must be the same"
-        )  # fmt: skip
+            f"{path} belongs to a run with {', '.join(f'{k} = {then[k]}' for k in different)}, not "
+            f"{', '.join(str(now[k]) for k in different)}: options of a continued run must be the same"
+        )
     stored = document.get("inputs", {})
     if changed := [name for name, value in begun.items() if stored.get(name) != value]:
         raise InputError(
@@ -74,7 +74,7 @@ def continued(config: MDConfig, system: System, begun: dict[str, str], path: Pat
     grid = neighbours.Grid(*(tuple(x) if isinstance(x, list) else x for x in document["grid"]))
     neighbors = neighbours.NeighborList(
         *arrays[state.num_leaves :], slots=document["slots"], grid=grid, update_fn=system.neighbor_fn.update
-    )  # fmt: skip
+    )
     return document["step"], jax.tree.unflatten(state, arrays[: state.num_leaves]), neighbors, document["marks"]
 
 
@@ -84,13 +84,23 @@ class Files:
     def __init__(self, config: MDConfig, atoms: ase.Atoms, marks: list | None):
         several = config.replicas > 1
         folders = [config.out / f"replica{b:03d}" if several else config.out for b in range(config.replicas)]
-        self.logs, self.frames = [], []
+        self.config, self.logs, self.frames = config, [], []
         self.step = 0  # last one written in this run
         for folder, mark in zip(folders, marks or [{}] * config.replicas, strict=True):
             folder.mkdir(exist_ok=True)
             self.logs.append(files.ThermoLog(folder / "thermo.csv", mark.get("log")))
             writer = files.WRITERS[config.trajectory]
             self.frames.append(writer(folder / f"trajectory.{config.trajectory}", atoms, mark.get("frames")))
+
+    def write(self, step: int, replica: int, seen: Observed, system: System) -> None:
+        """A row of the log, and a frame where one is due; energies get their E0 here, in float64."""
+        time_ps = step * self.config.timestep * 1e-3
+        shifted = ("potential_eV", "total_eV", "conserved_eV")
+        row = {k: float(getattr(seen, k)) + system.e0 * (k in shifted) for k in files.SCALARS}
+        self.logs[replica].write({"step": step, "time_ps": time_ps} | row)
+        if step % self.config.trajectory_every == 0:
+            frame = frame_of(system, seen)
+            self.frames[replica].write(step, time_ps, frame, energy=row["potential_eV"], forces=seen.forces)
 
     def marks(self) -> list[dict]:
         """Where each file stands; what was written is on disk."""
@@ -112,38 +122,35 @@ def _run(config: MDConfig, system: System, begun: dict[str, str], saved: tuple |
     written = Files(config, system.atoms, marks)
     observe = observe_all(system)
 
-    def record(step: int, state: Any, neighbors: neighbours.NeighborList, seen: dict | None = None):
+    def record(step: int, state: Any, neighbors: neighbours.NeighborList, seen: Observed | None = None) -> float:
         seen = observe(state, neighbors, system.variables) if seen is None else seen
-        seen = {k: np.asarray(v, np.float64) for k, v in seen.items()}
-        if not np.isfinite(seen["potential_eV"]).all():
+        seen = Observed(*(np.asarray(x, np.float64) for x in seen))
+        if not np.isfinite(seen.potential_eV).all():
             raise Lost(written.step, "the potential energy is not finite: use a smaller time step or a relaxed start")
         for b in range(config.replicas):
-            one = {k: v[b] for k, v in seen.items()} if config.replicas > 1 else seen
-            _write(config, system, step, one, written.logs[b], written.frames[b])
+            one = Observed(*(x[b] for x in seen)) if config.replicas > 1 else seen
+            written.write(step, b, one, system)
         written.step = step
         if step % config.checkpoint_every == 0 or step == config.steps:
-            document = {"step": step, "options": _options(config), "inputs": begun, "slots": neighbors.slots,
-                        "grid": neighbors.grid, "marks": written.marks()}  # fmt: skip
+            document = {
+                "step": step,
+                "options": _options(config),
+                "inputs": begun,
+                "slots": neighbors.slots,
+                "grid": neighbors.grid,
+                "marks": written.marks(),
+            }
             outputs.save_arrays(path, jax.tree.leaves((state, neighbors)), document)
-        return float(seen["temperature_K"].mean())
+        return float(seen.temperature_K.mean())
 
     try:
         if saved is None:
             seen = observe(state, neighbors, system.variables)
-            state = state.set(force=jnp.where(system.free, seen["forces"], 0.0))
+            state = state.set(force=jnp.where(system.free, seen.forces, 0.0))
             record(0, state, neighbors, seen)
         _advance(config, system, step, state, neighbors, record)
     finally:
         written.close()
-
-
-def _write(config: MDConfig, system: System, step: int, seen: dict, log: files.ThermoLog, frames: Any) -> None:
-    """A row of the log, and a frame where one is due; energies get their E0 here, in float64."""
-    time_ps = step * config.timestep * 1e-3
-    row = {k: float(seen[k]) + system.e0 * (k in ("potential_eV", "total_eV", "conserved_eV")) for k in _SCALARS}
-    log.write({"step": step, "time_ps": time_ps} | row)
-    if step % config.trajectory_every == 0:
-        frames.write(step, time_ps, frame_of(system, seen), row["potential_eV"], seen["forces"])
 
 
 def _advance(
@@ -151,10 +158,8 @@ def _advance(
 ) -> None:
     with tqdm(total=config.steps, initial=first, unit="step", desc=config.ensemble) as progress:
         begin = None  # the first block compiles: it is left out of the speed
-        done = run_blocks(
-            system.apply, state, neighbors, system.neighbor_fn, start=first, steps=config.steps,
-            block=config.log_every, box_of=system.box_of, variables=system.variables,
-        )  # fmt: skip
+        stepper = Stepper(system.apply, system.neighbor_fn, system.box_of, {"variables": system.variables})
+        done = run_blocks(stepper, state, neighbors, steps=config.steps, start=first, block=config.log_every)
         for step, state, neighbors in done:
             temperature = record(step, state, neighbors)
             now = time.perf_counter()
@@ -164,9 +169,6 @@ def _advance(
                 ns_a_day = (step - begin[0]) * config.timestep * 1e-6 / (now - begin[1]) * 86400 * config.replicas
                 progress.set_postfix_str(f"{ns_a_day:.3g} ns/day, {temperature:.0f} K")
             progress.update(step - progress.n)
-
-
-_SCALARS = files.COLUMNS[2:]
 
 
 def _options(config: MDConfig) -> dict:

@@ -1,6 +1,6 @@
 """What a molecular-dynamics run is made of: structure, potential and integrator, and what is observed of its states.
 
-The command line is `equijax.md.run`. Integrators are jax_md's: velocity Verlet, Nose-Hoover chains, BAOAB Langevin and
+Integrators are jax_md's: velocity Verlet, Nose-Hoover chains, BAOAB Langevin and
 isotropic Martyna-Tobias-Klein NPT.
 """
 
@@ -19,11 +19,11 @@ from ase.io.jsonio import encode
 from equijax import checkpoint, derivatives, graph, precision, structures, units
 from equijax.constraints import free_components, refuse_fixed
 from equijax.errors import InputError, MissingExtra
-from equijax.forcefield import ForceField
 from equijax.md import neighbours
 from equijax.md.momenta import rigid_motions, starting_momenta
 from equijax.md.options import MDConfig
 from equijax.md.potential import energy_in
+from equijax.potential import Potential
 
 FLOAT32_EXTENT_A = 1000.0  # beyond it float32 places atoms to 1e-4 A, and forces are off by 1e-3 eV/A
 FS = ase.units.fs  # one femtosecond in sqrt(amu A^2 / eV)
@@ -47,7 +47,7 @@ class System(NamedTuple):
     home: np.ndarray  # [N, 3] fractional: what was taken off the positions to bring them near the origin
 
 
-def prepare(config: MDConfig, ff: ForceField) -> System:
+def prepare(config: MDConfig, ff: Potential) -> System:
     """Structure, potential and integrator.
 
     Raises:
@@ -83,16 +83,32 @@ def prepare(config: MDConfig, ff: ForceField) -> System:
             "use --dtype float64"
         )
     return System(
-        atoms, ff.device_variables(config.dtype), energy_fn, neighbor_fn, initial(config, atoms, home), init, apply,
-        box_of, conserved, dof, e0, free, home,
-    )  # fmt: skip
+        atoms=atoms,
+        variables=ff.device_variables(config.dtype),
+        energy_fn=energy_fn,
+        neighbor_fn=neighbor_fn,
+        start=initial(config, atoms, home),
+        init=init,
+        apply=apply,
+        box_of=box_of,
+        conserved=conserved,
+        dof=dof,
+        e0=e0,
+        free=free,
+        home=home,
+    )
 
 
-def inputs(ff: ForceField, atoms: ase.Atoms) -> dict[str, str]:
+def inputs(ff: Potential, atoms: ase.Atoms) -> dict[str, str]:
     """sha256 of what a run begins with, by what it is: the model, and each property of the structure."""
     constraints = encode([constraint.todict() for constraint in atoms.constraints])
-    values = {"elements": atoms.numbers, "masses": atoms.get_masses(), "cell": atoms.cell.array, "pbc": atoms.pbc,
-              "positions": atoms.positions}  # fmt: skip
+    values = {
+        "elements": atoms.numbers,
+        "masses": atoms.get_masses(),
+        "cell": atoms.cell.array,
+        "pbc": atoms.pbc,
+        "positions": atoms.positions,
+    }
     found = {name: hashlib.sha256(np.ascontiguousarray(x, float).tobytes()).hexdigest() for name, x in values.items()}
     found["constraints"] = hashlib.sha256(constraints.encode()).hexdigest()
     return {"model": checkpoint.fingerprint(ff.config, ff.variables), **found}
@@ -137,22 +153,22 @@ def integrator(config: MDConfig, atoms: ase.Atoms, cell: np.ndarray, energy_fn: 
     pressure = config.pressure / units.GPA_PER_EV_A3
     tau = config.thermostat_time * FS
 
-    def shift(R: jax.Array, dR: jax.Array, **unused):
+    def shift(R: jax.Array, dR: jax.Array, **unused: Any) -> jax.Array:
         return R + dR if free.all() else R + jnp.where(free, dR, 0.0)
 
-    def held(R: jax.Array, **others):
+    def held(R: jax.Array, **others: Any) -> jax.Array:
         return energy_fn(R if free.all() else jnp.where(free, R, jax.lax.stop_gradient(R)), **others)
 
-    def constant(e: jax.Array):
+    def constant(e: jax.Array) -> Callable:
         return lambda R, **unused: e
 
-    def nvt_invariant(state: Any, e: jax.Array):
+    def nvt_invariant(state: Any, e: jax.Array) -> jax.Array:
         return md.nvt_nose_hoover_invariant(constant(e), state, kT) - missing * kT * state.chain.position[0]
 
-    def npt_invariant(state: Any, e: jax.Array):
+    def npt_invariant(state: Any, e: jax.Array) -> jax.Array:
         return md.npt_nose_hoover_invariant(constant(e), state, pressure, kT_npt)
 
-    def npt(energy_fn: Callable):
+    def npt(energy_fn: Callable) -> tuple:
         return md.npt_nose_hoover(
             energy_fn, shift, dt, pressure, kT_npt, {"tau": config.barostat_time * FS}, {"tau": tau}
         )
@@ -160,13 +176,12 @@ def integrator(config: MDConfig, atoms: ase.Atoms, cell: np.ndarray, energy_fn: 
     name = config.thermostat if config.ensemble == "nvt" else config.ensemble
     make, arguments, box_of, conserved = {
         "nve": (lambda f: md.nve(f, shift, dt), (kT,), None, lambda state, e: e + md.kinetic_energy(state)),
-        "nose-hoover": (lambda f: md.nvt_nose_hoover(f, shift, dt, kT, tau=tau), (), None,
-                        nvt_invariant),
+        "nose-hoover": (lambda f: md.nvt_nose_hoover(f, shift, dt, kT, tau=tau), (), None, nvt_invariant),
         "langevin": (lambda f: md.nvt_langevin(f, shift, dt, kT, gamma=1.0 / tau), (), None, lambda state, e: jnp.nan),
         "npt": (npt, (jnp.asarray(cell.T, config.dtype),), md.npt_box, npt_invariant),
-    }[name]  # fmt: skip
+    }[name]
 
-    def init(R: jax.Array, key: jax.Array, momenta: jax.Array):
+    def init(R: jax.Array, key: jax.Array, momenta: jax.Array) -> Any:
         # without a potential: its forces are those of the first observation, one program less to compile
         zero = constant(jnp.zeros((), R.dtype))
         state = make(zero)[0](key, R, *arguments, mass=mass[:, None], momenta=momenta)
@@ -174,45 +189,58 @@ def integrator(config: MDConfig, atoms: ase.Atoms, cell: np.ndarray, energy_fn: 
 
     apply = make(held)[1]
 
-    def apply_held(state: Any, **others):
+    def apply_held(state: Any, **others: Any) -> Any:
         state = apply(state, **others)
         return state.set(momentum=jnp.where(free, state.momentum, 0.0))  # Langevin's noise knows of no fixed atoms
 
     return jax.vmap(init) if config.replicas > 1 else init, apply if free.all() else apply_held, box_of, conserved
 
 
-def observer(system: System) -> Callable:
-    """(state, neighbors, variables) -> what is logged (energies without E0), positions, momenta, forces and cell.
+class Observed(NamedTuple):
+    """What is logged and written of a state; energies without E0. With replicas, [B, ...] each."""
 
-    Of one replica; `observe_all` maps it over several.
-    """
+    temperature_K: Any
+    potential_eV: Any
+    kinetic_eV: Any
+    total_eV: Any
+    conserved_eV: Any
+    pressure_GPa: Any  # NaN, as the volume, unless all directions are periodic
+    volume_A3: Any
+    positions: Any  # [N, 3] A
+    momenta: Any  # [N, 3] sqrt(amu eV)
+    forces: Any  # [N, 3] eV/A
+    cell: Any  # [3, 3] A, rows are vectors
+
+
+def observer(system: System) -> Callable[..., Observed]:
+    """(state, neighbors, variables) -> `Observed` of one replica; `observe_all` maps it over several."""
     volume_known = bool(system.atoms.pbc.all())
     fixed = complete_cell(system.atoms.cell.array).T
 
-    def observe(state: Any, neighbors: neighbours.NeighborList, variables: dict) -> dict[str, Any]:
+    def observe(state: Any, neighbors: neighbours.NeighborList, variables: dict) -> Observed:
         R = state.position
         box = jnp.asarray(fixed, R.dtype) if system.box_of is None else system.box_of(state)
 
-        def deformed(R: jax.Array, p: jax.Array):
+        def deformed(R: jax.Array, p: jax.Array) -> jax.Array:
             return system.energy_fn(R, neighbor=neighbors, box=box, perturbation=p, variables=variables)
 
         energy, gradient, virial = derivatives.gradient_and_virial(deformed, R)
         kinetic = 0.5 * (state.momentum**2 / state.mass).sum()
         volume = jnp.abs(jnp.linalg.det(box)) if volume_known else jnp.nan
         pressure = (2.0 * kinetic - jnp.trace(virial)) / (3.0 * volume) * units.GPA_PER_EV_A3
-        return {
-            "temperature_K": 2.0 * kinetic / (system.dof * units.KB_EV_PER_K),
-            "potential_eV": energy,
-            "kinetic_eV": kinetic,
-            "total_eV": energy + kinetic,
-            "conserved_eV": system.conserved(state, energy),
-            "pressure_GPa": pressure,
-            "volume_A3": volume,
-            "positions": R,
-            "momenta": state.momentum,
-            "forces": -gradient,
-            "cell": box.T,
-        }
+        return Observed(
+            temperature_K=2.0 * kinetic / (system.dof * units.KB_EV_PER_K),
+            potential_eV=energy,
+            kinetic_eV=kinetic,
+            total_eV=energy + kinetic,
+            conserved_eV=system.conserved(state, energy),
+            pressure_GPa=pressure,
+            volume_A3=volume,
+            positions=R,
+            momenta=state.momentum,
+            forces=-gradient,
+            cell=box.T,
+        )
 
     return observe
 
@@ -223,12 +251,12 @@ def observe_all(system: System) -> Callable:
     return jax.jit(jax.vmap(one, in_axes=(0, 0, None)) if system.start[0].ndim == 3 else one)
 
 
-def frame_of(system: System, seen: dict) -> ase.Atoms:
+def frame_of(system: System, seen: Observed) -> ase.Atoms:
     """Atoms of one observation."""
     atoms = system.atoms.copy()
     if system.box_of is not None:
-        atoms.set_cell(seen["cell"])
-    moved = seen["positions"] + system.home @ complete_cell(atoms.cell.array)
+        atoms.set_cell(seen.cell)
+    moved = seen.positions + system.home @ complete_cell(atoms.cell.array)
     atoms.positions = np.where(system.free, moved, atoms.positions)  # float32 rounds fixed ones too
-    atoms.set_momenta(seen["momenta"])
+    atoms.set_momenta(seen.momenta)
     return atoms

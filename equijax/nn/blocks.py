@@ -205,5 +205,5 @@ def readout(config: ModelConfig, t: int, name: str | None = None) -> nn.Module:
     return LinearReadout(len(config.heads), name=name)
 
 
-def _pick(values: jax.Array, head: jax.Array):
+def _pick(values: jax.Array, head: jax.Array) -> jax.Array:
     return values[:, 0] if values.shape[1] == 1 else jnp.take_along_axis(values, head[:, None], axis=1)[:, 0]

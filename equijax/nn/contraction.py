@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpy.typing as npt
 
 from equijax import couplings
@@ -37,7 +38,7 @@ class SymmetricContraction(nn.Module):
             coefficients.append(jnp.einsum("qp,zpc->zqc", u.astype(A.dtype), w.astype(A.dtype)[table]))
         return polynomial(A, jnp.concatenate(coefficients, axis=1), tables, slot)
 
-    def _default_u(self, nu: int):
+    def _default_u(self, nu: int) -> np.ndarray:
         return couplings.compress_u(couplings.u_tensor(self.lmax, self.L, nu), self.lmax, self.L)
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from equijax import couplings
 from equijax.graph.fields import Topology
 from equijax.graph.gather import gather_senders
-from equijax.kernels.convolution import available, neighbour_sum, radial_from_table, table_sum
+from equijax.kernels.convolution import Tabulated, available, neighbour_sum, radial_from_table, table_sum
 
 # A register of float32 or two of float64: models of fewer channels are toys, not worth seconds of a C++ compiler.
 KERNEL_CHANNELS = 16
@@ -45,37 +45,28 @@ def convolve(
     return coupled_on_edge(sender, R, Y, paths)
 
 
-def convolve_table(
-    h: list[jax.Array],
-    phi: jax.Array,
-    first: jax.Array,
-    table: jax.Array,
-    Y: jax.Array,
-    paths: list[couplings.Path],
-    graph: Topology,
-) -> list[jax.Array]:
-    """`convolve` with radial functions R[n, k, p, c] = sum_j phi[n, k, j] table[first[n, k] + j, p, c].
+def convolve_table(h: list[jax.Array], R: Tabulated, Y: jax.Array, paths: list, graph: Topology) -> list[jax.Array]:
+    """`convolve` with radial functions from a table.
 
     Args:
-      phi: [N, K, J], zero on masked slots; first: [N*K] int32, negative there.
-      table: [rows, P, C].
+      R: see `Tabulated`.
       h, Y, paths, graph: as in `convolve`, and so the result.
     """
-    gather, kernel = graph.gather, has_kernel(table.shape[-1], phi.dtype)
+    gather, kernel = graph.gather, has_kernel(R.table.shape[-1], R.phi.dtype)
     if gather is gather_senders and kernel:
-        return table_sum(h, phi, first, table, Y, paths, graph.senders, graph.reverse)
+        return table_sum(h, R, Y, paths, graph.senders, graph.reverse)
     sender = [gather(x, graph.senders, graph.reverse) for x in h]
     if kernel:
-        return table_sum(_rows(sender), phi, first, table, Y, paths, *_own_slots(phi))
-    return coupled_on_edge(sender, radial_from_table(phi, first, table), Y, paths)
+        return table_sum(_rows(sender), R, Y, paths, *_own_slots(R.phi))
+    return coupled_on_edge(sender, radial_from_table(*R), Y, paths)
 
 
-def _rows(sender: list[jax.Array]):
+def _rows(sender: list[jax.Array]) -> list[jax.Array]:
     """Values already at the edges as node features: a row for each slot."""
     return [x.reshape(-1, *x.shape[2:]) for x in sender]
 
 
-def _own_slots(edges: jax.Array):
+def _own_slots(edges: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Senders and reverse slots when every slot [N, K] has a row of its own."""
     slots = jnp.arange(edges.shape[0] * edges.shape[1], dtype=jnp.int32)
     return slots, slots
@@ -110,9 +101,7 @@ def has_kernel(channels: int, dtype: npt.DTypeLike) -> bool:
     return jax.default_backend() == "cpu" and channels >= KERNEL_CHANNELS and available(channels, dtype)
 
 
-def coupled_on_edge(
-    sender: list[jax.Array], R: jax.Array, Y: jax.Array, paths: list[couplings.Path]
-) -> list[jax.Array]:
+def coupled_on_edge(sender: list[jax.Array], R: jax.Array, Y: jax.Array, paths: list) -> list[jax.Array]:
     """Fold Clebsch-Gordan into Y on the edge; one batched [2 l3 + 1, K m1] x [K m1, C] product per path."""
     out = [[] for _ in range(max(p.l3 for p in paths) + 1)]
     n, k = Y.shape[:2]

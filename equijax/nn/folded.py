@@ -17,6 +17,7 @@ import numpy as np
 from equijax import couplings
 from equijax.config import ModelConfig, Spline
 from equijax.graph.fields import Topology
+from equijax.kernels.convolution import Tabulated
 from equijax.nn.blocks import readout, species_linear
 from equijax.nn.contraction import polynomial
 from equijax.nn.convolution import convolve_table
@@ -56,7 +57,7 @@ def node_energies(cfg: ModelConfig, folded: dict, vectors: jax.Array, graph: Top
         part = folded[f"interactions_{t}"]
         up = [part["up"][species][:, None]] if x is None else [a @ w for a, w in zip(x, part["up"], strict=True)]
         paths = couplings.conv_paths(cfg.input_lmax(t), cfg.max_ell, cfg.max_ell)
-        messages = convolve_table(up, phi, first, part["radial"], Y, paths, graph)
+        messages = convolve_table(up, Tabulated(phi, first, part["radial"]), Y, paths, graph)
         if "density" in part:
             norm = 1.0 + density(phi, first, part["density"])
             messages = [m / norm[:, None, None, None] for m in messages]
@@ -79,7 +80,7 @@ def node_energies(cfg: ModelConfig, folded: dict, vectors: jax.Array, graph: Top
     return folded["scale"][head] * (energy + learned) + folded["shift"][head]
 
 
-def pair_index(cfg: ModelConfig, a: jax.Array, b: jax.Array):
+def pair_index(cfg: ModelConfig, a: jax.Array, b: jax.Array) -> jax.Array:
     """Table of the unordered pair of species a, b (rows of cfg.species): radial functions know the sum of two radii."""
     if cfg.distance_transform == "none":
         return jnp.zeros(jnp.broadcast_shapes(a.shape, b.shape), jnp.int32)
@@ -129,6 +130,6 @@ def density(phi: jax.Array, first: jax.Array, table: jax.Array) -> jax.Array:
     return (phi * jnp.take(table, rows, mode="clip")).sum((1, 2))
 
 
-def _rows(w: jax.Array, table: jax.Array):
+def _rows(w: jax.Array, table: jax.Array) -> jax.Array:
     """Weights [C, S, D] of species, or [C, 1, D] for all."""
     return table if w.shape[1] > 1 else jnp.zeros(1, jnp.int32)

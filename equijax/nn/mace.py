@@ -49,7 +49,7 @@ class MACE(nn.Module):
             readouts.append(readout(cfg, t, name=f"readouts_{t}")(x[0][:, 0], graph.head))
         return self._scale_shift(energy, sum(readouts), graph.head)
 
-    def _scale_shift(self, pair: jax.Array, learned: jax.Array, head: jax.Array):
+    def _scale_shift(self, pair: jax.Array, learned: jax.Array, head: jax.Array) -> jax.Array:
         """Scale-shift acts on repulsion and readouts alike, as mace-torch does; a plain MACE has neither."""
         if not self.config.scale_shift:
             return pair + learned

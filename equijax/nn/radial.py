@@ -56,7 +56,7 @@ class RadialBasis(nn.Module):
         basis = getattr(self, "_" + cfg.radial_basis)(x)
         return (basis * cutoff[..., None] if cfg.apply_cutoff else basis), cutoff
 
-    def _transform(self, r: jax.Array, z_sender: jax.Array, z_receiver: jax.Array):
+    def _transform(self, r: jax.Array, z_sender: jax.Array, z_receiver: jax.Array) -> jax.Array:
         kind = self.config.distance_transform
         if kind == "none":
             return r
@@ -67,17 +67,17 @@ class RadialBasis(nn.Module):
         values = {"a": 1.0805, "q": 0.9183, "p": 4.5791}  # published constants of the transform
         return agnesi(r, 0.5 * r0, **{k: self._constant(k, v, r.dtype) for k, v in values.items()})
 
-    def _bessel(self, x: jax.Array):
+    def _bessel(self, x: jax.Array) -> jax.Array:
         cfg = self.config
         weights = self._constant("bessel_weights", np.pi / cfg.r_max * np.arange(1, cfg.num_radial + 1), x.dtype)
         return math.sqrt(2.0 / cfg.r_max) * jnp.sin(weights * x) / x
 
-    def _gaussian(self, x: jax.Array):
+    def _gaussian(self, x: jax.Array) -> jax.Array:
         cfg = self.config
         centres = self._constant("gaussian_weights", np.linspace(0.0, cfg.r_max, cfg.num_radial), x.dtype)
         return jnp.exp(-0.5 / (cfg.r_max / (cfg.num_radial - 1)) ** 2 * (x - centres) ** 2)
 
-    def _chebyshev(self, x: jax.Array):
+    def _chebyshev(self, x: jax.Array) -> jax.Array:
         # T_n by its recursion: a polynomial, so finite with all derivatives at x = +-1 and beyond
         previous, current = jnp.ones_like(x), x
         out = [current]
@@ -86,7 +86,7 @@ class RadialBasis(nn.Module):
             out.append(current)
         return jnp.concatenate(out, axis=-1)
 
-    def _constant(self, name: str, value: Callable[[], np.ndarray], dtype: npt.DTypeLike):
+    def _constant(self, name: str, value: Callable[[], np.ndarray], dtype: npt.DTypeLike) -> jax.Array:
         return jnp.asarray(self.variable("constants", name, lambda: np.asarray(value, np.float64)).value, dtype)
 
 
@@ -150,6 +150,6 @@ def activation_norm(name: str) -> float:
     return float((weights * values**2).sum() / weights.sum()) ** -0.5
 
 
-def e3nn_activation(name: str):
+def e3nn_activation(name: str) -> Callable[[jax.Array], jax.Array]:
     """The activation called `name` in a ModelConfig, as a function of an array."""
     return {"silu": lambda x: x / (1.0 + np.exp(-x)), "tanh": np.tanh, "abs": np.abs, "none": lambda x: x}[name]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from equijax.phonons.third_order import make_phono3py as make_phono3py
     from equijax.phonons.volumes import gruneisen as gruneisen
     from equijax.phonons.volumes import quasi_harmonic as quasi_harmonic
+    from equijax.phonons.volumes import series as series
 
 __getattr__, __dir__ = face(
     __name__,
@@ -31,5 +32,6 @@ __getattr__, __dir__ = face(
         "project": "force_constants",
         "quasi_harmonic": "volumes",
         "residuals": "force_constants",
+        "series": "volumes",
     },
 )

@@ -119,7 +119,7 @@ def write(ph3: Any, report: dict, folder: Path) -> None:
     header = ["temperature_K", *(f"kappa_{c}_W/m/K" for c in COMPONENTS)]
     tables.write_csv(folder / "kappa.csv", header, ((t, *k) for t, k in zip(temperatures, conductivity, strict=True)))
     curves = dict(zip(COMPONENTS[:3], conductivity.T[:3], strict=True))
-    plots.draw_conductivity(folder / "kappa.png", temperatures, curves, report["formula"])
+    plots.draw_conductivity(folder / "kappa.png", curves, temperatures=temperatures, title=report["formula"])
     certificate.write(report, folder / "report.json")
 
 

@@ -66,7 +66,7 @@ def write(report: dict, modes: volumes.Gruneisen, folder: Path) -> None:
     found = modes.frequencies[shown], modes.parameters[shown]
     tables.write_csv(folder / "gruneisen.csv", ["frequency_THz", "gruneisen"], zip(*found, strict=True))
     curve = table["temperature_K"], table["volume_expansion_1/K"]
-    plots.draw_expansion(folder / "expansion.png", found, curve, title=report["formula"])
+    plots.draw_expansion(folder / "expansion.png", modes=found, expansion=curve, title=report["formula"])
     certificate.write(report, folder / "report.json")
 
 

@@ -62,7 +62,7 @@ def make_phonon(
     return Phonopy(
         cell,
         matrix,
-        primitive_matrix=primitive_matrix(cell, primitive, symprec),
+        primitive_matrix=primitive_matrix(cell, primitive, symprec=symprec),
         symprec=symprec,
         distinguish_symbol_index=True,  # isotopes, see `structures.to_phonopy`
         log_level=0,
@@ -252,7 +252,8 @@ def spot_check(ff: Potential, phonon: Phonopy, seed: int = 0) -> SpotCheck:
     for step in steps:
         moved = to_ase(phonon.supercell)
         moved.positions[atom] += step * direction
-        g.append(-np.asarray(calculator.get_forces(moved)))
+        moved.calc = calculator
+        g.append(-moved.get_forces())
     near, far = (g[0] - g[1]) / (2 * steps[0]), (g[2] - g[3]) / (2 * steps[2])
     exact = np.einsum("jab,a->jb", compact(phonon)[p], direction)
     difference = np.abs((4 * near - far) / 3 - exact).max()

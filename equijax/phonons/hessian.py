@@ -27,6 +27,7 @@ from equijax import compiled, graph, potential
 from equijax.config import Compute
 from equijax.derivatives import push_tangents
 from equijax.errors import InputError
+from equijax.graph import packing
 from equijax.potential import Potential
 
 MAX_STEPS = 32  # chunks in one call, each call linearises the gradient once
@@ -168,18 +169,14 @@ def _groups(structures: list[tuple[ase.Atoms, graph.Edges]], num_rows: list[int]
     """Indices of structures that share a graph: like numbers of rows and of neighbours, small ones only."""
     slots = [max(1, int(np.bincount(e.receivers, minlength=1).max())) for _, e in structures]
     order = sorted(range(len(structures)), key=lambda i: (num_rows[i], slots[i]))
-    groups: list[list[int]] = []
-    for i in order:
-        joined = [*groups[-1], i] if groups else []
-        rows, nodes = [num_rows[j] for j in joined], [len(structures[j][0]) for j in joined]
-        used = sum(n * r * slots[j] for n, r, j in zip(nodes, rows, joined, strict=True))
-        padded = sum(nodes) * max(rows, default=0) * max((slots[j] for j in joined), default=0)
-        # shared where the common graph is small enough for one chunk and wastes at most a third
-        if joined and sum(nodes) * max(slots[j] for j in joined) <= compiled.chunk_slots() and padded <= 1.5 * used:
-            groups[-1] = joined
-        else:
-            groups.append([i])
-    return groups
+
+    def fits(group: list[int]) -> bool:
+        """Where the common graph is small enough for one chunk and wastes at most a third."""
+        cost = sum(len(structures[i][0]) for i in group) * max(slots[i] for i in group)
+        used = sum(len(structures[i][0]) * num_rows[i] * slots[i] for i in group)
+        return cost <= compiled.chunk_slots() and cost * max(num_rows[i] for i in group) <= 1.5 * used
+
+    return packing.packed(order, fits)
 
 
 def _push_batch(

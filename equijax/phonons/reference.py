@@ -30,9 +30,7 @@ from equijax import structures
 from equijax.errors import InputError
 from equijax.phonons import projection
 
-Stored = (
-    Any  # what phonopy and phono3py read, in the units of the file: PhonopyYamlData or phono3py's of the same names
-)
+Stored = Any  # PhonopyYamlData or that of phono3py, in the units of the file
 PACKED = tuple(filter(None, get_supported_file_extensions_for_compression()))  # .xz, .gz, ...
 HEADER_LINES = 20  # among which a yaml says whose it is
 SYMPREC_A = 1e-5  # phonopy's, where a file states none
@@ -339,7 +337,7 @@ def _phonon(stored: Stored, tolerance: float, path: Path) -> Phonopy:
     Raises:
       InputError: values of another number of atoms, or a supercell that phonopy would order differently.
     """
-    primitive = structures.primitive_matrix(stored.unitcell, "auto", tolerance)
+    primitive = structures.primitive_matrix(stored.unitcell, symprec=tolerance)
     primitive = primitive if stored.primitive_matrix is None else stored.primitive_matrix
     for snf in (False, True):  # phonopy has two ways to number the atoms of a supercell
         phonon = Phonopy(

@@ -93,7 +93,7 @@ def results(phonon: Phonopy, config: PhononsConfig) -> dict:
     mesh = phonon.run_mesh(config.mesh, is_gamma_center=True)
     dos = phonon.run_total_dos()
     write_dos(dos, config.out / "dos.csv")
-    plots.draw_bands(phonon, config.out / "bands.png", phonon.unitcell.formula, dos)
+    plots.draw_bands(config.out / "bands.png", phonon, title=phonon.unitcell.formula, dos=dos)
     first, last, step = config.temperature
     thermal = harmonic(mesh.qpoints, mesh.frequencies, mesh.weights, np.arange(first, last + 0.5 * step, step))
     thermal.write_csv(config.out / "thermal.csv")

@@ -79,7 +79,7 @@ def run(config: ModesConfig) -> dict:
             ase.io.write(part, phase["atoms"])
         with outputs.beside(config.out / f"phase_{i}.vasp") as part:
             ase.io.write(part, phase["atoms"], format="vasp", direct=True)
-    plots.draw_scans(scans, config.out / "energy_of_Q.png")
+    plots.draw_scans(config.out / "energy_of_Q.png", scans)
     report = {
         "model": str(config.model),
         "phases": [{k: v for k, v in p.items() if k != "atoms"} for p in phases],

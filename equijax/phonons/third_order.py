@@ -58,7 +58,7 @@ def make_phono3py(
     return _phono3py().Phono3py(
         cell,
         matrices[0],
-        primitive_matrix=structures.primitive_matrix(cell, primitive, symprec),
+        primitive_matrix=structures.primitive_matrix(cell, primitive, symprec=symprec),
         phonon_supercell_matrix=matrices[1],
         is_mesh_symmetry=not structures.mixes_isotopes(cell.numbers, cell.masses),
         symprec=symprec,

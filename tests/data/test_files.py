@@ -1,26 +1,26 @@
 """Names of labels in files, what is told of them, isolated atoms, energies on another reference, frame numbers."""
 
 import dataclasses
+from pathlib import Path
 
 import ase
 import ase.io
 import numpy as np
 import pytest
-import tyro
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from equijax import data, testing
-from equijax.data import isolated, labelled, select
+from equijax.data import labelled
 from equijax.data.items import batch, prepare
 from equijax.derivatives import Derivatives
-from equijax.finetune import evaluate, loss, setup
-from equijax.programs import finetune
+from equijax.errors import InputError
+from equijax.finetune import loss
+from equijax.units import GPA_PER_EV_A3
 
 CONFIG = testing.random_config(
     channels=4, lmax=1, species=(11, 14, 17), max_ell=1, correlation=(2, 2), radial_mlp=(8,), heads=("a", "b")
 )
-VARIABLES = {"constants": {"atomic_energies": np.array([[-1.0, -2.0, -3.0], [1.0, 2.0, 3.0]])}}
 ENERGY, STRESS = -25.0, np.array([0.01, 0.02, 0.03, 0.004, 0.005, 0.006])
 FORCES = np.arange(24.0).reshape(8, 3) / 10
 
@@ -86,7 +86,7 @@ def test_weights_and_heads_are_honoured(tmp_path):
     np.testing.assert_allclose(terms, [0.0, 2.0 * 24, 6.0 * 9])
     unread = data.read_file(tmp_path / "a.extxyz", data.Keys(weight_key="none", head_key="none")).structures[0]
     assert (unread.weight, unread.label_weights, unread.head) == (1.0, (1.0, 1.0, 1.0), None)
-    with pytest.raises(ValueError, match=r"frame 0 of .*: weight config_weight = 'much' is not a number"):
+    with pytest.raises(InputError, match=r"frame 0 of .*: weight config_weight = 'much' is not a number"):
         data.read_file(written(tmp_path / "c.extxyz", frame(None, {"energy": 1.0}, config_weight="much")))
 
 
@@ -108,7 +108,7 @@ def test_likely_labels_that_were_not_read_name_the_option(tmp_path):
     assert found.warnings == () and found.structures[0].weight == 2.0
     np.testing.assert_allclose(found.structures[0].forces, FORCES)
     assert data.read_file(path, data.Keys(forces_key="none", weight_key="none", stress_key="none")).warnings == ()
-    with pytest.raises(ValueError, match="no energies, forces or stresses; .* --energy-key my_energy reads it"):
+    with pytest.raises(InputError, match="no energies, forces or stresses; .* --energy-key my_energy reads it"):
         data.read_file(written(tmp_path / "b.extxyz", frame(my_energy=1.0)))
 
 
@@ -120,96 +120,114 @@ def test_levels_of_theory_do_not_mix_in_any_frame_of_a_file(tmp_path):
     assert "'stress' in 1 of 2 frames" in found.warnings[0]
 
 
-def test_programs_share_the_key_options():
-    flags = ["--virials-key", "v", "--weight-key", "w", "--head-key", "none", "--energy-key", "E"]
-    tune = finetune.parse(["--model", "m", "--train", "t", "--out", "o", *flags])
-    test = tyro.cli(evaluate.EvaluateConfig, args=["--model", "m", "--data", "t", *flags])
-    expected = data.Keys(virials_key="v", weight_key="w", head_key="none", energy_key="E")
-    names = [f.name for f in dataclasses.fields(data.Keys)]
-    assert isinstance(test, data.Keys)
-    assert tune.keys == data.Keys(**{name: getattr(test, name) for name in names}) == expected
+def labelled_atoms(seed=0, **info) -> ase.Atoms:
+    """NaCl with info entries REF_energy etc., forces under REF_forces."""
+    atoms = testing.rattled(seed=seed)
+    rng = np.random.default_rng(seed)
+    atoms.arrays["REF_forces"] = rng.normal(size=(8, 3))
+    atoms.info |= {"REF_energy": -25.0 + seed, "REF_stress": 0.01 * rng.normal(size=6), **info}
+    return atoms
 
 
-def lone(symbol, energy, **info) -> ase.Atoms:
-    return ase.Atoms(symbol, info={"REF_energy": energy, "config_type": "IsolatedAtom", **info})
+def write(path, images):
+    ase.io.write(path, images, format="extxyz")
+    return path
 
 
-def test_isolated_atoms_are_set_apart(tmp_path):
-    images = [lone("Na", -7.0), frame({"REF_forces": FORCES}, REF_energy=ENERGY),
-              lone("Cl", -9.0, config_type="isolated_atom")]  # fmt: skip
-    found = data.read_file(written(tmp_path / "a.extxyz", *images))
-    assert [s.source for s in found.structures] == [f"frame 1 of {tmp_path / 'a.extxyz'}"]
-    assert found.line.endswith("stresses of none; 2 isolated atom(s) set apart")
-    assert isolated.isolated(found.isolated) == isolated.isolated(found.isolated * 2) == {"Na": -7.0, "Cl": -9.0}
-    other = data.read_file(written(tmp_path / "b.extxyz", lone("Na", -6.5), lone("Cl", -9.0))).isolated
+def test_labels_under_both_names(tmp_path):
+    reference = labelled_atoms()
+    own = testing.rattled(seed=1)
+    own.calc = SinglePointCalculator(own, energy=-3.0, forces=np.ones((8, 3)), stress=np.arange(6) / 100)
+    a, b = data.read_structures(write(tmp_path / "a.extxyz", [reference, own]))
+    assert (a.energy, b.energy) == (-25.0, -3.0)
+    np.testing.assert_allclose(a.forces, reference.arrays["REF_forces"], atol=1e-7)
+    np.testing.assert_allclose(b.stress, [[0, 0.05, 0.04], [0.05, 0.01, 0.03], [0.04, 0.03, 0.02]])
+    assert a.source == f"frame 0 of {tmp_path / 'a.extxyz'}" and a.atoms.calc is None and not a.atoms.info
+    again = data.read_structures(write(tmp_path / "b.extxyz", [data.to_atoms(s) for s in (a, b)]))
+    assert labelled.sha256(again) == labelled.sha256([b, a])
+    assert labelled.sha256([dataclasses.replace(a, energy=0.0), b]) != labelled.sha256([a, b])
+
+
+def test_one_frame_is_one_level_of_theory(tmp_path):
+    """A frame with REF_ labels never borrows a missing one from the calculator's results."""
+    atoms = labelled_atoms()
+    del atoms.info["REF_stress"], atoms.info["REF_energy"]
+    atoms.info["REF_energy"] = 1.0
+    atoms.calc = SinglePointCalculator(atoms, energy=-3.0, stress=np.arange(6) / 100)
+    path = write(tmp_path / "a.extxyz", atoms)
+    with pytest.warns(UserWarning, match="'stress' in 1 of 1 frames .* was not read; --stress-key stress reads it"):
+        (found,) = data.read_structures(path)
+    assert found.energy == 1.0 and found.stress is None
+
+
+def test_missing_labels_are_missing(tmp_path):
+    bare, partial = labelled_atoms(0), labelled_atoms(1)
+    del bare.arrays["REF_forces"]
+    bare.info |= {"REF_energy": np.nan, "REF_stress": np.full(6, np.nan)}
+    partial.arrays["REF_forces"][3] = np.nan
+    a, b = data.read_structures(write(tmp_path / "a.extxyz", [bare, partial]))
+    assert a.energy is None and a.forces is None and a.stress is None
+    assert np.isnan(b.forces[3]).all() and np.isfinite(np.delete(b.forces, 3, 0)).all()
+    molecule = ase.Atoms("NaCl", [[0, 0, 0], [0, 0, 2.4]], info={"REF_energy": 1.0, "REF_stress": np.ones(6)})
+    assert data.read_structures(write(tmp_path / "b.extxyz", molecule))[0].stress is None
+
+
+def test_keys_weights_heads_and_virials(tmp_path):
+    atoms = labelled_atoms(dft_e=-7.0, w=0.5, head="b", vir=np.diag([1.0, 2.0, 3.0]))
+    keys = data.Keys(energy_key="dft_e", forces_key="none", stress_key="none", virials_key="vir", weight_key="w")
+    (found,) = data.read_structures(write(tmp_path / "a.extxyz", atoms), keys)
+    assert (found.energy, found.forces, found.weight, found.head) == (-7.0, None, 0.5, "b")
+    np.testing.assert_allclose(found.stress, -np.diag([1.0, 2.0, 3.0]) / atoms.get_volume())
+
+
+def test_what_cannot_be_right_is_refused_by_file_and_frame(tmp_path):
+    def error(second=None, keys=None, **changes):
+        images = [labelled_atoms(0), labelled_atoms(1, **changes)]
+        if second is not None:
+            images[1].arrays["REF_forces"] = second
+        with pytest.raises(ValueError) as caught:
+            data.read_structures(write(tmp_path / "a.extxyz", images), keys)
+        text = str(caught.value)
+        assert "\n" not in text and (keys or f"frame 1 of {tmp_path / 'a.extxyz'}: " in text)
+        return text
+
+    assert "a.extxyz: a stress of 8 eV/A^3 is 1.28e+03 GPa: probably" in error(
+        REF_stress=np.array([8.0, 0, 0, 0, 0, 0])
+    )
+    assert "a.extxyz: the stress is not symmetric" in error(REF_stress=np.arange(9) / 100)
+    assert "a.extxyz: energy inf" in error(REF_energy=np.inf)
+    assert "a.extxyz: weight -1.0 must" in error(weight=-1.0)
+    assert "a.extxyz: force on atom 0 is [inf" in error(np.where(np.arange(24).reshape(8, 3) == 0, np.inf, 1.0))
+    assert "no frame has energy under 'dft_energy'; the first has REF_energy" in error(
+        keys=data.Keys(energy_key="dft_energy")
+    )
     with pytest.raises(
-        ValueError, match=r"two isolated-atom energies of Na: -7.0 eV by frame 0 of .*a.extxyz, -6.5 eV"
+        ValueError, match="no energies, forces or stresses; the first frame has nothing but a structure"
     ):
-        isolated.isolated([*found.isolated, *other])
-    with pytest.raises(ValueError, match=r"of Cl: -8.0 eV by --e0-values, -9.0 eV by frame 2"):
-        isolated.isolated(found.isolated, {"Cl": -8.0})
-    with pytest.raises(ValueError, match="frame 0 of .*: config_type=IsolatedAtom with 8 atoms: expected one"):
-        data.read_file(written(tmp_path / "c.extxyz", frame(REF_energy=1.0, config_type="IsolatedAtom")))
+        data.read_structures(write(tmp_path / "b.extxyz", testing.rattled()))
+    zeros = [labelled_atoms(i, REF_stress=np.zeros(6)) for i in range(2)]
+    with pytest.raises(ValueError, match="all 2 stresses are exactly zero"):
+        data.read_structures(write(tmp_path / "c.extxyz", zeros))
+    (tmp_path / "d.extxyz").write_text((tmp_path / "a.extxyz").read_text()[:-200])
+    with pytest.raises(ValueError, match=r"frame 1 of .*d.extxyz: ASE cannot read it"):
+        data.read_structures(tmp_path / "d.extxyz")
+    with pytest.raises(FileNotFoundError, match="no file"):
+        data.read_structures(tmp_path / "absent.extxyz")
 
 
-def compound(symbols, per_atom, i=0, **others):
-    n = len(ase.Atoms(symbols))
-    return data.Labelled(ase.Atoms(symbols, positions=np.eye(3)[:n] * 3), n * per_atom, source=f"frame {i}", **others)
-
-
-@pytest.mark.parametrize("reference", [0.0, -102.3])
-def test_three_dimers_do_not_move_e0(reference):
-    crystals = [compound("Si3", reference + 0.03 + 0.002 * i, i) for i in range(10)]
-    dimers = [compound("Si2", reference + off, 10 + i) for i, off in enumerate((23.0, 31.0, 38.0))]
-    structures = [*crystals, *dimers]
-    found = isolated.refit(CONFIG, VARIABLES, structures=structures, predicted=np.zeros(13))
-    shift = found.values - VARIABLES["constants"]["atomic_energies"]
-    np.testing.assert_allclose(shift, [[0, reference + 0.039, 0], [0, 0, 0]], atol=1e-9)
-    assert "3 outlier(s) left out of the fit: frame 10 (+23 eV/atom), frame 11 (+31 eV/atom), frame 12" in found.message
-    same = isolated.refit(CONFIG, VARIABLES, structures=crystals, predicted=np.zeros(10))
-    np.testing.assert_allclose(same.values, found.values, atol=1e-9)
-    assert "outlier" not in same.message
-
-
-def test_strained_structures_take_no_part_and_other_heads_neither():
-    """Two dimers of one element alone would fix its E0 exactly: no fit can tell that they are off."""
-    salt = [compound("NaCl", -1.0, i) for i in range(4)]
-    pushed = [compound("Na2", 30.0, 4 + i, forces=np.full((2, 3), 60.0)) for i in range(2)]
-    other = [compound("NaCl", 50.0, 6, head="b"), compound("NaCl", 50.0, 7, label_weights=(0.0, 1.0, 1.0))]
-    found = isolated.refit(CONFIG, VARIABLES, structures=[*salt, *pushed, *other], predicted=np.zeros(8))
-    shift = found.values - VARIABLES["constants"]["atomic_energies"]
-    np.testing.assert_allclose(shift, [[-1.0, 0, -1.0], [0, 0, 0]], atol=1e-9)
-    assert found.deficient and "2 outlier(s) left out of the fit: frame 4" in found.message
-    alone = isolated.refit(CONFIG, VARIABLES, structures=pushed, predicted=np.zeros(2))
-    assert alone.values[0, 0] == pytest.approx(-1.0 + 30.0)
-
-
-def test_energies_of_another_reference_are_seen():
-    structures = [compound("NaCl", -5.0), compound("NaCl", -5.1), compound("Na2", 40.0), compound("Cl", -5.0)]
-    assert isolated.off_reference(structures, [-10.1, -10.1, -10.0, -5.0]) is None
-    assert isolated.off_reference(structures, np.zeros(4)) == pytest.approx(5.05)
-    assert isolated.off_reference([], []) is None
-
-
-def test_messages_name_file_and_frame_of_the_user(tmp_path):
-    images = [frame(None, {"energy": 1.0}) for _ in range(5)]
-    images[4].symbols[3] = "U"
-    path = written(tmp_path / "a.extxyz", *images)
-    for index, number in (("3:", 1), ("-1", 0), ("::-2", 0)):
-        found = data.read_file(path, index=index).structures
-        assert found[number].source == f"frame 4 of {path}"
-    close = [data.Labelled(ase.Atoms("Na2", [[0, 0, 0], [0, 0, 0.01]]), source=f"frame {i} of x") for i in (3, 9)]
-    model = testing.random_forcefield(CONFIG)
-    with pytest.raises(ValueError, match=r"^frame 4 of .*a.extxyz: atom 3 of element U"):
-        data.predictions(model, found)
-    with pytest.raises(ValueError, match="^frame 3 of x: atoms 0 and 1"):
-        select.pick(close, 1)
-    with pytest.raises(ValueError, match="head 'c' is not one of the model's: a, b; rename it, or .* --head-key none"):
-        data.predictions(model, [data.Labelled(testing.rattled(), head="c")])
-
-
-def test_isolated_atoms_alone_are_nothing_to_train_on(tmp_path):
-    path = written(tmp_path / "a.extxyz", lone("Na", -7.0))
-    options = finetune.parse(["--model", "m", "--train", str(path), "--out", "o"])
-    with pytest.raises(ValueError, match="--train holds nothing but isolated atoms"):
-        setup._sets(options, None)
+@pytest.mark.parametrize(
+    ("stored", "name", "kbar"),
+    [("vasprun_pstress.xml", "vasprun.xml", "stress"), ("OUTCAR_example_1", "OUTCAR", "in kB")],
+)
+def test_vasp_runs(stored, name, kbar, tmp_path):
+    """Files that come with ASE; the stress against the numbers VASP prints (kbar, positive under compression)."""
+    text = (Path(ase.__file__).parent / "test" / "testdata" / "vasp" / stored).read_text()
+    (tmp_path / name).write_text(text)
+    found = data.read_structures(tmp_path / name)[-1]
+    lines = text.splitlines()
+    last = max(i for i, line in enumerate(lines) if kbar in line)
+    printed = lines[last].split()[2:5] if name == "OUTCAR" else [lines[last + 1 + i].split()[1 + i] for i in range(3)]
+    pressure = -np.trace(found.stress) / 3 * 10 * GPA_PER_EV_A3
+    assert pressure == pytest.approx(np.mean([float(x) for x in printed]), abs=0.01)
+    assert found.energy < 0 and found.forces.shape == (len(found.atoms), 3)
+    assert found.source == f"frame {len(data.read_structures(tmp_path / name)) - 1} of {tmp_path / name}"

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import random
 import re
 import resource
 import shutil
@@ -19,14 +18,13 @@ import pytest
 
 import equijax
 from equijax import checkpoint, pytrees
-from equijax.finetune import report, trainer
+from equijax.finetune import report
 from equijax.programs import finetune
 
 ROOT = Path(__file__).resolve().parents[2]
 # Too fast to get better at every epoch: weights of another epoch than the best one would be found out.
 OPTIONS = ("--epochs", 8, "--schedule", "plateau", "--ema", 0.0, "--lr", 0.2)
 BEST = 7
-
 # Renames of the best weights, and of files, take a while; the process is killed some time after an epoch.
 KILLED = """
 import os, random, signal, sys, threading, time
@@ -154,16 +152,3 @@ def test_a_run_that_kept_no_record_is_refused(cut, capsys):
     (path / "run" / "inputs.json").rename(path / "kept")
     assert "without inputs.json: choose another --out" in refusal(argv, capsys)
     (path / "kept").rename(path / "run" / "inputs.json")
-
-
-def test_a_half_written_last_line_of_the_log_resumes(cut, tmp_path):
-    path, _ = cut
-    log = tmp_path / "metrics.jsonl"
-    lines = (path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
-    log.write_text("".join(lines + lines[1:]) + lines[0][: random.Random(0).randrange(1, len(lines[0]) - 1)])
-    with report.Log(log, trainer.Progress(epoch=2), steps=1, done=0) as writer:
-        writer({"epoch": 3, "loss": 1.0})
-    assert log.read_text() == "".join(lines[:2]) + '{"epoch": 3, "loss": 1.0}\n'
-    log.write_text("not JSON\n" + lines[1])
-    with pytest.raises(ValueError, match=r"metrics.jsonl, line 1: not a record"):
-        report.read_history(log)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import equijax
-from equijax import data, potential
+from equijax import data
 from equijax.adapters import files
 from equijax.config import Compute
-from equijax.finetune import report, run, setup, trainer
-from equijax.finetune.options import TRAINING, resolve
+from equijax.errors import InputError
+from equijax.finetune import report, run, setup
+from equijax.finetune.options import resolve
 from equijax.programs import evaluate, finetune
 
 OFFSET = -100.0  # eV/atom
@@ -122,9 +123,17 @@ def test_a_run_of_a_library_user_is_in_float64(folder, arguments, tmp_path):
     assert result.before.errors["valid"].forces_mae == pytest.approx(expected, rel=1e-10)
 
 
-def test_float64_is_refused_where_jax_would_lower_it():
-    with pytest.raises(ValueError, match="float64 needs"):
-        trainer.init({"w": np.ones(2)}, TRAINING, total_steps=1)
-    with jax.enable_x64(True):
-        assert trainer.init({"w": np.ones(2)}, TRAINING, total_steps=1).trainable["w"].dtype == np.float64
-    assert potential.cast(np.ones(2), "float64").dtype == np.float64
+def written(path, *images):
+    ase.io.write(path, list(images), format="extxyz")
+    return path
+
+
+def lone(symbol, energy, **info) -> ase.Atoms:
+    return ase.Atoms(symbol, info={"REF_energy": energy, "config_type": "IsolatedAtom", **info})
+
+
+def test_isolated_atoms_alone_are_nothing_to_train_on(tmp_path):
+    path = written(tmp_path / "a.extxyz", lone("Na", -7.0))
+    options = finetune.parse(["--model", "m", "--train", str(path), "--out", "o"])
+    with pytest.raises(InputError, match="--train holds nothing but isolated atoms"):
+        setup._sets(options, None)

@@ -13,12 +13,12 @@ import numpy as np
 import optax
 import pytest
 
+import equijax
 from equijax import data, parallel, potential
 from equijax.adapters import lora
 from equijax.data.items import prepare
 from equijax.finetune import loader, trainer
 from equijax.finetune import optimizer as optimizer_module
-from equijax.finetune.optimizer import moving_average
 from equijax.finetune.options import LOSS, TRAINING
 from equijax.finetune.strategies import Trainable
 
@@ -123,18 +123,6 @@ def test_a_run_out_of_patience_does_not_go_on_when_it_is_resumed():
     assert run(plan, [1.0], start=(state, progress))[1:] == (progress, "early stopping")
 
 
-def test_average_forgets_the_start_quickly_then_holds():
-    ema, new = jnp.zeros(()), jnp.ones(())
-    np.testing.assert_allclose(moving_average(ema, new, step=jnp.int32(0), decay=0.99), 0.9)
-    np.testing.assert_allclose(moving_average(ema, new, step=jnp.int32(10**6), decay=0.99), 0.01, rtol=1e-5)
-
-
-@pytest.mark.parametrize("name, value", [("lr", 0.0), ("ema", 1.0), ("epochs", 0), ("optimizer", "schedule_free")])
-def test_impossible_options_are_refused(name, value):
-    with pytest.raises(ValueError, match=rf"{name} = {value}|needs schedule='constant'"):
-        dataclasses.replace(TRAINING, **{name: value})
-
-
 def real_step(folder, student, mesh=None, devices=1):
     """One compiled step on the small model, its state, and the batches of an epoch."""
     plan = dataclasses.replace(TRAINING, optimizer="adamw", lr=0.01, warmup=1, weight_decay=0.1)
@@ -192,7 +180,6 @@ def test_two_devices_give_what_one_gives(folder, student, tmp_path):
 
 def two_devices():
     """In the subprocess: the same step on a mesh of two devices, each with half of the batch."""
-    import equijax
 
     folder, out = Path(sys.argv[1]), sys.argv[2]
     student = equijax.load(folder / "model")
@@ -200,3 +187,11 @@ def two_devices():
     variables = parallel.replicate(potential.cast(student.variables, "float32"), parallel.data_mesh(2))
     state, _ = step(parallel.replicate(state, parallel.data_mesh(2)), variables, batch.graph)
     np.savez(out, **{str(i): x for i, x in enumerate(jax.tree.leaves(state.trainable))})
+
+
+def test_float64_is_refused_where_jax_would_lower_it():
+    with pytest.raises(ValueError, match="float64 needs"):
+        trainer.init({"w": np.ones(2)}, TRAINING, total_steps=1)
+    with jax.enable_x64(True):
+        assert trainer.init({"w": np.ones(2)}, TRAINING, total_steps=1).trainable["w"].dtype == np.float64
+    assert potential.cast(np.ones(2), "float64").dtype == np.float64

@@ -2,8 +2,10 @@
 
 import ast
 import importlib
+import json
 import resource
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,13 +73,13 @@ WRITERS = {
     "thermal.csv": lambda path: thermal.harmonic([[0, 0, 0.5]], [[1.0, 2, 3]]).write_csv(path),
     "structures.csv": write_errors,
     "table.csv": lambda path: tables.write_csv(path, ["x"], [[float(i)] for i in range(9)]),
-    "bands.png": lambda path: plots.draw_bands(chain(), path, "Ar"),
-    "comparison.png": lambda path: plots.compare_bands({"Ar": {"reference": chain(), "converted": chain()}}, path),
-    "kappa.png": lambda path: plots.draw_conductivity(path, np.arange(9), {"xx": np.arange(9)}, "Ar"),
-    "expansion.png": lambda path: plots.draw_expansion(path, (XS, XS), (XS, XS), title="Ar"),
+    "bands.png": lambda path: plots.draw_bands(path, chain(), title="Ar"),
+    "comparison.png": lambda path: plots.compare_bands(path, {"Ar": {"reference": chain(), "converted": chain()}}),
+    "kappa.png": lambda path: plots.draw_conductivity(path, {"xx": XS}, temperatures=XS, title="Ar"),
+    "expansion.png": lambda path: plots.draw_expansion(path, modes=(XS, XS), expansion=(XS, XS), title="Ar"),
     "parity.png": lambda path: plots.draw_parity(path, errors.parity(*([x] for x in one_structure()))),
-    "learning_curve.png": lambda path: plots.learning_curve(HISTORY, HISTORY[0], path),
-    "energy_of_Q.png": lambda path: plots.draw_scans([SCAN], path),
+    "learning_curve.png": lambda path: plots.draw_learning_curve(path, HISTORY, start=HISTORY[0]),
+    "energy_of_Q.png": lambda path: plots.draw_scans(path, [SCAN]),
 }
 
 
@@ -214,3 +216,20 @@ def test_two_runs_of_one_folder(tmp_path, capsys, command):
         except (SystemExit, FileExistsError) as refusal:
             told = str(refusal)
     assert "out is in use by another run" in told + capsys.readouterr().err
+
+
+@dataclass
+class Option:
+    path: Path
+
+
+def test_json_of_what_it_has_no_type_for(tmp_path):
+    document = {"array": np.arange(3), "number": np.float64(0.5), "options": Option(Path("a/b"))}
+    outputs.write_json(tmp_path / "a.json", document)
+    expected = {"array": [0, 1, 2], "number": 0.5, "options": {"path": "a/b"}}
+    assert json.loads((tmp_path / "a.json").read_text()) == expected
+    with pytest.raises(TypeError, match="of type set cannot be written as JSON"):
+        outputs.write_json(tmp_path / "a.json", {1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        outputs.write_json(tmp_path / "a.json", {"x": float("nan")}, allow_nan=False)
+    assert json.loads((tmp_path / "a.json").read_text()) == expected

@@ -96,7 +96,7 @@ def test_energy_force_and_curvature_are_continuous_at_the_cutoff(ff):
 
 def test_isolated_atom_has_its_reference_energy(ff):
     out = ff.evaluate([Atoms("Na")], compute=Compute())[0]
-    far = ff.evaluate([Atoms("Na2", positions=[[0, 0, 0], [0, 0, 50.0]])], "float64")[0]
+    far = ff.evaluate([Atoms("Na2", positions=[[0, 0, 0], [0, 0, 50.0]])], compute=Compute("float64"))[0]
     assert not out.forces.any()
     np.testing.assert_allclose(far.energy, 2 * out.energy, rtol=1e-14)
 
@@ -141,5 +141,5 @@ def test_summing_by_sender_species_first_changes_nothing(ff, monkeypatch):
         by_species = jax.jit(lambda: run())()
         monkeypatch.setattr(blocks, "MAX_DENSE_SPECIES", 0)  # gathers each atom's weights, convolves edge by edge
         by_edge = jax.jit(lambda: run())()
-    for key in by_species:
-        np.testing.assert_allclose(by_species[key], by_edge[key], atol=1e-13)
+    for a, b in zip(by_species, by_edge, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-13)

@@ -18,7 +18,7 @@ from convert.__main__ import main as convert
 from equijax import graph, units
 from equijax.constraints import free_components
 from equijax.forcefield import ForceField
-from equijax.md import FS, energy_neighbor, neighbours, potential, run_blocks, thermal_momenta
+from equijax.md import FS, Stepper, energy_neighbor, neighbours, potential, run_blocks, thermal_momenta
 from equijax.md import blocks as block_module
 from equijax.md import run as md
 from equijax.programs.md import main
@@ -225,7 +225,7 @@ def two_replicas(morse, metal, **changes):
     state = jax.vmap(lambda k, r, n: init(k, r, 0.05, mass=mass, neighbor=n))(keys, R, neighbors)
     if changes:
         neighbors = neighbors.replace(**changes)
-    *_, (step, state, neighbors) = run_blocks(apply, state, neighbors, neighbor_fn, steps=40, block=20)
+    *_, (step, state, neighbors) = run_blocks(Stepper(apply, neighbor_fn), state, neighbors, steps=40, block=20)
     assert step == 40
     return state, neighbors
 

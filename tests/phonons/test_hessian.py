@@ -15,7 +15,7 @@ from equijax.config import Compute
 from equijax.phonons import hessian
 from equijax.testing import TOLERANCE, random_config, random_forcefield, rattled
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"channels": 4, "max_ell": 1, "correlation": (2, 2), "radial_mlp": (8,), "num_radial": 4}  # compiles fast
 EXACT = TOLERANCE["float64"]["hessian"]
 

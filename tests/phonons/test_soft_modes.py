@@ -30,8 +30,16 @@ def test_rocksalt_gete_becomes_rhombohedral(tmp_path, capsys):
     reference.positions[1] += 0.1  # along [111]: R3m
     ase.io.write(tmp_path / "reference.extxyz", reference)
     options = f"--out {tmp_path}/out --mesh 1 1 1 --rounds 1 --max-directions 2 --random-directions 0 --keep 2"
-    code = modes.main([str(tmp_path / "rocksalt.extxyz"), "--model", str(tmp_path / "model"), "--reference",
-                       str(tmp_path / "reference.extxyz"), *options.split()])  # fmt: skip
+    code = modes.main(
+        [
+            str(tmp_path / "rocksalt.extxyz"),
+            "--model",
+            str(tmp_path / "model"),
+            "--reference",
+            str(tmp_path / "reference.extxyz"),
+            *options.split(),
+        ]
+    )
     assert code == 0, capsys.readouterr().err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     start, *found = report["phases"]

@@ -24,8 +24,14 @@ def test_demo_reproduces_the_published_errors_of_the_bundled_model(tmp_path, cap
     for name, expected in FORCE_MAE_MEV_PER_A.items():
         assert found[name] == pytest.approx(expected, abs=0.6)
     assert str(tmp_path) in capfd.readouterr().out
-    for artefact in ("bands.png", "Si-dia_phonopy_params.yaml", "NaCl-rs_phonopy_params.yaml", "model/config.json",
-                     "finetuned/adapter/adapter.json", "finetuned/Si-dia_phonopy_params.yaml"):  # fmt: skip
+    for artefact in (
+        "bands.png",
+        "Si-dia_phonopy_params.yaml",
+        "NaCl-rs_phonopy_params.yaml",
+        "model/config.json",
+        "finetuned/adapter/adapter.json",
+        "finetuned/Si-dia_phonopy_params.yaml",
+    ):
         assert (tmp_path / artefact).is_file()
 
 
