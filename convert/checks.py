@@ -53,38 +53,12 @@ KNOWN_CLASSES = frozenset(
 )
 # Attributes of mace's own classes that are read below, implied by shapes that are checked, or without effect.
 KNOWN_ATTRIBUTES = frozenset(
-    {
-        "heads",
-        "apply_cutoff",
-        "use_reduced_cg",
-        "pair_repulsion",
-        "out_dim",
-        "num_basis",
-        "r_max",
-        "coeff",
-        "num_heads",
-        "node_attrs_irreps",
-        "node_feats_irreps",
-        "edge_attrs_irreps",
-        "edge_feats_irreps",
-        "target_irreps",
-        "irreps_out",
-        "irreps_in",
-        "irreps",
-        "hidden_irreps",
-        "edge_irreps",
-        "avg_num_neighbors",
-        "radial_MLP",
-        "dims",
-        "muls",
-        "use_sc",
-        "internal_weights",
-        "shared_weights",
-        "num_features",
-        "coupling_irreps",
-        "correlation",
-        "_size",
-    }
+    """
+    heads apply_cutoff use_reduced_cg pair_repulsion out_dim num_basis r_max coeff num_heads node_attrs_irreps
+    node_feats_irreps edge_attrs_irreps edge_feats_irreps target_irreps irreps_out irreps_in irreps hidden_irreps
+    edge_irreps avg_num_neighbors radial_MLP dims muls use_sc internal_weights shared_weights num_features
+    coupling_irreps correlation _size
+    """.split()
 )
 # Switches whose "off" value is not None, False or empty, or that do not change the energy.
 HARMLESS = frozenset({"lammps_mliap"})

@@ -37,89 +37,92 @@ class Published:
         return self.url.rsplit("/", 1)[1]
 
 
+# (name, path in its release, size in bytes, sha256)
+_ROWS = [
+    (
+        "mace-mp-0a-small",
+        "mace_mp_0/2023-12-10-mace-128-L0_energy_epoch-249.model",
+        32_581_838,
+        "2ddb079cee0e131eaaf6912ba581b394551ead283e95c99cfe78c605d10b5736",
+    ),
+    (
+        "mace-mp-0a-medium",
+        "mace_mp_0/2023-12-03-mace-128-L1_epoch-199.model",
+        44_422_970,
+        "01bfe22100139f424713cf921144e5509cbe353d67aa9fa1be9c6e1e0ed35845",
+    ),
+    (
+        "mace-mp-0a-large",
+        "mace_mp_0/2024-01-07-mace-128-L2_epoch-199.model",
+        63_509_066,
+        "514bd2f1938653c37929f7c275a489378f03a7e3ffb27aa2ae0ddce8d0c859c8",
+    ),
+    (
+        "mace-mp-0-large-2022.9",
+        "mace_mp_0/MACE_MPtrj_2022.9.model",
+        133_803_220,
+        "f80e992b65ab8f88fdf26964511357c022e92704e4d9bcd086652635a8495b32",
+    ),
+    (
+        "mace-mp-0b-small",
+        "mace_mp_0b/mace_agnesi_small.model",
+        67_603_120,
+        "7e3a0abcaf41e03a80e69f778e1b11b29de1cca704783dc25917a736392f8cf0",
+    ),
+    (
+        "mace-mp-0b-medium",
+        "mace_mp_0b/mace_agnesi_medium.model",
+        79_447_096,
+        "ab8baff639a8f295f3eccad3d3ccf574efb6fb63220bd52cd88664211569e521",
+    ),
+    (
+        "mace-mp-0b2-small",
+        "mace_mp_0b2/mace-small-density-agnesi-stress.model",
+        67_622_684,
+        "d5773bf9440e96d6eb8c598f84bd0e6369fcfa432f626a87f890e07da3c651c9",
+    ),
+    (
+        "mace-mp-0b2-medium",
+        "mace_mp_0b2/mace-medium-density-agnesi-stress.model",
+        79_462_798,
+        "a90be07c8aa6623c390fcc4653d3e319c4a356f8b4a53d323f96b2012d375caf",
+    ),
+    (
+        "mace-mp-0b2-large",
+        "mace_mp_0b2/mace-large-density-agnesi-stress.model",
+        98_544_548,
+        "348390e758e1c90011c7675e864850f8e9c5b3e7c217f79a2b4bad1baaa657ad",
+    ),
+    (
+        "mace-mp-0b3-medium",
+        "mace_mp_0b3/mace-mp-0b3-medium.model",
+        79_472_952,
+        "2f2be696351ac9e94fbe01cdfb6f017679acdbd2db7645209ef55fec9826b012",
+    ),
+    (
+        "mace-mpa-0-medium",
+        "mace_mpa_0/mace-mpa-0-medium.model",
+        79_462_305,
+        "75428afe3a1d7d8062e19bcaabd5c433623cabf308242ec9fb493e38604fb638",
+    ),
+    ("mace-omat-0-small", "mace_omat_0/mace-omat-0-small.model", 67_630_500, None),
+    ("mace-omat-0-medium", "mace_omat_0/mace-omat-0-medium.model", 79_463_999, None),
+    ("mace-matpes-pbe-0", "mace_matpes_0/MACE-matpes-pbe-omat-ft.model", 79_471_284, None),
+    (
+        "mace-matpes-r2scan-0",
+        "mace_matpes_0/MACE-matpes-r2scan-omat-ft.model",
+        79_470_738,
+        "8f147ecffa1d06a696e5648b13b81abda9c96fda9d0fb3faba3cd3fb27d9bba9",
+    ),
+    ("mace-off23-small", "mace_off23/MACE-OFF23_small.model", 7_347_350, None),
+    ("mace-off23-medium", "mace_off23/MACE-OFF23_medium.model", 18_350_596, None),
+    ("mace-off23-large", "mace_off23/MACE-OFF23_large.model", 55_492_786, None),
+]
+
+
 def _table() -> dict[str, Published]:
-    rows = [
-        (
-            "mace-mp-0a-small",
-            "mace_mp_0/2023-12-10-mace-128-L0_energy_epoch-249.model",
-            32_581_838,
-            "2ddb079cee0e131eaaf6912ba581b394551ead283e95c99cfe78c605d10b5736",
-        ),
-        (
-            "mace-mp-0a-medium",
-            "mace_mp_0/2023-12-03-mace-128-L1_epoch-199.model",
-            44_422_970,
-            "01bfe22100139f424713cf921144e5509cbe353d67aa9fa1be9c6e1e0ed35845",
-        ),
-        (
-            "mace-mp-0a-large",
-            "mace_mp_0/2024-01-07-mace-128-L2_epoch-199.model",
-            63_509_066,
-            "514bd2f1938653c37929f7c275a489378f03a7e3ffb27aa2ae0ddce8d0c859c8",
-        ),
-        (
-            "mace-mp-0-large-2022.9",
-            "mace_mp_0/MACE_MPtrj_2022.9.model",
-            133_803_220,
-            "f80e992b65ab8f88fdf26964511357c022e92704e4d9bcd086652635a8495b32",
-        ),
-        (
-            "mace-mp-0b-small",
-            "mace_mp_0b/mace_agnesi_small.model",
-            67_603_120,
-            "7e3a0abcaf41e03a80e69f778e1b11b29de1cca704783dc25917a736392f8cf0",
-        ),
-        (
-            "mace-mp-0b-medium",
-            "mace_mp_0b/mace_agnesi_medium.model",
-            79_447_096,
-            "ab8baff639a8f295f3eccad3d3ccf574efb6fb63220bd52cd88664211569e521",
-        ),
-        (
-            "mace-mp-0b2-small",
-            "mace_mp_0b2/mace-small-density-agnesi-stress.model",
-            67_622_684,
-            "d5773bf9440e96d6eb8c598f84bd0e6369fcfa432f626a87f890e07da3c651c9",
-        ),
-        (
-            "mace-mp-0b2-medium",
-            "mace_mp_0b2/mace-medium-density-agnesi-stress.model",
-            79_462_798,
-            "a90be07c8aa6623c390fcc4653d3e319c4a356f8b4a53d323f96b2012d375caf",
-        ),
-        (
-            "mace-mp-0b2-large",
-            "mace_mp_0b2/mace-large-density-agnesi-stress.model",
-            98_544_548,
-            "348390e758e1c90011c7675e864850f8e9c5b3e7c217f79a2b4bad1baaa657ad",
-        ),
-        (
-            "mace-mp-0b3-medium",
-            "mace_mp_0b3/mace-mp-0b3-medium.model",
-            79_472_952,
-            "2f2be696351ac9e94fbe01cdfb6f017679acdbd2db7645209ef55fec9826b012",
-        ),
-        (
-            "mace-mpa-0-medium",
-            "mace_mpa_0/mace-mpa-0-medium.model",
-            79_462_305,
-            "75428afe3a1d7d8062e19bcaabd5c433623cabf308242ec9fb493e38604fb638",
-        ),
-        ("mace-omat-0-small", "mace_omat_0/mace-omat-0-small.model", 67_630_500, None),
-        ("mace-omat-0-medium", "mace_omat_0/mace-omat-0-medium.model", 79_463_999, None),
-        ("mace-matpes-pbe-0", "mace_matpes_0/MACE-matpes-pbe-omat-ft.model", 79_471_284, None),
-        (
-            "mace-matpes-r2scan-0",
-            "mace_matpes_0/MACE-matpes-r2scan-omat-ft.model",
-            79_470_738,
-            "8f147ecffa1d06a696e5648b13b81abda9c96fda9d0fb3faba3cd3fb27d9bba9",
-        ),
-        ("mace-off23-small", "mace_off23/MACE-OFF23_small.model", 7_347_350, None),
-        ("mace-off23-medium", "mace_off23/MACE-OFF23_medium.model", 18_350_596, None),
-        ("mace-off23-large", "mace_off23/MACE-OFF23_large.model", 55_492_786, None),
-    ]
     table = {}
-    for name, path, size, sha256 in rows:
+    for name, path, size, sha256 in _ROWS:
         organic = path.startswith("mace_off")
         licence = "MIT" if name.startswith(("mace-mp-", "mace-mpa-")) else "ASL"
         url = f"{_OFF if organic else _FOUNDATIONS}/{path}"

@@ -11,22 +11,7 @@ MAX_NAME = 1000  # characters of a class or function name
 
 # Whole packages whose names may appear: they become labels, never imports.
 ALLOWED_PACKAGES = frozenset({"torch", "e3nn", "mace", "numpy", "opt_einsum_fx"})
-_BUILTIN_TYPES = (
-    "set",
-    "frozenset",
-    "slice",
-    "complex",
-    "bytearray",
-    "object",
-    "int",
-    "float",
-    "bool",
-    "str",
-    "bytes",
-    "list",
-    "tuple",
-    "dict",
-)
+_BUILTIN_TYPES = "set frozenset slice complex bytearray object int float bool str bytes list tuple dict".split()
 ALLOWED_NAMES = frozenset(
     {"collections.OrderedDict", "collections.defaultdict", "_codecs.encode", "builtins.getattr", "__builtin__.getattr"}
     | {"collections.Counter", "argparse.Namespace", "pathlib.PosixPath"}  # in training checkpoints

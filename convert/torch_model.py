@@ -22,28 +22,12 @@ MAX_PLAIN = 200  # elements of a tensor that is an attribute and no buffer, such
 
 # Attributes of every torch module and of compiled code, which hold no hyper-parameters.
 _MACHINERY = frozenset(
-    {
-        "training",
-        "_parameters",
-        "_buffers",
-        "_modules",
-        "_non_persistent_buffers_set",
-        "_is_full_backward_hook",
-        "_backward_hooks",
-        "_backward_pre_hooks",
-        "_forward_hooks",
-        "_forward_hooks_with_kwargs",
-        "_forward_pre_hooks",
-        "_forward_hooks_always_called",
-        "_forward_pre_hooks_with_kwargs",
-        "_state_dict_hooks",
-        "_state_dict_pre_hooks",
-        "_load_state_dict_pre_hooks",
-        "_load_state_dict_post_hooks",
-        "__codegen__",
-        "_profiling_str",
-        "_prof_str",
-    }
+    """
+    training _parameters _buffers _modules _non_persistent_buffers_set _is_full_backward_hook _backward_hooks
+    _backward_pre_hooks _forward_hooks _forward_hooks_with_kwargs _forward_pre_hooks _forward_hooks_always_called
+    _forward_pre_hooks_with_kwargs _state_dict_hooks _state_dict_pre_hooks _load_state_dict_pre_hooks
+    _load_state_dict_post_hooks __codegen__ _profiling_str _prof_str
+    """.split()
 )
 # fx graphs and scripted code: derived from the tensors and hyper-parameters beside them, never evaluated here.
 _COMPILED = ("torch.fx.", "torch.jit.")
