@@ -1,5 +1,6 @@
 """The command line: what it writes, what it refuses and how it says so. No torch."""
 
+import importlib.util
 import os
 import pickle
 import subprocess
@@ -44,6 +45,8 @@ def test_published_name_is_converted_from_the_cache(tmp_path, monkeypatch, capsy
     with pytest.warns(ChecksumWarning, match="THIS IS NOT THE FILE"):
         assert main([source, str(tmp_path / "model")]) == 0
     assert checkpoint.load(tmp_path / "model")[2]["source"] == "mace-mp-0b3-medium.model"
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("mace") is None:
+        return  # --verify is refused for want of them: test_runner
     with pytest.warns(ChecksumWarning):  # again, and torch never sees it
         assert main([source, str(tmp_path / "verified"), "--verify"]) == 2
     assert "whose checksum failed" in capsys.readouterr().err and not (tmp_path / "verified").exists()
