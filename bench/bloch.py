@@ -19,7 +19,7 @@ from phonopy import Phonopy
 from phonopy.structure.atoms import PhonopyAtoms
 
 from equijax import forcefield, graph, testing
-from equijax.phonons import dynamical, hessian
+from equijax.phonons import dynamical, hessian, ranges
 
 Q = np.array([[0.13, 0.27, 0.41]])
 
@@ -69,7 +69,7 @@ def cost(ff, n: int) -> dict:
         "seconds_per_q": seconds,
         "seconds_first_call": first,
         "us_per_atom_and_real_column": 1e6 * seconds / (6 * len(atoms) ** 2),
-        "finite_route_atoms": dynamical.interaction_range(ff, atoms).atoms,
+        "finite_route_atoms": ranges.interaction_range(ff, atoms).atoms,
     }
 
 

@@ -13,7 +13,8 @@ from phonopy.harmonic.force_constants import compact_fc_to_full_fc
 from equijax import structures
 from equijax.data.labelled import Labelled, from_values
 from equijax.errors import InputError
-from equijax.phonons.reference import has_forces, produce, program_of, read
+from equijax.phonons.files import has_forces, program_of
+from equijax.phonons.reference import produce, read
 
 AMPLITUDE_A = 0.1  # rms component of a random tangent
 

@@ -18,7 +18,7 @@ from equijax import checkpoint, outputs
 from equijax.errors import InputError
 from equijax.finetune.options import FinetuneOptions, document
 from equijax.finetune.trainer import Progress, TrainState
-from equijax.phonons import reference
+from equijax.phonons.files import files_of
 
 JOB = ("coordinator", "process")  # options that differ between processes, or from one start to the next
 FILES = ("train", "valid", "test", "retain", "replay", "replay_self", "phonons")  # options that name files
@@ -33,7 +33,7 @@ def inputs(options: FinetuneOptions) -> dict[str, str]:
     config, variables, _ = checkpoint.load(options.model)
     found = {f"--model {options.model}": checkpoint.fingerprint(config, variables)}
     for name in FILES:
-        for path in (p for given in getattr(options, name) for p in reference.files_of(Path(given))):
+        for path in (p for given in getattr(options, name) for p in files_of(Path(given))):
             with open(path, "rb") as file:
                 found[f"--{name.replace('_', '-')} {path}"] = hashlib.file_digest(file, "sha256").hexdigest()
     return found

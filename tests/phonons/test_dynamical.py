@@ -163,16 +163,6 @@ def test_group_velocities_are_phonopys(ff, atoms):
     np.testing.assert_allclose(found, velocity.group_velocities, rtol=1e-3, atol=1e-3 * np.abs(found).max())
 
 
-def test_interaction_range(ff, atoms, phonon):
-    cubic = Atoms("Na", cell=[4.0, 5.0, 30.0], pbc=True)
-    found = dynamical.interaction_range(ff, cubic)
-    assert found == (14.0, (7, 6, 1), 42)
-    distance, size = dynamical.decay(phonon)
-    assert distance[0] == 0 and size[distance == 0].max() == size.max() and np.all(np.diff(distance) >= 0)
-    measured = dynamical.measured_range(phonon, tolerance=size.max())
-    assert measured.reach_A == 0.0 and measured.atoms == 2
-
-
 def test_refuses(ff, atoms):
     slab = atoms.copy()
     slab.pbc = [True, True, False]
