@@ -147,6 +147,11 @@ def _configured(path: Path) -> tuple[np.ndarray, float]:
             f"{path}: {len(tags['DIM'])} supercells (DIM) in .conf files beside it, expected one, of 3 or 9 integers: "
             "put phonopy_disp.yaml there, or phonopy.conf with the DIM that the forces were made with"
         )
+    if len(tags["TOLERANCE"]) > 1:
+        raise InputError(
+            f"{path}: symmetry tolerances {', '.join(sorted(tags['TOLERANCE']))} (TOLERANCE) in .conf files beside it, "
+            "expected one: keep the .conf that the forces were made with"
+        )
     matrix = np.diag(numbers) if len(numbers) == 3 else np.reshape(numbers, (3, 3))
     return matrix, float(next(iter(tags["TOLERANCE"]), SYMPREC_A))
 

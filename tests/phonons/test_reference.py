@@ -237,6 +237,12 @@ def test_poscar_and_dim(crystal, tmp_path):
         reference.read(tmp_path / "FORCE_SETS")
     (tmp_path / "phonopy.conf").write_text("# made with\nATOM_NAME = Na Cl\nDIM = 2 2 2  # cells\nMESH = 3 3 3\n")
     check(tmp_path / "FORCE_SETS", expected)
+    for name, tolerance in {"thermal.conf": "1e-5", "pdos.conf": "1e-3"}.items():
+        check(tmp_path / "FORCE_SETS", expected)
+        (tmp_path / name).write_text(f"TOLERANCE = {tolerance}\n")
+    with pytest.raises(ValueError, match=r"symmetry tolerances 1e-3, 1e-5 \(TOLERANCE\)"):
+        reference.read(tmp_path / "FORCE_SETS")
+    (tmp_path / "pdos.conf").unlink()
     (tmp_path / "band.conf").write_text("DIM = 4 4 4\n")
     with pytest.raises(FileNotFoundError, match=r"2 supercells \(DIM\)"):
         reference.read(tmp_path / "FORCE_SETS")
