@@ -158,7 +158,7 @@ def raises(error):
         (MemoryError(), "MemoryError"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
         (OSError(errno.ENOSPC, "No space left on device", "a.csv"), "a.csv: No space left on device"),
-        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), "/root/x: Permission denied"),
+        (PermissionError(errno.EACCES, "Permission denied", "a.csv"), "a.csv: Permission denied"),
         (FileNotFoundError("no file a"), "no file a"),
     ],
 )
