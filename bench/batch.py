@@ -64,8 +64,8 @@ def edges_of(ff, images) -> int:
 
 def prepared(ff, images) -> list:
     """Batches and their graphs, as `ff.evaluate` makes them."""
-    structures = (packing.structure(i, a, graph.neighbour_list(a, ff.config.r_max)) for i, a in enumerate(images))
-    batches = packing.batches(structures, graph.SizePool(), len(ff.config.species), packing.batch_slots())
+    structures = (packing.structure(i, a, edges=graph.neighbour_list(a, ff.config.r_max)) for i, a in enumerate(images))
+    batches = packing.batches(structures, graph.SizePool(), known=len(ff.config.species), budget=packing.batch_slots())
     return [(b, b.build(ff.config, 0)) for b in batches]
 
 
@@ -79,7 +79,7 @@ def alone(ff, images, dtype) -> dict:
     for _ in range(2):  # the first may compile
         start = time.perf_counter()
         for _, padded in batches:
-            jax.block_until_ready(derivatives.start(ff.config, variables, padded, dtype))
+            jax.block_until_ready(derivatives.start(ff.config, variables, graph=padded, dtype=dtype))
         device = min(device, time.perf_counter() - start)
     slots = sum(b.size.cost for b, _ in batches)
     return {"host_s": host, "device_s": device, "batches": len(batches), "shapes": len({b.size for b, _ in batches}),

@@ -57,10 +57,10 @@ def cost(ff, n: int) -> dict:
     atoms = bulk("NaCl", "rocksalt", a=5.64).repeat((n, 1, 1))
     atoms.rattle(0.02, seed=0)
     start = time.perf_counter()
-    dynamical.dynamical_matrices(ff, atoms, Q)
+    dynamical.dynamical_matrices(ff, atoms, qpoints=Q)
     first = time.perf_counter() - start
     start = time.perf_counter()
-    dynamical.dynamical_matrices(ff, atoms, Q)
+    dynamical.dynamical_matrices(ff, atoms, qpoints=Q)
     seconds = time.perf_counter() - start
     edges = graph.neighbour_list(atoms, ff.config.r_max)
     return {
@@ -86,7 +86,7 @@ def check(ff) -> dict:
     rows = hessian.hessian(ff, whole, rows=phonon.primitive.p2s_map)
     phonon.force_constants = rows.transpose(0, 2, 1, 3)
     q = np.array([[1 / 3, 0.0, 0.0]])
-    D = dynamical.dynamical_matrices(ff, atoms, q)[0]
+    D = dynamical.dynamical_matrices(ff, atoms, qpoints=q)[0]
     phonon.dynamical_matrix.run(q[0])
     expected = phonon.dynamical_matrix.dynamical_matrix
     return {

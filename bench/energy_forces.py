@@ -47,7 +47,7 @@ def compiled(ff, atoms, dtype):
     variables = ff.device_variables(dtype)
     with jax.enable_x64(dtype == "float64"):
         batch = jax.device_put(potential.cast(batch, dtype))
-        step = jax.jit(lambda v, g: derivatives.energy_forces_stress(ff.config, v, g))
+        step = jax.jit(lambda v, g: derivatives.energy_forces_stress(ff.config, v, graph=g))
         start = time.perf_counter()
         program = step.lower(variables, batch).compile()
         cold = time.perf_counter() - start

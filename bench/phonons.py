@@ -110,7 +110,7 @@ def row(ff, name: str, with_torch: bool) -> dict:
     fast_warm = best(lambda: force_constants.force_constants(fast, phonon))
     displacements, atoms = len(force_constants.irreducible_displacements(phonon)), len(phonon.supercell)
     tangents = np.random.default_rng(0).normal(size=(32, atoms, 3))
-    many = best(lambda: hessian.hvp(ff, force_constants.to_ase(phonon.supercell), tangents), 2)
+    many = best(lambda: hessian.hvp(ff, force_constants.to_ase(phonon.supercell), tangents=tangents), 2)
     out = {
         "crystal": name,
         "atoms": atoms,

@@ -131,7 +131,7 @@ def product_rows(ff, options) -> list[dict]:
         tangents = np.random.default_rng(0).normal(size=(TANGENTS, len(atoms), 3))
         forms = {"equijax": ff, "specialised": ff.specialise(["Si"])}
         calls: dict[str, Callable] = {
-            name: partial(hessian.hvp, form, atoms, tangents, compute=Compute("float32"))
+            name: partial(hessian.hvp, form, atoms, tangents=tangents, compute=Compute("float32"))
             for name, form in forms.items()
         }
         times = timed(calls, options.repeats)
@@ -156,7 +156,7 @@ def weak_call(ff, devices: int) -> float:
 
     def one(variables, batch):
         own = jax.tree.map(lambda x: x[0], batch)
-        return jax.tree.map(lambda x: x[None], derivatives.energy_forces_stress(ff.config, variables, own))
+        return jax.tree.map(lambda x: x[None], derivatives.energy_forces_stress(ff.config, variables, graph=own))
 
     along = PartitionSpec("devices")
     mesh = jax.make_mesh((devices,), ("devices",))

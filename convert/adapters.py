@@ -29,7 +29,7 @@ def fold(model: TorchModel) -> TorchModel:
                 f"{shorten(name)}: adapters of class {shorten(cls)} are not supported; fold them in with "
                 "mace.modules.lora.merge_lora_weights(model), torch.save the model and convert that"
             )
-        merged[f"{name}.weight"] = _merged(model, name, WRAPPERS[cls])
+        merged[f"{name}.weight"] = _merged(model, name, equivariant=WRAPPERS[cls])
     if not wrappers:
         return model
 
@@ -53,7 +53,7 @@ def _unwrapped(name: str, wrappers: dict[str, str]) -> str | None:
     return name
 
 
-def _merged(model: TorchModel, name: str, equivariant: bool) -> np.ndarray:
+def _merged(model: TorchModel, name: str, *, equivariant: bool) -> np.ndarray:
     """W + s A B in float64, rounded to the type of W as mace-torch does."""
     keys = [f"{name}.base.weight", *(f"{name}.lora_{x}{'.weight' if equivariant else ''}" for x in "AB")]
     scaling = model.attributes.get(f"{name}.scaling")
@@ -61,7 +61,7 @@ def _merged(model: TorchModel, name: str, equivariant: bool) -> np.ndarray:
         raise UnreadableModel(f"{shorten(name)}: an adapter needs a scaling and the tensors {', '.join(keys)[:400]}")
     base, a, b = (model.tensors[key].astype(np.float64) for key in keys)
     try:
-        delta = _equivariant(model, name, a, b) if equivariant else a @ b
+        delta = _equivariant(model, name, a=a, b=b) if equivariant else a @ b
         merged = base + scaling * delta.reshape(base.shape)
     except (ValueError, TypeError, KeyError, IndexError, ZeroDivisionError) as error:
         shapes = ", ".join(str(x.shape) for x in (base, a, b))
@@ -69,13 +69,13 @@ def _merged(model: TorchModel, name: str, equivariant: bool) -> np.ndarray:
     return merged.astype(model.tensors[keys[0]].dtype)
 
 
-def _equivariant(model: TorchModel, name: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _equivariant(model: TorchModel, name: str, *, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """A B of every path of an e3nn linear layer, in its own normalisation.
 
     A path is (irrep in, irrep out, (fan-in, fan-out), weight); the layer multiplies its block by the weight.
     """
     layers = ("base", "lora_A", "lora_B")
-    base, down, up = (attribute(model, f"{name}.{layer}.instructions", tuple) for layer in layers)
+    base, down, up = (attribute(model, f"{name}.{layer}.instructions", kind=tuple) for layer in layers)
     first = {i: (block, middle, weight) for (i, middle, _, weight), block in _blocks(down, a)}
     second = {(i, j): (block, weight) for (i, j, _, weight), block in _blocks(up, b)}
     deltas = []

@@ -103,9 +103,9 @@ def _read(archive: zipfile.ZipFile, budget: Budget) -> object:
     folder = pickles[0].removesuffix("data.pkl")
     if entries[pickles[0]].file_size > MAX_PICKLE_BYTES:
         raise UnreadableModel(f"data.pkl is larger than {MAX_PICKLE_BYTES} bytes")
-    order = _byte_order(archive, entries, f"{folder}byteorder")
+    order = _byte_order(archive, entries, name=f"{folder}byteorder")
     storages = _Storages(archive, entries, folder, order)
-    return interpret(archive.read(entries[pickles[0]]), storages.load, _BUILDERS, budget)
+    return interpret(archive.read(entries[pickles[0]]), storages.load, builders=_BUILDERS, budget=budget)
 
 
 def _refuse_compiled(names: list[str]) -> None:
@@ -135,7 +135,7 @@ def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     return names
 
 
-def _byte_order(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], name: str) -> str:
+def _byte_order(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], *, name: str) -> str:
     if name not in entries:
         return "<"  # torch before 2.1 ran on little-endian machines and did not write it
     if entries[name].file_size <= 8:

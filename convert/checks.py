@@ -111,58 +111,70 @@ def _check_radial(model: TorchModel, config: ModelConfig) -> None:
     """Constants that the radial functions here compute from r_max and the number of functions."""
     name, n = "radial_embedding.bessel_fn", config.num_radial
     if config.radial_basis == "bessel":
-        expect_constant(model, f"{name}.r_max", config.r_max)
-        expect_constant(model, f"{name}.prefactor", math.sqrt(2.0 / config.r_max))
+        expect_constant(model, f"{name}.r_max", wanted=config.r_max)
+        expect_constant(model, f"{name}.prefactor", wanted=math.sqrt(2.0 / config.r_max))
     elif config.radial_basis == "gaussian":
         width = -0.5 * ((n - 1) / config.r_max) ** 2 if n > 1 else math.nan
-        expect(f"{name}.coeff", attribute(model, f"{name}.coeff", float), width)
+        expect(f"{name}.coeff", attribute(model, f"{name}.coeff", kind=float), wanted=width)
     else:
-        expect(f"{name}.n", tensor(model, f"{name}.n").reshape(-1).tolist(), list(range(1, n + 1)))
+        expect(f"{name}.n", tensor(model, f"{name}.n").reshape(-1).tolist(), wanted=list(range(1, n + 1)))
 
 
 def _check_blocks(model: TorchModel, config: ModelConfig) -> None:
     """Irreps, couplings, normalisations and activations of every block against what the Flax model computes."""
     C, Z, H, T = config.channels, len(config.species), len(config.heads), config.num_interactions
     hidden = e3nn.Irreps(config.hidden_irreps)
-    expect("spherical_harmonics.normalize", model.attributes.get("spherical_harmonics.normalize"), True)
-    expect("spherical_harmonics.normalization", model.attributes.get("spherical_harmonics.normalization"), "component")
+    expect("spherical_harmonics.normalize", model.attributes.get("spherical_harmonics.normalize"), wanted=True)
+    expect(
+        "spherical_harmonics.normalization",
+        model.attributes.get("spherical_harmonics.normalization"),
+        wanted="component",
+    )
     linears = {"node_embedding.linear": ((Z, C, 0),)}
     for t in range(T):
         lmax_in, lmax_out = config.input_lmax(t), config.output_lmax(t)
         node = hidden[: lmax_in + 1]
         inter, prod = f"interactions.{t}", f"products.{t}"
-        expect(f"{inter}.node_feats_irreps", irreps(model, f"{inter}.node_feats_irreps"), node)
+        expect(f"{inter}.node_feats_irreps", irreps(model, f"{inter}.node_feats_irreps"), wanted=node)
         # edge_irreps: the narrower convolutions of newer mace-torch
-        expect(f"{inter}.edge_irreps", any_irreps(model, f"{inter}.edge_irreps", str(node)), node)
-        expect(f"{inter}.edge_attrs_irreps", irreps(model, f"{inter}.edge_attrs_irreps").dim, (config.max_ell + 1) ** 2)
-        expect(f"{inter}.target_irreps", len(irreps(model, f"{inter}.target_irreps")), config.max_ell + 1)
-        expect(f"{prod}.linear.irreps_out", irreps(model, f"{prod}.linear.irreps_out"), hidden[: lmax_out + 1])
+        expect(f"{inter}.edge_irreps", any_irreps(model, f"{inter}.edge_irreps", default=str(node)), wanted=node)
+        expect(
+            f"{inter}.edge_attrs_irreps",
+            irreps(model, f"{inter}.edge_attrs_irreps").dim,
+            wanted=(config.max_ell + 1) ** 2,
+        )
+        expect(f"{inter}.target_irreps", len(irreps(model, f"{inter}.target_irreps")), wanted=config.max_ell + 1)
+        expect(f"{prod}.linear.irreps_out", irreps(model, f"{prod}.linear.irreps_out"), wanted=hidden[: lmax_out + 1])
         use_sc = t > 0 or "Residual" in config.interaction_first
-        expect(f"{prod}.use_sc", attribute(model, f"{prod}.use_sc", bool), use_sc)
-        paths = couplings.conv_paths(lmax_in, config.max_ell, config.max_ell)
-        _check_couplings(model, f"{inter}.conv_tp", paths, C)
+        expect(f"{prod}.use_sc", attribute(model, f"{prod}.use_sc", kind=bool), wanted=use_sc)
+        paths = couplings.conv_paths(lmax_in, config.max_ell, out_lmax=config.max_ell)
+        _check_couplings(model, f"{inter}.conv_tp", paths=paths, C=C)
         residual = "Residual" in config.interaction_name(t)
-        _check_skip(model, f"{inter}.skip_tp", min(lmax_in, lmax_out) if residual else config.max_ell, C, Z)
+        _check_skip(model, f"{inter}.skip_tp", lmax=min(lmax_in, lmax_out) if residual else config.max_ell, C=C, Z=Z)
         linears[f"{inter}.linear_up"] = tuple((C, C, l) for l in range(lmax_in + 1))
         linears[f"{inter}.linear"] = tuple((C, C, p.l3) for p in paths)
         linears[f"{prod}.linear"] = tuple((C, C, L) for L in range(lmax_out + 1))
-        _check_radial_mlp(model, f"{inter}.conv_tp_weights", [config.num_radial, *config.radial_mlp, len(paths) * C])
+        _check_radial_mlp(
+            model, f"{inter}.conv_tp_weights", sizes=[config.num_radial, *config.radial_mlp, len(paths) * C]
+        )
         if "Density" in config.interaction_name(t):
-            _check_radial_mlp(model, f"{inter}.density_fn", [config.num_radial, 1])
+            _check_radial_mlp(model, f"{inter}.density_fn", sizes=[config.num_radial, 1])
         if t == T - 1 and t > 0:
             linears[f"readouts.{t}.linear_1"] = ((C, H * config.readout_mlp, 0),)
             linears[f"readouts.{t}.linear_2"] = ((H * config.readout_mlp, H, 0),)
-            expect(f"readouts.{t}.num_heads", attribute(model, f"readouts.{t}.num_heads", int, 1), H)
+            expect(
+                f"readouts.{t}.num_heads", attribute(model, f"readouts.{t}.num_heads", kind=int, default=1), wanted=H
+            )
         else:
             linears[f"readouts.{t}.linear"] = ((C, H, 0),)
     for name, parts in linears.items():
-        _check_linear(model, name, parts)
+        _check_linear(model, name, parts=parts)
 
 
-def _check_linear(model: TorchModel, name: str, parts: tuple[tuple[int, int, int], ...]) -> None:
+def _check_linear(model: TorchModel, name: str, *, parts: tuple[tuple[int, int, int], ...]) -> None:
     """e3nn Linear: (fan-in, fan-out, l) of each path in order, each weighted by 1/sqrt(total fan-in of its l)."""
     degrees = [ir.l for _, ir in any_irreps(model, f"{name}.irreps_in")]
-    found = attribute(model, f"{name}.instructions", tuple)
+    found = attribute(model, f"{name}.instructions", kind=tuple)
     try:
         rows = [(int(fan_in), int(fan_out), degrees[i], weight) for i, _, (fan_in, fan_out), weight in found]
     except (TypeError, ValueError, IndexError):
@@ -175,10 +187,10 @@ def _check_linear(model: TorchModel, name: str, parts: tuple[tuple[int, int, int
     for l, fan in merged.items():
         for _, _, degree, weight in rows:
             if degree == l:
-                expect(f"{name} path weight of l = {l}", weight, 1.0 / math.sqrt(fan))
+                expect(f"{name} path weight of l = {l}", weight, wanted=1.0 / math.sqrt(fan))
 
 
-def _check_couplings(model: TorchModel, name: str, paths: tuple[couplings.Path, ...], C: int) -> None:
+def _check_couplings(model: TorchModel, name: str, *, paths: tuple[couplings.Path, ...], C: int) -> None:
     """e3nn TensorProduct: the order (l3, l1, l2) of paths and their weights sqrt(2 l3 + 1)."""
     left, right, out = (
         [ir.l for _, ir in any_irreps(model, f"{name}.irreps_{side}")] for side in ("in1", "in2", "out")
@@ -186,35 +198,35 @@ def _check_couplings(model: TorchModel, name: str, paths: tuple[couplings.Path, 
     try:
         found = [
             ((left[i], right[j], out[k]), mode, weight, shape)
-            for i, j, k, mode, _, weight, shape in attribute(model, f"{name}.instructions", tuple)
+            for i, j, k, mode, _, weight, shape in attribute(model, f"{name}.instructions", kind=tuple)
         ]
     except (TypeError, ValueError, IndexError):
         raise UnreadableModel(f"{name}.instructions are not those of a tensor product") from None
-    expect(f"{name} paths (l1, l2, l3)", [f[0] for f in found], [tuple(p) for p in paths])
+    expect(f"{name} paths (l1, l2, l3)", [f[0] for f in found], wanted=[tuple(p) for p in paths])
     for (_, _, l3), mode, weight, shape in found:
-        expect(f"{name} connection", (mode, shape), ("uvu", (C, 1)))
-        expect(f"{name} path weight to l = {l3}", weight, math.sqrt(2 * l3 + 1))
+        expect(f"{name} connection", (mode, shape), wanted=("uvu", (C, 1)))
+        expect(f"{name} path weight to l = {l3}", weight, wanted=math.sqrt(2 * l3 + 1))
 
 
-def _check_skip(model: TorchModel, name: str, lmax: int, C: int, Z: int) -> None:
+def _check_skip(model: TorchModel, name: str, *, lmax: int, C: int, Z: int) -> None:
     """e3nn FullyConnectedTensorProduct with one-hot species: one path per l, weight sqrt((2l + 1) / (C Z))."""
-    found = attribute(model, f"{name}.instructions", tuple)
-    expect(f"{name} number of paths", len(found), lmax + 1)
+    found = attribute(model, f"{name}.instructions", kind=tuple)
+    expect(f"{name} number of paths", len(found), wanted=lmax + 1)
     for l, row in enumerate(found):
         if not isinstance(row, tuple) or len(row) != 7:
             raise UnreadableModel(f"{name}.instructions are not those of a tensor product")
-        expect(f"{name} path {l}", (row[0], row[3], row[6]), (l, "uvw", (C, Z, C)))
-        expect(f"{name} path weight of l = {l}", row[5], math.sqrt((2 * l + 1) / (C * Z)))
+        expect(f"{name} path {l}", (row[0], row[3], row[6]), wanted=(l, "uvw", (C, Z, C)))
+        expect(f"{name} path weight of l = {l}", row[5], wanted=math.sqrt((2 * l + 1) / (C * Z)))
 
 
-def _check_radial_mlp(model: TorchModel, name: str, sizes: list[int]) -> None:
+def _check_radial_mlp(model: TorchModel, name: str, *, sizes: list[int]) -> None:
     """e3nn FullyConnectedNet: sizes, unit variances, silu between the layers and nothing after the last."""
-    expect(f"{name}.hs", list(attribute(model, f"{name}.hs", tuple)), sizes)
+    expect(f"{name}.hs", list(attribute(model, f"{name}.hs", kind=tuple)), wanted=sizes)
     last = len(sizes) - 2
     for i in range(last + 1):
         layer = f"{name}.layer{i}"
         for key, value in (("h_in", sizes[i]), ("var_in", 1), ("var_out", 1)):
-            expect(f"{layer}.{key}", model.attributes.get(f"{layer}.{key}"), value)
-        expect(f"{layer}.act", model.attributes.get(f"{layer}.act"), None)  # a module, not a bare function
+            expect(f"{layer}.{key}", model.attributes.get(f"{layer}.{key}"), wanted=value)
+        expect(f"{layer}.act", model.attributes.get(f"{layer}.act"), wanted=None)  # a module, not a bare function
         function = model.attributes.get(f"{layer}.act.f")
-        expect(f"{layer}.act", function, None if i == last else "torch.nn.functional.silu")
+        expect(f"{layer}.act", function, wanted=None if i == last else "torch.nn.functional.silu")

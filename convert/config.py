@@ -74,7 +74,7 @@ def read_config(model: TorchModel) -> ModelConfig:
         raise UnsupportedModel(f"interaction blocks after the first differ: {', '.join(blocks[1:])}")
     hidden = str(irreps(model, "products.0.linear.irreps_out"))
     max_ell = len(irreps(model, "interactions.0.edge_attrs_irreps")) - 1
-    heads = _all_of(str, "heads", attribute(model, "heads", tuple, ("Default",)))
+    heads = _all_of(str, "heads", values=attribute(model, "heads", kind=tuple, default=("Default",)))
     r_max, power = _cutoff(model)
     mlp = "interactions.0.conv_tp_weights"
     try:
@@ -88,13 +88,13 @@ def read_config(model: TorchModel) -> ModelConfig:
             correlation=tuple(_correlation(model, t) for t in range(num)),
             interaction_first=blocks[0],
             interaction=blocks[-1],
-            radial_basis=_one(model, "radial_embedding.bessel_fn", BASES),
+            radial_basis=_one(model, "radial_embedding.bessel_fn", table=BASES),
             num_radial=_num_radial(model),
-            distance_transform=_one(model, "radial_embedding.distance_transform", TRANSFORMS),
+            distance_transform=_one(model, "radial_embedding.distance_transform", table=TRANSFORMS),
             cutoff_power=power,
-            apply_cutoff=attribute(model, "radial_embedding.apply_cutoff", bool, True),
-            radial_mlp=_all_of(int, f"{mlp}.hs", attribute(model, f"{mlp}.hs", tuple))[1:-1],
-            readout_mlp=_readout_mlp(model, num, len(heads)),
+            apply_cutoff=attribute(model, "radial_embedding.apply_cutoff", kind=bool, default=True),
+            radial_mlp=_all_of(int, f"{mlp}.hs", values=attribute(model, f"{mlp}.hs", kind=tuple))[1:-1],
+            readout_mlp=_readout_mlp(model, num, num_heads=len(heads)),
             gate=_gate(model, num),
             avg_num_neighbors=_avg_num_neighbors(model, num),
             pair_repulsion=_pair_repulsion(model),
@@ -109,9 +109,9 @@ def read_config(model: TorchModel) -> ModelConfig:
     return config
 
 
-def any_irreps(model: TorchModel, name: str, default: object = ...) -> e3nn.Irreps:
+def any_irreps(model: TorchModel, name: str, *, default: object = ...) -> e3nn.Irreps:
     """Irreps stored as the attribute `name`."""
-    text = attribute(model, name, str, default)
+    text = attribute(model, name, kind=str, default=default)
     try:
         return e3nn.Irreps(text)
     except (ValueError, AssertionError):
@@ -129,13 +129,13 @@ def irreps(model: TorchModel, name: str) -> e3nn.Irreps:
     return found
 
 
-def _all_of(kind: type, name: str, values: tuple) -> tuple:
+def _all_of(kind: type, name: str, *, values: tuple) -> tuple:
     if not values or not all(type(value) is kind for value in values):
         raise UnreadableModel(f"attribute {name} = {str(values)[:200]} is not a non-empty list of {kind.__name__}")
     return values
 
 
-def _one(model: TorchModel, name: str, table: dict) -> str:
+def _one(model: TorchModel, name: str, *, table: dict) -> str:
     """Table value for the class of module `name` (None where there is no such module)."""
     cls = model.classes.get(name)
     key = cls.rsplit(".", 1)[-1] if cls else None
@@ -149,9 +149,9 @@ def _cutoff(model: TorchModel) -> tuple[float, int]:
     expect(
         "class of radial_embedding.cutoff_fn",
         model.classes.get("radial_embedding.cutoff_fn"),
-        "mace.modules.radial.PolynomialCutoff",
+        wanted="mace.modules.radial.PolynomialCutoff",
     )
-    expect_constant(model, "radial_embedding.cutoff_fn.r_max", r_max)
+    expect_constant(model, "radial_embedding.cutoff_fn.r_max", wanted=r_max)
     power = scalar(model, "radial_embedding.cutoff_fn.p")
     if power != int(power) or power < 1:
         raise UnsupportedModel(f"radial_embedding.cutoff_fn.p = {power}; expected a positive integer")
@@ -159,7 +159,7 @@ def _cutoff(model: TorchModel) -> tuple[float, int]:
 
 
 def _num_radial(model: TorchModel) -> int:
-    number = attribute(model, "radial_embedding.out_dim", int)
+    number = attribute(model, "radial_embedding.out_dim", kind=int)
     if not 1 <= number <= 1000:
         raise UnsupportedModel(f"radial_embedding.out_dim = {number} radial functions; expected 1 to 1000")
     return number
@@ -198,7 +198,7 @@ def _paths(model: TorchModel, name: str) -> int:
     return shape[-1]
 
 
-def _readout_mlp(model: TorchModel, num: int, num_heads: int) -> int:
+def _readout_mlp(model: TorchModel, num: int, *, num_heads: int) -> int:
     if num == 1:
         return 0  # the only readout is linear
     width = irreps(model, f"readouts.{num - 1}.linear_1.irreps_out")
@@ -219,7 +219,7 @@ def _gate(model: TorchModel, num: int) -> str:
 
 
 def _avg_num_neighbors(model: TorchModel, num: int) -> float:
-    values = {attribute(model, f"interactions.{t}.avg_num_neighbors", float) for t in range(num)}
+    values = {attribute(model, f"interactions.{t}.avg_num_neighbors", kind=float) for t in range(num)}
     if len(values) != 1:
         raise UnsupportedModel(f"interactions.*.avg_num_neighbors differ: {sorted(values)}")
     return values.pop()

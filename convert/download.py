@@ -110,10 +110,10 @@ def _download(published: Published, target: Path) -> None:
         except BlockingIOError:
             raise DownloadError(f"another process is downloading {part}; wait for it") from None
         resumed = file.tell() > 0
-        _transfer(published, target, file)
+        _transfer(published, target, file=file)
         if resumed and published.sha256 not in (None, sha256_of(part)):
             file.truncate(0)  # the pieces may stem from different files: fetch once more in one piece
-            _transfer(published, target, file)
+            _transfer(published, target, file=file)
         os.fsync(file.fileno())
         os.replace(part, target)
 
@@ -135,7 +135,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _transfer(published: Published, target: Path, file: BinaryIO) -> None:
+def _transfer(published: Published, target: Path, *, file: BinaryIO) -> None:
     """Append to `file` what it lacks of the published file; what arrived stays for the next attempt."""
     start = file.seek(0, os.SEEK_END)
     request = urllib.request.Request(published.url, headers={"User-Agent": "equijax"})
@@ -144,7 +144,7 @@ def _transfer(published: Published, target: Path, file: BinaryIO) -> None:
     try:
         with urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT_S) as reply:
             if reply.headers.get_content_type() == "text/html":
-                raise DownloadError(_by_hand(published, target, "the server answered with a web page"))
+                raise DownloadError(_by_hand(published, target, reason="the server answered with a web page"))
             if reply.status != http.HTTPStatus.PARTIAL_CONTENT or not _continues(reply, start):
                 file.truncate(0)
                 start = 0
@@ -161,20 +161,20 @@ def _transfer(published: Published, target: Path, file: BinaryIO) -> None:
         with error:
             if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start:
                 file.truncate(0)  # more on disk than the server has
-                return _transfer(published, target, file)
+                return _transfer(published, target, file=file)
             raise DownloadError(
-                _by_hand(published, target, f"the server answered {error.code} {error.reason}")
+                _by_hand(published, target, reason=f"the server answered {error.code} {error.reason}")
             ) from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise DownloadError(_by_hand(published, target, f"{type(error).__name__}: {reason}")) from None
+        raise DownloadError(_by_hand(published, target, reason=f"{type(error).__name__}: {reason}")) from None
     got = file.seek(0, os.SEEK_END)
     if total is not None and got != total:
         raise DownloadError(
             _by_hand(
                 published,
                 target,
-                f"the connection ended after {got} of {total} bytes; the same command continues from there",
+                reason=f"the connection ended after {got} of {total} bytes; the same command continues from there",
             )
         )
 
@@ -184,7 +184,7 @@ def _continues(reply: http.client.HTTPResponse, start: int) -> bool:
     return (reply.headers.get("Content-Range") or "").startswith(f"bytes {start}-")
 
 
-def _by_hand(published: Published, target: Path, reason: str) -> str:
+def _by_hand(published: Published, target: Path, *, reason: str) -> str:
     return (
         f"cannot download {published.name}: {reason}. Fetch {published.url} ({published.size / 1e6:.1f} MB) on a "
         f"machine with a network and put it at {target}, or give its path instead of the name"

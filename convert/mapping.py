@@ -71,7 +71,7 @@ def _row(torch: str, path: str, *shape: int) -> Row:
     return Row(torch, ((tuple(path.split("/")), shape),))
 
 
-def _by_degree(torch: str, path: str, shapes: list[tuple[int, ...]]) -> Row:
+def _by_degree(torch: str, path: str, *, shapes: list[tuple[int, ...]]) -> Row:
     return Row(torch, tuple(((*path.split("/"), f"l{l}"), shape) for l, shape in enumerate(shapes)))
 
 
@@ -79,13 +79,13 @@ def _interaction_rows(config: ModelConfig, t: int) -> list[Row]:
     C, Z, B = config.channels, len(config.species), config.num_radial
     lmax, name = config.input_lmax(t), config.interaction_name(t)
     torch, flax = f"interactions.{t}", f"params/interactions_{t}"
-    paths = couplings.conv_paths(lmax, config.max_ell, config.max_ell)
+    paths = couplings.conv_paths(lmax, config.max_ell, out_lmax=config.max_ell)
     per_l = [(sum(p.l3 == l for p in paths), C, C) for l in range(config.max_ell + 1)]
     skip_lmax = min(lmax, config.output_lmax(t)) if "Residual" in name else config.max_ell
     rows = [
-        _by_degree(f"{torch}.linear_up.weight", f"{flax}/linear_up", [(C, C)] * (lmax + 1)),
-        _by_degree(f"{torch}.linear.weight", f"{flax}/linear", per_l),
-        _by_degree(f"{torch}.skip_tp.weight", f"{flax}/skip_tp", [(C, Z, C)] * (skip_lmax + 1)),
+        _by_degree(f"{torch}.linear_up.weight", f"{flax}/linear_up", shapes=[(C, C)] * (lmax + 1)),
+        _by_degree(f"{torch}.linear.weight", f"{flax}/linear", shapes=per_l),
+        _by_degree(f"{torch}.skip_tp.weight", f"{flax}/skip_tp", shapes=[(C, Z, C)] * (skip_lmax + 1)),
     ]
     sizes = (B, *config.radial_mlp)
     for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
@@ -116,7 +116,7 @@ def _product_rows(config: ModelConfig, t: int) -> list[Row]:
                 )
             )
     shapes = [(C, C)] * (config.output_lmax(t) + 1)
-    return [*rows, _by_degree(f"products.{t}.linear.weight", f"params/products_{t}/linear", shapes)]
+    return [*rows, _by_degree(f"products.{t}.linear.weight", f"params/products_{t}/linear", shapes=shapes)]
 
 
 def _radial_rows(config: ModelConfig) -> list[Row]:
@@ -192,11 +192,11 @@ def _to_flax(model: TorchModel, dtype: str | None) -> tuple[ModelConfig, dict]:
     for row in rows:
         is_param = row.parts[0][0][0] == "params"
         for (path, _), array in zip(row.parts, _split(row, model.tensors[row.torch]), strict=True):
-            _put(variables, path, array.astype(kind if is_param else np.float64))
+            _put(variables, path, value=array.astype(kind if is_param else np.float64))
     for name, (path, L, degree) in u_names(config).items():
-        _put(variables, path, _compress(name, model.tensors[name], config.max_ell, L, degree))
+        _put(variables, path, value=_compress(name, model.tensors[name], lmax=config.max_ell, L=L, degree=degree))
     for name, path in activation_names(config).items():
-        _put(variables, path, np.asarray(_activation_factor(model, name)))
+        _put(variables, path, value=np.asarray(_activation_factor(model, name)))
     return config, variables
 
 
@@ -238,7 +238,7 @@ def _split(row: Row, value: np.ndarray) -> list[np.ndarray]:
     return [piece.reshape(shape) for piece, (_, shape) in zip(pieces, row.parts, strict=True)]
 
 
-def _compress(name: str, u: np.ndarray, lmax: int, L: int, degree: int) -> np.ndarray:
+def _compress(name: str, u: np.ndarray, *, lmax: int, L: int, degree: int) -> np.ndarray:
     """Monomial coefficients [Q, paths] of a U tensor [(2L+1,) m, ..., m, paths]; torch drops the axis of L = 0."""
     m = (lmax + 1) ** 2
     shape = (2 * L + 1, *[m] * degree, u.shape[-1] if u.ndim else 0)
@@ -249,7 +249,7 @@ def _compress(name: str, u: np.ndarray, lmax: int, L: int, degree: int) -> np.nd
     if math.prod(shape[:-1]) > LARGE_COUPLING and shape[-1] < FEW_PATHS:
         raise UnsupportedModel(f"{name} of shape {shape} has fewer than {FEW_PATHS} paths, too few for its size")
     try:
-        return couplings.compress_u(u.reshape(shape), lmax, L)
+        return couplings.compress_u(u.reshape(shape), lmax, L=L)
     except ValueError as error:
         raise UnsupportedModel(f"{name}: {error}") from None
 
@@ -264,7 +264,7 @@ def _activation_factor(model: TorchModel, name: str) -> float:
     return factor
 
 
-def _put(tree: dict, path: FlaxPath, value: np.ndarray) -> None:
+def _put(tree: dict, path: FlaxPath, *, value: np.ndarray) -> None:
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     if path[-1] in tree and not np.array_equal(tree[path[-1]], value):

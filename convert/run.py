@@ -74,7 +74,7 @@ def convert(options: ConvertOptions) -> Converted:
         raise InputError("give SOURCE and OUT (or --list; --help explains)")
     if options.to_torch:
         return _to_torch(options.source, options.out)
-    return _from_torch(options.source, options.out, options)
+    return _from_torch(options.source, options.out, options=options)
 
 
 def verify(done: Converted) -> "list[Compared]":
@@ -82,7 +82,7 @@ def verify(done: Converted) -> "list[Compared]":
     from convert.verify import compare  # torch, which the parity extra brings
 
     coarser = "float32" if "float32" in (done.dtype, done.source_dtype) else "float64"
-    return compare(done.source, done.config, done.variables, coarser)
+    return compare(done.source, done.config, variables=done.variables, dtype=coarser)
 
 
 def locate(source: str, *, accept_licence: bool, verify: bool) -> Path:
@@ -110,7 +110,7 @@ def locate(source: str, *, accept_licence: bool, verify: bool) -> Path:
     return path
 
 
-def _from_torch(source: str, out: Path, options: ConvertOptions) -> Converted:
+def _from_torch(source: str, out: Path, *, options: ConvertOptions) -> Converted:
     outputs.check_replaceable(out, outputs.MODEL)
     if options.verify:
         _require_torch("--verify")
@@ -137,7 +137,7 @@ def _from_torch(source: str, out: Path, options: ConvertOptions) -> Converted:
         "torch_class": model.classes[""],
         "version": equijax.__version__,
     }
-    checkpoint.save(out, config, variables, metadata)
+    checkpoint.save(out, config, variables=variables, metadata=metadata)
     return Converted(path, out, time.perf_counter() - started, config, variables, dtype, found)
 
 
@@ -151,7 +151,7 @@ def _to_torch(source: str, out: Path) -> Converted:
 
     started = time.perf_counter()
     config, variables, _ = checkpoint.load(source)
-    write_torch(out, config, variables)
+    write_torch(out, config, variables=variables)
     dtype = params_dtype(variables)
     return Converted(Path(source), out, time.perf_counter() - started, config, variables, dtype, dtype)
 

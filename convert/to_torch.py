@@ -26,7 +26,7 @@ GATES = {"silu": torch.nn.functional.silu, "tanh": torch.tanh, "abs": torch.abs,
 TRANSFORMS = {"none": "None", "agnesi": "Agnesi", "soft": "Soft"}
 
 
-def write_torch(path: Path, config: ModelConfig, variables: dict) -> None:
+def write_torch(path: Path, config: ModelConfig, *, variables: dict) -> None:
     """Write the model to the file `path`, which MACECalculator and mace's LAMMPS exporter load.
 
     The file is read back by `convert.torch_model` and must give the same variables, to the precision of their type,
@@ -43,7 +43,7 @@ def write_torch(path: Path, config: ModelConfig, variables: dict) -> None:
     try:
         torch.save(model, beside)
         beside.chmod(0o644)  # mkstemp makes it private
-        _check(beside, config, variables)
+        _check(beside, config, variables=variables)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -55,7 +55,7 @@ def build(config: ModelConfig, variables: dict) -> MACE:
     torch.set_default_dtype(getattr(torch, params_dtype(variables)))
     try:
         model = _skeleton(config, variables)
-        _fill(model, config, variables)
+        _fill(model, config, variables=variables)
     finally:
         torch.set_default_dtype(default)
     return model
@@ -131,16 +131,16 @@ def use_reduced_basis(model: MACE) -> None:
     model.use_reduced_cg = True
 
 
-def _fill(model: MACE, config: ModelConfig, variables: dict) -> None:
+def _fill(model: MACE, config: ModelConfig, *, variables: dict) -> None:
     """Copy every array of the table, the U tensors and the activation factors into the module."""
     state = model.state_dict(keep_vars=True)
     for row in mapping.table(config):
         flat = np.concatenate([np.asarray(_leaf(variables, path)).reshape(-1) for path, _ in row.parts])
-        _copy(state, row.torch, flat)
+        _copy(state, row.torch, values=flat)
     for name, (path, L, degree) in mapping.u_names(config).items():
-        _copy(state, name, expand_u(_leaf(variables, path), config.max_ell, L, degree))
+        _copy(state, name, values=expand_u(_leaf(variables, path), config.max_ell, L=L, degree=degree))
     if config.pair_repulsion:
-        _copy(state, "pair_repulsion_fn.p", np.array(config.zbl_power))
+        _copy(state, "pair_repulsion_fn.p", values=np.array(config.zbl_power))
     for name, path in mapping.activation_names(config).items():
         factor = float(_leaf(variables, path))
         if name in dict(model.named_modules()):
@@ -148,12 +148,12 @@ def _fill(model: MACE, config: ModelConfig, variables: dict) -> None:
             act.cst, act._is_id = factor, factor == 1.0
 
 
-def expand_u(coefficients: np.ndarray, lmax: int, L: int, degree: int) -> np.ndarray:
+def expand_u(coefficients: np.ndarray, lmax: int, *, L: int, degree: int) -> np.ndarray:
     """Inverse of `cg.compress_u`: [Q, paths] -> the symmetric U tensor [2L+1, m, ..., m, paths].
 
     mace's own U tensors are not symmetric; the contraction sees their symmetric part alone, so energies agree.
     """
-    table = couplings.monomials(lmax, L, degree)
+    table = couplings.monomials(lmax, L, degree=degree)
     u = np.zeros((2 * L + 1, *[(lmax + 1) ** 2] * degree, coefficients.shape[-1]))
     multiplicity = np.array([len(set(permutations(f))) for f in table.factors.tolist()])
     for order in permutations(range(degree)):
@@ -161,7 +161,7 @@ def expand_u(coefficients: np.ndarray, lmax: int, L: int, degree: int) -> np.nda
     return u
 
 
-def _copy(state: dict, name: str, values: np.ndarray) -> None:
+def _copy(state: dict, name: str, *, values: np.ndarray) -> None:
     target = state[name]
     if target.numel() != values.size:
         raise UnsupportedModel(f"{name}: mace-torch expects {tuple(target.shape)}, the model has {values.shape}")
@@ -178,7 +178,7 @@ def _leaf(variables: dict, path: tuple[str, ...]) -> np.ndarray:
     return np.asarray(node)
 
 
-def _check(path: Path, config: ModelConfig, variables: dict) -> None:
+def _check(path: Path, config: ModelConfig, *, variables: dict) -> None:
     """The written file, read without torch, must be the model it was made from, to the precision of its own type."""
     found_config, found = mapping.to_flax(read_model(path))
     if found_config != config:

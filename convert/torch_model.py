@@ -82,7 +82,7 @@ def flatten(top: object, budget: Budget | None = None) -> TorchModel:
         raise _not_a_module(top)
     model = TorchModel({}, {}, frozenset(), {})
     parameters: set[str] = set()
-    _walk(top, (), model, parameters, budget or Budget())
+    _walk(top, (), model=model, parameters=parameters, budget=budget or Budget())
     return TorchModel(model.classes, model.tensors, frozenset(parameters), model.attributes)
 
 
@@ -100,7 +100,7 @@ def _not_a_module(top: object) -> UnreadableModel | UnsupportedModel:
     return UnsupportedModel(f"{known} ({found})") if known else UnreadableModel(f"no torch module, but {found}")
 
 
-def _walk(module: Instance, path: tuple[str, ...], model: TorchModel, parameters: set[str], budget: Budget) -> None:
+def _walk(module: Instance, path: tuple[str, ...], *, model: TorchModel, parameters: set[str], budget: Budget) -> None:
     """Enter a module and all below it under their names; every name is paid for before it is made."""
     name = ".".join(path)
     if len(path) > MAX_DEPTH:
@@ -112,7 +112,7 @@ def _walk(module: Instance, path: tuple[str, ...], model: TorchModel, parameters
     prefix = f"{name}." if name else ""
     entry = NAME_BYTES + len(prefix) + MAX_NAME
     for kind in ("_parameters", "_buffers"):
-        for key, value in _children(module, name, kind, budget).items():
+        for key, value in _children(module, name, kind=kind, budget=budget).items():
             if not isinstance(value, Tensor):
                 raise UnreadableModel(f"{prefix}{key} is {shorten(value)}, expected a tensor")
             budget.spend(entry + NUMBER_BYTES * value.array.size)
@@ -124,13 +124,13 @@ def _walk(module: Instance, path: tuple[str, ...], model: TorchModel, parameters
         if isinstance(key, str) and len(key) <= MAX_NAME and key not in _MACHINERY:
             budget.spend(entry)
             model.attributes[prefix + key] = _plain(value, budget)
-    for key, value in _children(module, name, "_modules", budget).items():
+    for key, value in _children(module, name, kind="_modules", budget=budget).items():
         if not isinstance(value, Instance):
             raise UnreadableModel(f"{prefix}{key} is {shorten(value)}, expected a module")
-        _walk(value, (*path, key), model, parameters, budget)
+        _walk(value, (*path, key), model=model, parameters=parameters, budget=budget)
 
 
-def _children(module: Instance, name: str, kind: str, budget: Budget) -> dict[str, object]:
+def _children(module: Instance, name: str, *, kind: str, budget: Budget) -> dict[str, object]:
     """The entries of `_parameters`, `_buffers` or `_modules` that are not None; torch allows no name with a dot."""
     found = module.state.get(kind)
     if found is None:
@@ -142,7 +142,7 @@ def _children(module: Instance, name: str, kind: str, budget: Budget) -> dict[st
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _plain(value: object, budget: Budget, depth: int = 0) -> object:
+def _plain(value: object, budget: Budget, *, depth: int = 0) -> object:
     """`value` as plain data; collections nested deeper than e3nn's instruction lists become `Opaque`."""
     budget.spend(VALUE_BYTES)
     if value is None or isinstance(value, bool | int | float | str):
@@ -151,13 +151,13 @@ def _plain(value: object, budget: Budget, depth: int = 0) -> object:
         return value.dotted
     if isinstance(value, Tensor) and value.array.size <= MAX_PLAIN:
         value = value.array.item() if value.array.size == 1 else value.array.tolist()
-        return _plain(value, budget, depth)
+        return _plain(value, budget, depth=depth)
     if isinstance(value, Instance) and value.cls == "e3nn.o3._irreps.Irreps":
         return _irreps(value, budget)
     if isinstance(value, Instance) and value.cls.endswith(".Instruction"):
         value = value.args  # a named tuple of e3nn: (i_in, ..., path_weight, path_shape)
     if isinstance(value, list | tuple) and depth < 4:
-        return tuple(_plain(item, budget, depth + 1) for item in value)
+        return tuple(_plain(item, budget, depth=depth + 1) for item in value)
     return Opaque(value.cls if isinstance(value, Instance) else type(value).__name__)
 
 
@@ -183,7 +183,7 @@ def _items(value: object) -> tuple:
     return value.args[0] if len(value.args) == 1 and isinstance(value.args[0], tuple) else value.args
 
 
-def attribute(model: TorchModel, name: str, kind: type, default: object = ...) -> Any:
+def attribute(model: TorchModel, name: str, *, kind: type, default: object = ...) -> Any:
     """The attribute `name`, which must be of type `kind`; `default` where old files lack it."""
     value = model.attributes.get(name, default)
     if value is ...:
@@ -210,7 +210,7 @@ def scalar(model: TorchModel, name: str) -> float:
     return float(value.reshape(()))
 
 
-def expect(name: str, found: object, wanted: object) -> None:
+def expect(name: str, found: object, *, wanted: object) -> None:
     """Raise unless a value of the file is the only one supported."""
     same = found == wanted
     if isinstance(wanted, float) and isinstance(found, int | float):
@@ -219,7 +219,7 @@ def expect(name: str, found: object, wanted: object) -> None:
         raise UnsupportedModel(f"{name} = {str(found)[:300]} is not supported; expected {str(wanted)[:300]}")
 
 
-def expect_constant(model: TorchModel, name: str, wanted: float) -> None:
+def expect_constant(model: TorchModel, name: str, *, wanted: float) -> None:
     """As `expect` for a one-element tensor, which a file of lower precision holds rounded.
 
     A number of at most 11 significant bits (8: bfloat16) went through half precision; r_max was rounded before it too.

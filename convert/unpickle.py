@@ -32,7 +32,7 @@ MAX_INTEGER_BITS = 128  # so that every integer has a float and a decimal form
 
 
 def interpret(
-    data: bytes, persistent_load: Builder, builders: dict[str, Builder], budget: Budget | None = None
+    data: bytes, persistent_load: Builder, *, builders: dict[str, Builder], budget: Budget | None = None
 ) -> object:
     """The object described by the pickle `data`, made of dicts, lists, tuples, numbers, strings and `Instance`s.
 

@@ -70,14 +70,14 @@ def structures(config: ModelConfig, seed: int = 0) -> list[ase.Atoms]:
     return images
 
 
-def _distance(a: int, b: int, r_max: float) -> float:
+def _distance(a: int, b: int, *, r_max: float) -> float:
     """A distance at which two elements are neighbours, A: a little over the sum of their radii, within the cutoff."""
     radii = covalent_radii[a] + covalent_radii[b]
     return max(min(1.1 * radii, 0.8 * r_max), 0.8 * radii, SHORTEST_A + 4 * RATTLE_A)
 
 
 def compared(
-    path: Path, config: ModelConfig, variables: dict, head: str, dtype: str = "float64"
+    path: Path, config: ModelConfig, *, variables: dict, head: str, dtype: str = "float64"
 ) -> dict[str, Difference]:
     """By quantity, the `Difference` to mace-torch that is largest against its limit for `dtype`; both in float64.
 
@@ -86,7 +86,7 @@ def compared(
     """
     images = structures(config)
     batch = graph.from_atoms(images, config, heads=[config.heads.index(head)] * len(images))
-    ours = derivatives.evaluate(config, variables, batch, "float64")
+    ours = derivatives.evaluate(config, variables, graph=batch, dtype="float64")
     bounds = np.cumsum([0, *(len(atoms) for atoms in images)])
     calculator = torch_calculator(path, head)
     worst: dict[str, Difference] = {}
@@ -149,7 +149,7 @@ class Compared(NamedTuple):
         )
 
 
-def compare(path: Path, config: ModelConfig, variables: dict, dtype: str) -> list[Compared]:
+def compare(path: Path, config: ModelConfig, *, variables: dict, dtype: str) -> list[Compared]:
     """The largest differences for every head and quantity.
 
     Args:
@@ -160,5 +160,5 @@ def compare(path: Path, config: ModelConfig, variables: dict, dtype: str) -> lis
     return [
         Compared(head, key, found, found.limit(dtype, key))
         for head in config.heads
-        for key, found in compared(path, config, variables, head, dtype).items()
+        for key, found in compared(path, config, variables=variables, head=head, dtype=dtype).items()
     ]

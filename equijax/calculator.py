@@ -44,7 +44,7 @@ class EquijaxCalculator(Calculator):
         super().calculate(atoms, properties, system_changes)
         ff = self.forcefield.specialise(self.atoms.numbers) if self.fast else self.forcefield
         batch = graph.from_atoms(self.atoms, ff.config, pool=ff.pool, heads=[self.head])
-        out = derivatives.evaluate(ff.config, ff.device_variables(self.dtype), batch, self.dtype)
+        out = derivatives.evaluate(ff.config, ff.device_variables(self.dtype), graph=batch, dtype=self.dtype)
         n = len(self.atoms)
         if not np.isfinite(out.forces).all():
             raise NotFinite(f"the potential returned a non-finite force for {self.atoms.get_chemical_formula()}")

@@ -23,7 +23,7 @@ from equijax.errors import InputError
 FORMAT = 1  # raise when the meaning of a stored array or option changes
 
 
-def save(path: str | Path, config: ModelConfig, variables: dict, metadata: dict) -> Path:
+def save(path: str | Path, config: ModelConfig, *, variables: dict, metadata: dict) -> Path:
     """Write a model directory: `arrays/` (orbax) and `config.json`.
 
     The directory appears complete or not at all; an existing one is replaced only once the new one is on disk.

@@ -187,12 +187,13 @@ def container_limits(root: Path = Path("/")) -> list[int]:
             # inside a container the path is often the host's, and its own group is the mount itself
             inner = mount / path.lstrip("/")
             groups = [inner, *inner.parents]
-            left += [_left(group, *FILES[kind]) for group in groups[: groups.index(mount) + 1]]
+            left += [_left(group, FILES[kind]) for group in groups[: groups.index(mount) + 1]]
     return [n for n in left if n is not None]
 
 
-def _left(group: Path, limit: str, usage: str, cache: str) -> int | None:
+def _left(group: Path, files: tuple[str, str, str]) -> int | None:
     """Bytes left in one group; None where it sets no limit."""
+    limit, usage, cache = files
     if not (group / limit).is_file() or not (group / usage).is_file():
         return None
     most = (group / limit).read_text().strip()

@@ -84,11 +84,11 @@ class ModelConfig:
     spline: Spline | None = None  # of a model that `equijax.specialise` made
 
     def __post_init__(self):
-        _one_of("interaction_first", self.interaction_first, INTERACTIONS)
-        _one_of("interaction", self.interaction, INTERACTIONS)
-        _one_of("radial_basis", self.radial_basis, RADIAL_BASES)
-        _one_of("distance_transform", self.distance_transform, DISTANCE_TRANSFORMS)
-        _one_of("gate", self.gate, GATES)
+        _one_of("interaction_first", self.interaction_first, allowed=INTERACTIONS)
+        _one_of("interaction", self.interaction, allowed=INTERACTIONS)
+        _one_of("radial_basis", self.radial_basis, allowed=RADIAL_BASES)
+        _one_of("distance_transform", self.distance_transform, allowed=DISTANCE_TRANSFORMS)
+        _one_of("gate", self.gate, allowed=GATES)
         if len(set(self.species)) != len(self.species) or not self.species:
             raise InputError(f"species {self.species} must be a non-empty list of distinct atomic numbers")
         if not self.heads or len(set(self.heads)) != len(self.heads):
@@ -142,7 +142,7 @@ def _irreps(text: str):
     return e3nn_jax.Irreps(text)
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def _one_of(name: str, value: str, *, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise InputError(f"{name} = {value!r} is not supported; expected one of {', '.join(allowed)}")
 

@@ -26,7 +26,7 @@ def free_components(atoms: ase.Atoms, name: str = "structure") -> np.ndarray:
         elif isinstance(constraint, FixCartesian):
             free[constraint.index] &= ~constraint.mask
         elif isinstance(constraint, FixScaled):
-            free[constraint.index] &= _free_axes(constraint, atoms, name)
+            free[constraint.index] &= _free_axes(constraint, atoms, name=name)
         else:
             raise InputError(
                 f"{name} has the constraint {type(constraint).__name__}, expected FixAtoms, FixCartesian or selective "
@@ -35,7 +35,7 @@ def free_components(atoms: ase.Atoms, name: str = "structure") -> np.ndarray:
     return free
 
 
-def _free_axes(constraint: FixScaled, atoms: ase.Atoms, name: str) -> np.ndarray:
+def _free_axes(constraint: FixScaled, atoms: ase.Atoms, *, name: str) -> np.ndarray:
     """[3] bool: the Cartesian axes that span what is left when some scaled coordinates are fixed."""
     vectors = atoms.cell.array[~constraint.mask]
     projector = np.linalg.pinv(vectors) @ vectors
@@ -48,7 +48,7 @@ def _free_axes(constraint: FixScaled, atoms: ase.Atoms, name: str) -> np.ndarray
     return axes.astype(bool)
 
 
-def refuse_fixed(atoms: ase.Atoms, name: str, why: str) -> None:
+def refuse_fixed(atoms: ase.Atoms, name: str, *, why: str) -> None:
     """Stop where constraints cannot be honoured.
 
     Raises:

@@ -29,7 +29,7 @@ def clebsch_gordan(l1: int, l2: int, l3: int) -> np.ndarray:
 
 
 @lru_cache
-def conv_paths(node_lmax: int, edge_lmax: int, out_lmax: int) -> tuple[Path, ...]:
+def conv_paths(node_lmax: int, edge_lmax: int, *, out_lmax: int) -> tuple[Path, ...]:
     """The P parity-allowed convolution paths sorted by (l3, l1, l2), the order of mace-torch's radial weights."""
     paths = [
         Path(l1, l2, l3)
@@ -42,7 +42,7 @@ def conv_paths(node_lmax: int, edge_lmax: int, out_lmax: int) -> tuple[Path, ...
 
 
 @lru_cache
-def u_tensor(lmax: int, L: int, degree: int) -> np.ndarray:
+def u_tensor(lmax: int, L: int, *, degree: int) -> np.ndarray:
     """All nested couplings of `degree` copies of 0e+1o+...+lmax to the natural-parity irrep L.
 
     The non-reduced basis of the MACE paper (Batatia et al. 2022, Eq. 10). A converted model brings its own U tensors,
@@ -81,9 +81,9 @@ class Monomials(NamedTuple):
 
 
 @lru_cache
-def monomials(lmax: int, L: int, degree: int) -> Monomials:
+def monomials(lmax: int, L: int, *, degree: int) -> Monomials:
     """Monomials with a non-zero coefficient in any equivariant of `degree` variables 0e+...+lmax to output L."""
-    u = np.abs(symmetrise(u_tensor(lmax, L, degree))).sum(-1)
+    u = np.abs(symmetrise(u_tensor(lmax, L, degree=degree))).sum(-1)
     pairs = [
         (c, idx)
         for c in range(2 * L + 1)
@@ -102,7 +102,7 @@ def symmetrise(u: np.ndarray) -> np.ndarray:
     return sum(np.transpose(u, (0, *p, degree + 1)) for p in perms) / len(perms)
 
 
-def compress_u(u: np.ndarray, lmax: int, L: int) -> np.ndarray:
+def compress_u(u: np.ndarray, lmax: int, *, L: int) -> np.ndarray:
     """Coefficient of every monomial: [2L+1, m, ..., m, paths] -> [Q, paths].
 
     The contraction only sees the part of U that is symmetric in its inputs; a monomial's coefficient is the sum over
@@ -113,7 +113,7 @@ def compress_u(u: np.ndarray, lmax: int, L: int) -> np.ndarray:
     """
     u = np.asarray(u, np.float64)
     degree = u.ndim - 2
-    table = monomials(lmax, L, degree)
+    table = monomials(lmax, L, degree=degree)
     sym = symmetrise(u)
     multiplicity = np.array([len(set(permutations(f))) for f in table.factors.tolist()])
     index = (table.component, *table.factors.T)

@@ -94,14 +94,16 @@ def wave_columns(kind: WaveKind, variables: dict, graph: jraph.GraphsTuple, q: j
 
     def column(q: jax.Array, u: jax.Array) -> jax.Array:
         if not kind.slopes:
-            return _wave_response(kind, variables, graph, q, u)[None]
-        value, slope = jax.linearize(lambda q: _wave_response(kind, variables, graph, q, u), q)
+            return _wave_response(kind, variables, graph=graph, q=q, u=u)[None]
+        value, slope = jax.linearize(lambda q: _wave_response(kind, variables, graph=graph, q=q, u=u), q)
         return jnp.concatenate([value[None], jax.vmap(slope)(jnp.eye(3, dtype=q.dtype))])
 
     return jax.vmap(column)(q, u)
 
 
-def _wave_response(kind: WaveKind, variables: dict, graph: jraph.GraphsTuple, q: jax.Array, u: jax.Array) -> jax.Array:
+def _wave_response(
+    kind: WaveKind, variables: dict, *, graph: jraph.GraphsTuple, q: jax.Array, u: jax.Array
+) -> jax.Array:
     """D_C(q) u without masses, [N, 3] where phases are real, else [2, N, 3]; u [N, 3] real, q [3] fractional."""
     positions = jnp.asarray(graph.nodes.positions)
     n = positions.shape[0]
@@ -109,7 +111,9 @@ def _wave_response(kind: WaveKind, variables: dict, graph: jraph.GraphsTuple, q:
     wave = (jnp.cos(phase),) if kind.real else (jnp.cos(phase), jnp.sin(phase))
     gather = wave_gather(wave)
     gradient = jax.grad(
-        lambda r: potential.total_energy(kind.config, variables, graph, r, gather=gather, dtype=kind.dtype)
+        lambda r: potential.total_energy(
+            kind.config, variables, graph=graph, positions=r, gather=gather, dtype=kind.dtype
+        )
     )
 
     def response(t: jax.Array) -> jax.Array:
@@ -127,7 +131,7 @@ def push_tangents(
     steps: jax.Array,
 ) -> jax.Array:
     """H t, or T[along, t], for the first `steps` chunks of tangents [MAX_STEPS, B, N, 3]; zero for the rest."""
-    gradient = jax.grad(lambda r: potential.total_energy(config, variables, batch, r, dtype=dtype))
+    gradient = jax.grad(lambda r: potential.total_energy(config, variables, graph=batch, positions=r, dtype=dtype))
     along = batch.nodes.along
     pushed = gradient if along is None else lambda r: jax.jvp(gradient, (r,), (along,))[1]
     _, linear = jax.linearize(pushed, batch.nodes.positions)
@@ -147,14 +151,14 @@ def hessian_products(
     """
     positions = jnp.asarray(graph.nodes.positions)
     if q is not None:
-        return _wave_products(config, variables, graph, tangents, q)
-    gradient = jax.grad(lambda x: potential.total_energy(config, variables, graph, x))
+        return _wave_products(config, variables, graph=graph, tangents=tangents, q=q)
+    gradient = jax.grad(lambda x: potential.total_energy(config, variables, graph=graph, positions=x))
     _, push = jax.linearize(gradient, positions)
     return jnp.moveaxis(jax.vmap(push)(jnp.moveaxis(tangents, 1, 0)), 0, 1)
 
 
 def _wave_products(
-    config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, tangents: jax.Array, q: jax.Array
+    config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, tangents: jax.Array, q: jax.Array
 ) -> jax.Array:
     """sum_S Phi[0 i, S j] e^{2 pi i q.S} u_j of every wave; see `equijax.phonons.dynamical`."""
     positions = jnp.asarray(graph.nodes.positions)
@@ -164,21 +168,23 @@ def _wave_products(
     def one(q: jax.Array, wave: jax.Array) -> jax.Array:  # [G, 3], [2, N, 3]
         phase = 2 * jnp.pi * jnp.einsum("nks,ns->nk", shifts, q[index])
         gather = wave_gather((jnp.cos(phase), jnp.sin(phase)))
-        gradient = jax.grad(lambda x: potential.total_energy(config, variables, graph, x, gather=gather))
+        gradient = jax.grad(
+            lambda x: potential.total_energy(config, variables, graph=graph, positions=x, gather=gather)
+        )
         return jax.vmap(lambda u: jax.jvp(gradient, (positions,), (u,))[1], axis_name=PAIR)(wave)
 
     waves = jnp.moveaxis(tangents, 0, 2)  # [B, 2, N, 3]
     return jnp.moveaxis(jax.vmap(one)(jnp.moveaxis(q, 1, 0), waves), 2, 0)
 
 
-def energy_forces_stress(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple) -> Derivatives:
+def energy_forces_stress(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple) -> Derivatives:
     """Energies and first derivatives of a batch (interaction part: add E0 with `isolated_energies`)."""
     positions = jnp.asarray(graph.nodes.positions)
     strain = jnp.zeros((graph.n_node.shape[0], 3, 3), positions.dtype)
 
     def objective(positions: jax.Array, strain: jax.Array) -> tuple[jax.Array, jax.Array]:
-        vectors = potential.edge_vectors(config, graph, positions, strain).astype(positions.dtype)
-        node_energy = potential.energy_of_edges(config, variables, graph, vectors)
+        vectors = potential.edge_vectors(config, graph, positions=positions, strain=strain).astype(positions.dtype)
+        node_energy = potential.energy_of_edges(config, variables, graph=graph, vectors=vectors)
         return node_energy.sum(), node_energy
 
     (_, node_energy), (dr, ds) = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(positions, strain)
@@ -188,10 +194,10 @@ def energy_forces_stress(config: ModelConfig, variables: dict, graph: jraph.Grap
 
 
 def gradient_and_product(
-    config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, tangent: jax.Array
+    config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, tangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """dE/dr [N, 3] eV/A, and the Hessian times one tangent [N, 3] A, eV/A."""
-    gradient = jax.grad(lambda r: potential.total_energy(config, variables, graph, r))
+    gradient = jax.grad(lambda r: potential.total_energy(config, variables, graph=graph, positions=r))
     return jax.jvp(gradient, (graph.nodes.positions,), (tangent,))
 
 
@@ -206,24 +212,24 @@ def gradient_and_virial(
 
 @partial(jax.jit, static_argnums=0)
 def _evaluate(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple) -> Derivatives:
-    return energy_forces_stress(config, variables, graph)
+    return energy_forces_stress(config, variables, graph=graph)
 
 
-def evaluate(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, dtype: str = "float32") -> Derivatives:
+def evaluate(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, dtype: str = "float32") -> Derivatives:
     """`energy_forces_stress` compiled, in `dtype`, with E0 added: energies are float64 numpy arrays."""
-    return finish(config, variables, graph, start(config, variables, graph, dtype))
+    return finish(config, variables, graph=graph, started=start(config, variables, graph=graph, dtype=dtype))
 
 
-def start(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, dtype: str = "float32") -> Derivatives:
+def start(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, dtype: str = "float32") -> Derivatives:
     """The device's part of `evaluate`; returns before the device is done."""
     with jax.enable_x64(np.dtype(dtype) == np.float64):
         return _evaluate(config, cast(variables, dtype), cast(graph, dtype))
 
 
-def finish(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple, started: Derivatives) -> Derivatives:
+def finish(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, started: Derivatives) -> Derivatives:
     """The host's part of `evaluate`: waits for what `start` returned."""
     out = Derivatives(*(np.asarray(x, np.float64) for x in started))
-    node_energy = out.node_energy + isolated_energies(config, variables, graph)
+    node_energy = out.node_energy + isolated_energies(config, variables, graph=graph)
     index = np.repeat(np.arange(len(graph.n_node)), np.asarray(graph.n_node))
     energy = np.bincount(index, weights=node_energy, minlength=len(graph.n_node))
     return out._replace(node_energy=node_energy, energy=energy)

@@ -80,7 +80,7 @@ class ForceField:
 
     def node_energies(self, variables: dict, vectors: jax.Array, topology: Topology) -> jax.Array:
         """Interaction energies [N] eV of a graph on the device; see `potential.energy_from_vectors`."""
-        return potential.energy_from_vectors(self.config, variables, vectors, topology)
+        return potential.energy_from_vectors(self.config, variables, vectors=vectors, topology=topology)
 
     def calculator(self, dtype: str = "float64", fast: bool = False) -> Calculator:
         """An ASE calculator (energy, free_energy, energies, forces, stress); `fast`: see `specialise`."""
@@ -101,7 +101,9 @@ class ForceField:
             return self
         key = ("specialised", self.head, numbers, tuple(sorted((tolerance or {}).items())))
         if key not in self._on_device:
-            config, variables, errors = specialise.specialise(self.config, self.variables, species, tolerance)
+            config, variables, errors = specialise.specialise(
+                self.config, self.variables, species=species, tolerance=tolerance
+            )
             print(specialise.summary(config, errors))
             self._on_device[key] = ForceField(config, variables, self.metadata | {"specialised": errors}, self.head)
         return self._on_device[key]
@@ -151,11 +153,13 @@ class ForceField:
             for i, atoms in enumerate(images):
                 edges = None if results[i] is not None else attempt(i, graph.neighbour_list, atoms, self.config.r_max)
                 if edges is not None:
-                    yield packing.structure(i, atoms, edges)
+                    yield packing.structure(i, atoms, edges=edges)
 
         for i, atoms in enumerate(images):
             attempt(i, graph.check_atoms, atoms, self.config)
-        batches = packing.batches(structures(), self.batch_pool, len(self.config.species), packing.batch_slots())
+        batches = packing.batches(
+            structures(), self.batch_pool, known=len(self.config.species), budget=packing.batch_slots()
+        )
         prepared = prefetch.ahead((b, b.build(self.config, index)) for b in batches)
         with tqdm(total=len(images), desc="evaluate", unit="structure", disable=not compute.progress) as bar:
             for batch, found in self._computed(prepared, compute.dtype):
@@ -176,7 +180,7 @@ class ForceField:
         """(batch, one result per member): the device is given the next batch before the last one is read."""
         variables, waiting = self.device_variables(dtype), None
         for batch, padded in prepared:
-            started = derivatives.start(self.config, variables, padded, dtype)
+            started = derivatives.start(self.config, variables, graph=padded, dtype=dtype)
             if waiting is not None:
                 yield self._finished(*waiting)
             waiting = batch, padded, started
@@ -184,7 +188,7 @@ class ForceField:
             yield self._finished(*waiting)
 
     def _finished(self, batch: packing.Batch, padded: jraph.GraphsTuple, started: derivatives.Derivatives) -> tuple:
-        out = derivatives.finish(self.config, self.variables, padded, started)
+        out = derivatives.finish(self.config, self.variables, graph=padded, started=started)
         return batch, list(_split(out, [s.atoms for s in batch.members]))
 
 

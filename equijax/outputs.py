@@ -71,7 +71,7 @@ def plain(value: object) -> object:
     raise TypeError(f"{value!r} of type {type(value).__name__} cannot be written as JSON")
 
 
-def save_arrays(path: Path, arrays: Sequence[npt.ArrayLike], document: dict[str, Any]) -> None:
+def save_arrays(path: Path, arrays: Sequence[npt.ArrayLike], *, document: dict[str, Any]) -> None:
     """Write arrays, bit for bit, and a JSON document to one .npz, whole or not at all."""
     named = {f"leaf{i}": np.asarray(x) for i, x in enumerate(arrays)}
     with beside(path) as part:

@@ -17,7 +17,7 @@ from equijax.errors import InputError
 EVERYWHERE, SPLIT = PartitionSpec(), PartitionSpec("data")
 
 
-def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+def join(coordinator: str | None, processes: int | None, *, process: int | None) -> None:
     """Become one of the processes of a job, before anything is computed.
 
     Args:

@@ -113,6 +113,7 @@ def node_graph_index(graph: jraph.GraphsTuple) -> jax.Array:
 def edge_vectors(
     config: ModelConfig,
     graph: jraph.GraphsTuple,
+    *,
     positions: jax.Array,
     strain: jax.Array | None = None,
     gather: Callable = gather_senders,
@@ -147,6 +148,7 @@ def edge_vectors(
 def energy(
     config: ModelConfig,
     variables: dict,
+    *,
     graph: jraph.GraphsTuple,
     positions: jax.Array | None = None,
     gather: Callable = gather_senders,
@@ -167,13 +169,14 @@ def energy(
       [N] eV.
     """
     positions = jnp.asarray(graph.nodes.positions) if positions is None else positions
-    vectors = edge_vectors(config, graph, positions, gather=gather).astype(dtype or positions.dtype)
-    return energy_of_edges(config, variables, graph, vectors, gather)
+    vectors = edge_vectors(config, graph, positions=positions, gather=gather).astype(dtype or positions.dtype)
+    return energy_of_edges(config, variables, graph=graph, vectors=vectors, gather=gather)
 
 
 def energy_of_edges(
     config: ModelConfig,
     variables: dict,
+    *,
     graph: jraph.GraphsTuple,
     vectors: jax.Array,
     gather: Callable = gather_senders,
@@ -182,13 +185,13 @@ def energy_of_edges(
     index = node_graph_index(graph)
     head = jnp.asarray(graph.globals.head)[index]
     topology = Topology(graph.nodes.slot, graph.globals.table, head, graph.senders, graph.edges.reverse, gather)
-    node_energy = energy_from_vectors(config, variables, vectors, topology)
+    node_energy = energy_from_vectors(config, variables, vectors=vectors, topology=topology)
     return jnp.where(index < graph.n_node.shape[0] - 1, node_energy, 0.0)
 
 
 @precision.chosen
 def energy_from_vectors(
-    config: ModelConfig | OtherConfig, variables: dict, vectors: jax.Array, topology: Topology
+    config: ModelConfig | OtherConfig, variables: dict, *, vectors: jax.Array, topology: Topology
 ) -> jax.Array:
     """Interaction energies [N] of atoms whose edges are already known: for graphs that live on the device.
 
@@ -198,25 +201,26 @@ def energy_from_vectors(
     """
     if not isinstance(config, ModelConfig):
         return config.node_energies(variables, vectors, topology)
-    return _mace(config, variables, vectors, topology)
+    return _mace(config, variables, vectors=vectors, topology=topology)
 
 
-def _mace(config: ModelConfig, variables: dict, vectors: jax.Array, topology: Topology) -> jax.Array:
+def _mace(config: ModelConfig, variables: dict, *, vectors: jax.Array, topology: Topology) -> jax.Array:
     if config.spline is not None:
-        return folded.node_energies(config, variables["constants"], vectors, topology)
+        return folded.node_energies(config, variables["constants"], vectors=vectors, graph=topology)
     return MACE(config).apply(variables, vectors, topology)
 
 
 def total_energy(
     config: ModelConfig,
     variables: dict,
+    *,
     graph: jraph.GraphsTuple,
     positions: jax.Array | None = None,
     gather: Callable = gather_senders,
     dtype: str | np.dtype | None = None,
 ) -> jax.Array:
     """Sum of `energy` over all atoms of all graphs: the scalar whose gradient gives the forces."""
-    return energy(config, variables, graph, positions, gather, dtype).sum()
+    return energy(config, variables, graph=graph, positions=positions, gather=gather, dtype=dtype).sum()
 
 
 def per_graph(graph: jraph.GraphsTuple, node_values: jax.Array) -> jax.Array:
@@ -224,7 +228,7 @@ def per_graph(graph: jraph.GraphsTuple, node_values: jax.Array) -> jax.Array:
     return jax.ops.segment_sum(node_values, node_graph_index(graph), graph.n_node.shape[0])
 
 
-def isolated_energies(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple) -> np.ndarray:
+def isolated_energies(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple) -> np.ndarray:
     """E0 of every atom in float64, [N] eV, 0 for padding; on the host, where large constants lose no digits."""
     e0 = np.asarray(variables["constants"]["atomic_energies"], np.float64)
     index = np.repeat(np.arange(len(graph.n_node)), np.asarray(graph.n_node))

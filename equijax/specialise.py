@@ -39,7 +39,7 @@ CHECK_RATTLE_A = 0.15
 
 
 def specialise(
-    config: ModelConfig, variables: dict, species: Iterable[int | str], tolerance: dict | None = None
+    config: ModelConfig, variables: dict, *, species: Iterable[int | str], tolerance: dict | None = None
 ) -> tuple[ModelConfig, dict, dict]:
     """Fold a model for some of its species.
 
@@ -63,11 +63,11 @@ def specialise(
     tolerance = TOLERANCE | (tolerance or {})
     _compile_kernels(config)
     structures = _check_structures(config, chosen)
-    expected = _evaluate(config, variables, structures)
+    expected = _evaluate(config, variables, structures=structures)
     for step in STEPS_A:
-        small = shrink(config, chosen, step)
-        folded = {"params": {}, "constants": fold(config, variables, small)}
-        found = _evaluate(small, folded, structures)
+        small = shrink(config, chosen, step=step)
+        folded = {"params": {}, "constants": fold(config, variables, small=small)}
+        found = _evaluate(small, folded, structures=structures)
         errors = {k: float(np.abs(found[k] - expected[k]).max()) for k in expected} | {"step": step}
         if all(errors[k] <= tolerance[k] for k in tolerance):
             return small, folded, errors
@@ -87,13 +87,13 @@ def summary(config: ModelConfig, errors: dict) -> str:
     )
 
 
-def shrink(config: ModelConfig, species: tuple[int, ...], step: float) -> ModelConfig:
+def shrink(config: ModelConfig, species: tuple[int, ...], *, step: float) -> ModelConfig:
     """Hyper-parameters of the specialised model: some of the species, and splines with knots `step` A apart."""
     intervals = math.ceil((config.r_max - START_A) / step)
     return dataclasses.replace(config, species=species, spline=Spline(START_A, step, intervals + DEGREE))
 
 
-def fold(config: ModelConfig, variables: dict, small: ModelConfig) -> dict:
+def fold(config: ModelConfig, variables: dict, *, small: ModelConfig) -> dict:
     """Arrays (float64) of the specialised model `small` from those of the plain model `config`.
 
     Per interaction t: up [C, C] per degree ([S, C] of the embedding for t = 0), radial [pairs rows, P, C], density
@@ -113,16 +113,18 @@ def fold(config: ModelConfig, variables: dict, small: ModelConfig) -> dict:
     }
     if config.pair_repulsion:
         out["zbl"] = constants["zbl"]
-    tables = _tables(config, params, constants, small)
+    tables = _tables(config, params, constants=constants, small=small)
     for t in range(config.num_interactions):
-        out[f"interactions_{t}"] = tables[t] | _linear_maps(config, params, constants, rows, embedding, t)
+        out[f"interactions_{t}"] = tables[t] | _linear_maps(
+            config, params, constants=constants, rows=rows, embedding=embedding, t=t
+        )
         name = f"readouts_{t}"
         out[name] = {"params": params[name]} | ({"constants": constants[name]} if name in constants else {})
     return out
 
 
 def _linear_maps(
-    config: ModelConfig, params: dict, constants: dict, rows: np.ndarray, embedding: np.ndarray, t: int
+    config: ModelConfig, params: dict, *, constants: dict, rows: np.ndarray, embedding: np.ndarray, t: int
 ) -> dict:
     """Everything of interaction t that is a matrix: see `fold`."""
     block, product = params[f"interactions_{t}"], params[f"products_{t}"]
@@ -148,7 +150,7 @@ def _linear_maps(
     return out
 
 
-def _tables(config: ModelConfig, params: dict, constants: dict, small: ModelConfig) -> list[dict]:
+def _tables(config: ModelConfig, params: dict, *, constants: dict, small: ModelConfig) -> list[dict]:
     """Per interaction {"radial": [pairs rows, P, C], "density": [pairs rows]}, stacked by pair of species."""
     from scipy.interpolate import make_lsq_spline  # not at the top: few models need it
 
@@ -159,9 +161,9 @@ def _tables(config: ModelConfig, params: dict, constants: dict, small: ModelConf
     coefficients = [None] * num_pairs(small)
     for i, a in enumerate(small.species):
         for j, b in enumerate(small.species[: i + 1]):
-            pair = int(pair_index(small, np.array(i), np.array(j)))
+            pair = int(pair_index(small, np.array(i), b=np.array(j)))
             if coefficients[pair] is None:
-                functions = _radial_functions(config, params, constants, r, a, b)
+                functions = _radial_functions(config, params, constants=constants, r=r, a=a, b=b)
                 coefficients[pair] = make_lsq_spline(r, functions, knots, DEGREE).c
     stacked = np.concatenate(coefficients)
     tables, first = [], 0
@@ -177,7 +179,9 @@ def _tables(config: ModelConfig, params: dict, constants: dict, small: ModelConf
     return tables
 
 
-def _radial_functions(config: ModelConfig, params: dict, constants: dict, r: np.ndarray, a: int, b: int) -> np.ndarray:
+def _radial_functions(
+    config: ModelConfig, params: dict, *, constants: dict, r: np.ndarray, a: int, b: int
+) -> np.ndarray:
     """[len(r), F] hidden units of the radial MLP, and the density's edge function, of every interaction in turn."""
     with jax.enable_x64(True):
         shape = (1, len(r))
@@ -213,7 +217,7 @@ def _compile_kernels(config: ModelConfig) -> None:
 
 
 def _paths(config: ModelConfig, t: int) -> list:
-    return couplings.conv_paths(config.input_lmax(t), config.max_ell, config.max_ell)
+    return couplings.conv_paths(config.input_lmax(t), config.max_ell, out_lmax=config.max_ell)
 
 
 def _check_structures(config: ModelConfig, numbers: Sequence[int]) -> list[tuple[ase.Atoms, graph.Edges]]:
@@ -232,7 +236,7 @@ def _check_structures(config: ModelConfig, numbers: Sequence[int]) -> list[tuple
 
 
 def _evaluate(
-    config: ModelConfig, variables: dict, structures: list[tuple[ase.Atoms, graph.Edges]]
+    config: ModelConfig, variables: dict, *, structures: list[tuple[ase.Atoms, graph.Edges]]
 ) -> dict[str, np.ndarray]:
     """energy per atom [G], forces [N, 3] and the Hessian times a fixed random displacement, in float64."""
     batch = graph.build(structures, config)
@@ -247,8 +251,8 @@ def _evaluate(
         jax.jit, compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     )
     def compute(variables: dict, batch: jraph.GraphsTuple, tangent: jax.Array) -> tuple[jax.Array, ...]:
-        energies = potential.per_graph(batch, potential.energy(config, variables, batch))
-        return energies, *derivatives.gradient_and_product(config, variables, batch, tangent)
+        energies = potential.per_graph(batch, potential.energy(config, variables, graph=batch))
+        return energies, *derivatives.gradient_and_product(config, variables, graph=batch, tangent=tangent)
 
     with jax.enable_x64(True):
         cast = potential.cast(variables, "float64"), potential.cast(batch, "float64")

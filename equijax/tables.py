@@ -44,7 +44,7 @@ def pair(mae: float | None, rmse: float | None) -> str:
     return cell(None) if mae is None or rmse is None else f"{cell(mae)} / {cell(rmse)}"
 
 
-def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
+def write_csv(path: str | Path, header: Sequence[str], *, rows: Iterable[Iterable[object]]) -> None:
     """Write a CSV file, whole or not at all; floats to ten digits, the unit of each column in its name."""
     with outputs.beside(path) as part, open(part, "w", newline="") as file:
         writer = csv.writer(file)

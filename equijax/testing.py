@@ -26,7 +26,7 @@ TOLERANCE = {
 
 
 def random_config(
-    channels: int = 8, lmax: int = 1, species: tuple[int, ...] = (8, 11, 12, 14, 17, 20, 22), **changes: Any
+    channels: int = 8, lmax: int = 1, *, species: tuple[int, ...] = (8, 11, 12, 14, 17, 20, 22), **changes: Any
 ) -> ModelConfig:
     """A ModelConfig of the MACE-MP-0b3 architecture; keyword arguments replace any of its options.
 
@@ -57,16 +57,18 @@ def random_config(
     } | changes
     num = options["num_interactions"]
     options.setdefault("correlation", (3,) * num)
-    options.setdefault("contraction_paths", contraction_paths(lmax, options["max_ell"], options["correlation"]))
+    options.setdefault(
+        "contraction_paths", contraction_paths(lmax, options["max_ell"], correlation=options["correlation"])
+    )
     return ModelConfig(**options)
 
 
-def contraction_paths(lmax: int, max_ell: int, correlation: tuple[int, ...]) -> tuple:
+def contraction_paths(lmax: int, max_ell: int, *, correlation: tuple[int, ...]) -> tuple:
     """Path counts of the non-reduced U tensors for hidden features up to `lmax`, scalars only after the last step."""
     last = len(correlation) - 1
     return tuple(
         tuple(
-            tuple(couplings.u_tensor(max_ell, L, nu).shape[-1] for nu in range(1, correlation[t] + 1))
+            tuple(couplings.u_tensor(max_ell, L, degree=nu).shape[-1] for nu in range(1, correlation[t] + 1))
             for L in range((0 if t == last else lmax) + 1)
         )
         for t in range(last + 1)
@@ -101,7 +103,7 @@ class PairConfig:
         return 0.5 * jnp.where(r < self.r_max, self.energy(r), 0.0).sum(1)
 
 
-def pair_forcefield(energy: Callable, r_max: float, species: tuple[int, ...]) -> ForceField:
+def pair_forcefield(energy: Callable, r_max: float, *, species: tuple[int, ...]) -> ForceField:
     """A ForceField of a `PairConfig`."""
     constants = {"atomic_energies": np.zeros((1, len(species)))}
     return ForceField(PairConfig(energy, r_max, species), {"params": {}, "constants": constants}, {})
@@ -110,6 +112,7 @@ def pair_forcefield(energy: Callable, r_max: float, species: tuple[int, ...]) ->
 def rattled(
     name: str = "NaCl",
     structure: str = "rocksalt",
+    *,
     a: float = 5.6,
     repeat: tuple[int, int, int] = (1, 1, 1),
     seed: int = 0,
@@ -120,7 +123,7 @@ def rattled(
     return atoms
 
 
-def assert_equivariant(evaluate: Callable[[Atoms], Evaluated], atoms: Atoms, tolerance: dict, seed: int = 0) -> None:
+def assert_equivariant(evaluate: Callable[[Atoms], Evaluated], atoms: Atoms, *, tolerance: dict, seed: int = 0) -> None:
     """Energy invariant, forces covariant under a random improper rotation, translation and permutation.
 
     Args:
@@ -157,7 +160,7 @@ def structures() -> dict[str, Atoms]:
     slab.pbc = [True, True, False]
     molecule = Atoms("OSiNaCl", positions=[[0, 0, 0], [1.6, 0.1, 0], [0.3, 2.2, 0.4], [2.1, 1.9, 1.8]])
     return {
-        "Si": rattled("Si", "diamond", 5.43),
+        "Si": rattled("Si", "diamond", a=5.43),
         "NaCl": rattled(),
         "hcp Mg": bulk("Mg", "hcp", a=3.2, c=5.2) * (2, 1, 1),
         "perovskite": perovskite,
@@ -166,5 +169,5 @@ def structures() -> dict[str, Atoms]:
         "molecule": molecule,
         "slab": slab,
         "isolated atom": Atoms("Na"),
-        "high pressure": rattled("Si", "diamond", 3.6),
+        "high pressure": rattled("Si", "diamond", a=3.6),
     }

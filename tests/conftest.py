@@ -75,12 +75,12 @@ def folder(student, tmp_path_factory):
     from equijax.forcefield import ForceField
 
     path = tmp_path_factory.mktemp("finetune")
-    checkpoint.save(path / "model", student.config, student.variables, {"source": "random"})
+    checkpoint.save(path / "model", student.config, variables=student.variables, metadata={"source": "random"})
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda w: w * (1 + 0.2 * rng.normal(size=w.shape)), student.variables["params"])
     teacher = ForceField(student.config, {**student.variables, "params": params}, {})
     salt = [testing.rattled(seed=i) for i in range(8)]
-    silicon = [testing.rattled("Si", "diamond", 5.4, seed=i) for i in range(2)]
+    silicon = [testing.rattled("Si", "diamond", a=5.4, seed=i) for i in range(2)]
     for name, images in (("train", salt[:6]), ("test", salt[6:]), ("other", silicon)):
         found = zip(images, teacher.evaluate(images), strict=True)
         labelled = [data.Labelled(atoms, f.energy, f.forces, f.stress) for atoms, f in found]

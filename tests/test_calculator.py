@@ -42,7 +42,7 @@ def test_energies_sum_to_the_energy(ff):
 def test_changes_recompute_and_questions_do_not(ff, monkeypatch):
     calls = []
     evaluate = derivatives.evaluate
-    monkeypatch.setattr(derivatives, "evaluate", lambda *a: calls.append(1) or evaluate(*a))
+    monkeypatch.setattr(derivatives, "evaluate", lambda *a, **k: calls.append(1) or evaluate(*a, **k))
     atoms = attached(ff, testing.rattled())
     values = [atoms.get_potential_energy()]
     atoms.get_forces(), atoms.get_stress(), atoms.get_potential_energy()
@@ -119,7 +119,7 @@ def test_heads_are_chosen_by_name():
 
 def test_heads_share_arrays_and_are_loaded_by_name(tmp_path):
     ff = testing.random_forcefield(testing.random_config(channels=2, heads=("pbe", "r2scan")))
-    checkpoint.save(tmp_path / "a", ff.config, ff.variables, {})
+    checkpoint.save(tmp_path / "a", ff.config, variables=ff.variables, metadata={})
     chosen = load(tmp_path / "a", head="r2scan")
     assert (chosen.head, chosen.head_index, chosen.with_head("pbe").head_index) == ("r2scan", 1, 0)
     assert chosen.with_head("pbe").device_variables() is chosen.device_variables()
@@ -133,12 +133,12 @@ def test_force_fields_can_be_keys(ff):
 
 
 def test_checkpoint_round_trip(ff, tmp_path):
-    checkpoint.save(tmp_path / "a", ff.config, ff.variables, {"source": "test"})
+    checkpoint.save(tmp_path / "a", ff.config, variables=ff.variables, metadata={"source": "test"})
     again = load(tmp_path / "a")
     assert again.config == ff.config and again.metadata == {"source": "test"}
     atoms = testing.rattled()
     assert again.evaluate([atoms])[0].energy == ff.evaluate([atoms])[0].energy
-    checkpoint.save(tmp_path / "a", ff.config, ff.variables, {"source": "second"})
+    checkpoint.save(tmp_path / "a", ff.config, variables=ff.variables, metadata={"source": "second"})
     assert load(tmp_path / "a").metadata == {"source": "second"}
     assert [p.name for p in tmp_path.iterdir()] == ["a"], "nothing is left beside"
     with pytest.raises(FileNotFoundError, match="config.json"):

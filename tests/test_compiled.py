@@ -42,8 +42,8 @@ class Options:
 
 
 STARTS = {
-    "a program": lambda: runner.options(Options, [], "equijax nothing"),
-    "the calculator": lambda: testing.pair_forcefield(lambda r: r, 3.0, (11,)).calculator(),
+    "a program": lambda: runner.options(Options, [], name="equijax nothing"),
+    "the calculator": lambda: testing.pair_forcefield(lambda r: r, 3.0, species=(11,)).calculator(),
 }
 
 

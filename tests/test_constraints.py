@@ -21,7 +21,7 @@ def morse(r):
     return 0.3 * ((1 - jnp.exp(-1.2 * (r - 2.9))) ** 2 - 1)
 
 
-FF = testing.pair_forcefield(morse, 4.6, (13,))
+FF = testing.pair_forcefield(morse, 4.6, species=(13,))
 
 
 def slab(*constraints) -> Atoms:
@@ -81,7 +81,7 @@ def test_a_cell_with_fixed_atoms_and_other_constraints_are_refused():
         with pytest.raises(ValueError, match="FixBondLength"):
             function(bonded, False)
     with pytest.raises(ValueError, match="modes are followed with all atoms free"):
-        soft_modes.search(FF, fixed, ModesConfig("slab", "model"))
+        soft_modes.search(FF, fixed, config=ModesConfig("slab", "model"))
 
 
 def test_force_constants_say_that_they_ignore_fixed_atoms():

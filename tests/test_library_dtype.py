@@ -23,7 +23,7 @@ def reference() -> dict[str, np.ndarray]:
 
     @jax.jit
     def both(variables, g):
-        gradient = jax.grad(lambda x: potential.total_energy(FF.config, variables, g, x))
+        gradient = jax.grad(lambda x: potential.total_energy(FF.config, variables, graph=g, positions=x))
         return -gradient(g.nodes.positions), jax.jacfwd(gradient)(g.nodes.positions)
 
     n = len(ATOMS)
@@ -42,7 +42,7 @@ def calculator():
 def dynamical_matrix():
     """The Hessian of the cell: at q = 0 all periodic images move alike."""
     root = np.repeat(np.sqrt(ATOMS.get_masses()), 3)
-    (found,) = dynamical.dynamical_matrices(FF, ATOMS, [[0.0, 0.0, 0.0]]) * np.outer(root, root)
+    (found,) = dynamical.dynamical_matrices(FF, ATOMS, qpoints=[[0.0, 0.0, 0.0]]) * np.outer(root, root)
     return (dynamical.phase(ATOMS, [[0.0, 0.0, 0.0]])[0].conj() * found).real.reshape(8, 3, 8, 3)
 
 
@@ -86,7 +86,7 @@ def test_dynamics_is_float64(reference, tmp_path):
     h5py = pytest.importorskip("h5py")
     from equijax.md import run
 
-    checkpoint.save(tmp_path / "model", FF.config, FF.variables, {})
+    checkpoint.save(tmp_path / "model", FF.config, variables=FF.variables, metadata={})
     ase.io.write(tmp_path / "a.traj", ATOMS)
     config = options.MDConfig(
         tmp_path / "a.traj", tmp_path / "model", ensemble="nve", steps=1, log_every=1, trajectory_every=1,

@@ -68,11 +68,11 @@ SCAN = {
 WRITERS = {
     "report.json": lambda path: certificate.write({"numbers": np.arange(9)}, path),
     "metrics.jsonl": lambda path: outputs.write_text(path, 20 * "line\n"),
-    "checkpoint.npz": lambda path: outputs.save_arrays(path, [np.arange(9)], {"step": 1}),
+    "checkpoint.npz": lambda path: outputs.save_arrays(path, [np.arange(9)], document={"step": 1}),
     "dos.csv": lambda path: thermal.write_dos(SimpleNamespace(frequency_points=np.arange(9), dos=np.arange(9)), path),
     "thermal.csv": lambda path: thermal.harmonic([[0, 0, 0.5]], [[1.0, 2, 3]]).write_csv(path),
     "structures.csv": write_errors,
-    "table.csv": lambda path: tables.write_csv(path, ["x"], [[float(i)] for i in range(9)]),
+    "table.csv": lambda path: tables.write_csv(path, ["x"], rows=[[float(i)] for i in range(9)]),
     "bands.png": lambda path: plots.draw_bands(path, chain(), title="Ar"),
     "comparison.png": lambda path: plots.compare_bands(path, {"Ar": {"reference": chain(), "converted": chain()}}),
     "kappa.png": lambda path: plots.draw_conductivity(path, {"xx": XS}, temperatures=XS, title="Ar"),

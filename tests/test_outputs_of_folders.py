@@ -31,7 +31,7 @@ def ff():
 
 
 def save_model(path, ff):
-    return checkpoint.save(path, ff.config, ff.variables, {})
+    return checkpoint.save(path, ff.config, variables=ff.variables, metadata={})
 
 
 def save_adapter(path, ff):

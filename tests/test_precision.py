@@ -29,19 +29,21 @@ def products(jaxpr) -> list:
 
 def forces():
     batch = potential.cast(graph.from_atoms(ATOMS, FF.config), "float32")
-    return jax.make_jaxpr(lambda v, g: derivatives.energy_forces_stress(FF.config, v, g))(FF.device_variables(), batch)
+    return jax.make_jaxpr(lambda v, g: derivatives.energy_forces_stress(FF.config, v, graph=g))(
+        FF.device_variables(), batch
+    )
 
 
 def product_with_hessian():
     batch = potential.cast(graph.from_atoms(ATOMS, FF.config), "float32")
     R, variables = jnp.asarray(batch.nodes.positions), FF.device_variables()
-    gradient = jax.grad(lambda R: potential.total_energy(FF.config, variables, batch, R))
+    gradient = jax.grad(lambda R: potential.total_energy(FF.config, variables, graph=batch, positions=R))
     return jax.make_jaxpr(lambda R: jax.jvp(gradient, (R,), (jnp.ones_like(R),)))(R)
 
 
 def dynamics():
     T = ATOMS.cell.array.T
-    neighbor_fn, energy_fn = energy_in(T, SPACE, FF, ATOMS.numbers)
+    neighbor_fn, energy_fn = energy_in(T, SPACE, ff=FF, numbers=ATOMS.numbers)
     R = jnp.asarray(ATOMS.positions, jnp.float32)
     neighbors = neighbor_fn.allocate(R)
 

@@ -47,8 +47,8 @@ def fast(plain):
 def test_same_energies_forces_and_stress(variant, perovskite):
     ff = testing.random_forcefield(testing.random_config(channels=4, **VARIANTS[variant]))
     ff = ff.with_head(ff.config.heads[-1])
-    config = specialise.shrink(ff.config, (8, 20, 22), specialise.STEPS_A[1])
-    folded = {"params": {}, "constants": specialise.fold(ff.config, ff.variables, config)}
+    config = specialise.shrink(ff.config, (8, 20, 22), step=specialise.STEPS_A[1])
+    folded = {"params": {}, "constants": specialise.fold(ff.config, ff.variables, small=config)}
     fast = type(ff)(config, folded, {}, ff.head)
     (a,), (b,) = (x.evaluate([perovskite], compute=Compute()) for x in (ff, fast))
     tolerance = TOLERANCE["float64"]
@@ -78,7 +78,7 @@ def test_errors_are_measured_and_stored(fast, plain, monkeypatch):
     assert plain.specialise([22, 8, 20]) is fast  # made once
     monkeypatch.setattr(specialise, "STEPS_A", specialise.STEPS_A[:1])  # one program to compile, not three
     with pytest.raises(ValueError, match=r"off by .* eV/atom .* tolerance"):
-        specialise.specialise(plain.config, plain.variables, ["Si"], {"forces": 1e-18})
+        specialise.specialise(plain.config, plain.variables, species=["Si"], tolerance={"forces": 1e-18})
 
 
 def test_elements_outside_the_set_are_refused(plain, fast):
@@ -88,7 +88,7 @@ def test_elements_outside_the_set_are_refused(plain, fast):
         plain.specialise(["U", "O"])
     assert fast.specialise(["O"]) is fast
     with pytest.raises(ValueError, match="specialised already"):
-        specialise.specialise(fast.config, fast.variables, ["O"])
+        specialise.specialise(fast.config, fast.variables, species=["O"])
     for wrong in ([], ["Xx"]):
         with pytest.raises(ValueError, match="at least one"):
             plain.specialise(wrong)
@@ -100,7 +100,7 @@ def test_splines_are_smooth_and_end_at_the_cutoff(fast):
     W = np.asarray(fast.variables["constants"]["interactions_1"]["radial"])[:, 0, 0]
 
     def value(r):
-        phi, first = spline_weights(spline, r.reshape(1, 1), np.zeros((1, 1), np.int32), r_max)
+        phi, first = spline_weights(spline, r.reshape(1, 1), pair=np.zeros((1, 1), np.int32), r_max=r_max)
         return (phi[0, 0] * jax.numpy.asarray(W)[first[0] + np.arange(TERMS)]).sum()
 
     with jax.enable_x64(True):

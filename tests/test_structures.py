@@ -37,8 +37,8 @@ SITES = {
     "full": "Na1 Na 0 0 0 1.0\nCl1 Cl 0.5 0.5 0.5 .\n",
 }
 # bonds of body-centred tetragonal silicon, 2.33 to 2.37 A, and the twelve neighbours after them
-SPRINGS = testing.pair_forcefield(lambda r: 3.0 * (r - 2.35) ** 2, 3.0, (14,))
-ARGON = testing.pair_forcefield(lambda r: 0.0416 * ((3.4 / r) ** 12 - (3.4 / r) ** 6), 5.9, (18,))
+SPRINGS = testing.pair_forcefield(lambda r: 3.0 * (r - 2.35) ** 2, 3.0, species=(14,))
+ARGON = testing.pair_forcefield(lambda r: 0.0416 * ((3.4 / r) ** 12 - (3.4 / r) ** 6), 5.9, species=(18,))
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_sites_are_refused_unless_one_element_is_always_there(written):
 def test_every_program_refuses_disorder(written, program, name, capsys):
     """Before work starts, by an exit code or an error, and the site is named."""
     ff = testing.random_forcefield(testing.random_config(channels=2))
-    checkpoint.save(written / "model", ff.config, ff.variables, {})
+    checkpoint.save(written / "model", ff.config, variables=ff.variables, metadata={})
     first = {rattle: ["--structure"], evaluate: ["--data"]}.get(program, [])
     more = [] if program in (modes, md, rattle, evaluate) else ["--supercell", "1", "1", "1"]
     argv = [*first, str(written / f"{name}.cif"), "--model", str(written / "model"), "--out", str(written / "out")]
@@ -123,9 +123,9 @@ def test_dynamical_matrices_of_a_left_handed_cell():
     """The same at the same q in Cartesian coordinates."""
     right, left, q = tetragonal(), swapped(tetragonal()), np.array([[0.1, 0.2, 0.35]])
     same = q @ np.linalg.inv(right.cell.array).T @ left.cell.array.T
-    a, b = (dynamical.dynamical_matrices(SPRINGS, *pair) for pair in ((right, q), (left, same)))
+    a, b = (dynamical.dynamical_matrices(SPRINGS, cell, qpoints=k) for cell, k in ((right, q), (left, same)))
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
-    values = dynamical.symmetric_matrices(SPRINGS, left, [*same, *-same])
+    values = dynamical.symmetric_matrices(SPRINGS, left, qpoints=[*same, *-same])
     np.testing.assert_allclose(values[1], b[0].conj(), rtol=0, atol=1e-12)
 
 
@@ -178,7 +178,7 @@ def test_isotopes_keep_their_places():
     force_constants.force_constants(ARGON, phonon)
     exact = dynamical.primitive(phonon)
     mesh = phonon.run_mesh((2, 2, 2), is_gamma_center=True)
-    D = dynamical.dynamical_matrices(ARGON, exact, bloch_mesh := distinct_mesh(2))
+    D = dynamical.dynamical_matrices(ARGON, exact, qpoints=(bloch_mesh := distinct_mesh(2)))
     whole = np.sort(phonon.run_mesh((2, 2, 2), is_mesh_symmetry=False, is_gamma_center=True).frequencies.ravel())
     reduced = np.sort(np.repeat(mesh.frequencies, mesh.weights, axis=0).ravel())
     np.testing.assert_allclose(reduced, whole, rtol=0, atol=1e-6)
@@ -186,7 +186,7 @@ def test_isotopes_keep_their_places():
     frequencies = dynamical.frequencies(D)
     for star in stars:
         np.testing.assert_allclose(frequencies[star], frequencies[star[:1]].repeat(len(star), 0), rtol=0, atol=1e-6)
-    same = dynamical.symmetric_matrices(ARGON, exact, bloch_mesh)
+    same = dynamical.symmetric_matrices(ARGON, exact, qpoints=bloch_mesh)
     np.testing.assert_allclose(same, D, rtol=0, atol=1e-10)
     assert sorted(soft_modes._primitive(atoms).get_masses()) == [36.0, 38.0, 40.0, 40.0]
 
@@ -238,5 +238,5 @@ def test_few_modes_run_through(atoms, supercell, mesh, tmp_path, monkeypatch):
 
 
 def test_thermal_properties_without_a_mode():
-    found = thermal.harmonic([[0, 0, 0]], [[0.0, 0.0, 0.0]], None, [300.0])
+    found = thermal.harmonic([[0, 0, 0]], [[0.0, 0.0, 0.0]], weights=None, temperatures=[300.0])
     assert found.imaginary_excluded == 0 and found.free_energy[0] == 0

@@ -38,6 +38,6 @@ def test_errors_in_pairs():
 
 
 def test_csv_keeps_ten_digits_and_text(tmp_path):
-    tables.write_csv(tmp_path / "a.csv", ["x", "name"], [[1 / 3, "a, b"], [np.float32(0.5), ""], [7, "c"]])
+    tables.write_csv(tmp_path / "a.csv", ["x", "name"], rows=[[1 / 3, "a, b"], [np.float32(0.5), ""], [7, "c"]])
     with open(tmp_path / "a.csv", newline="") as file:
         assert list(csv.reader(file)) == [["x", "name"], ["0.3333333333", "a, b"], ["0.5", ""], ["7", "c"]]

@@ -14,7 +14,7 @@ ff = equijax.load("model")
 atoms = bulk("Si", "diamond", a=5.43, cubic=True)
 box = jnp.asarray(atoms.cell.array.T, jnp.float32)  # cell vectors as columns
 displacement, shift = space.periodic_general(box, fractional_coordinates=True)
-neighbor_fn, energy_fn = equijax.md.energy_neighbor(displacement, box, ff, atoms.numbers)
+neighbor_fn, energy_fn = equijax.md.energy_neighbor(displacement, box, ff=ff, numbers=atoms.numbers)
 
 R = jnp.asarray(atoms.get_scaled_positions(), jnp.float32)
 neighbors = neighbor_fn.allocate(R)

@@ -107,7 +107,7 @@ def init_lora(
     seed = [key] if isinstance(key, int) else np.asarray(jax.random.key_data(key)).ravel().tolist()
     rows = None if rows is None else tuple(sorted({int(i) for i in rows}))
     arrays, leaves = {}, paths_of(params)
-    for path, (b, m, n) in _shapes(params, targets, rows).items():
+    for path, (b, m, n) in _shapes(params, targets, rows=rows).items():
         dtype = leaves[path].dtype
         r = int(rank) if rank >= 1 else max(1, round(rank * min(m, n)))
         if r * (m + n) >= m * n:
@@ -121,7 +121,7 @@ def init_lora(
 def init_delta(params: dict, targets: Iterable[str] = (".*",), *, rows: Iterable[int] | None = None) -> Adapters:
     """Full-size residuals of everything that `targets` match, zero at the start; arguments as for `init_lora`."""
     rows = None if rows is None else tuple(sorted({int(i) for i in rows}))
-    shapes, leaves = _shapes(params, targets, rows), paths_of(params)
+    shapes, leaves = _shapes(params, targets, rows=rows), paths_of(params)
     arrays = {path: {"delta": np.zeros(shape, leaves[path].dtype)} for path, shape in shapes.items()}
     return Adapters(arrays, 1.0, rows)
 
@@ -150,7 +150,7 @@ def apply(params: dict, adapters: Adapters) -> dict:
 
     def leaf(path: tuple, w: jax.Array) -> jax.Array:
         name = path_name(path)
-        return _add(name, w, residual(adapters, name), adapters.rows) if name in adapters.arrays else w
+        return _add(name, w, change=residual(adapters, name), rows=adapters.rows) if name in adapters.arrays else w
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 
@@ -232,7 +232,7 @@ def layout(path: str, ndim: int) -> Layout:
     raise InputError(f"parameter {path} with {ndim} axes: no rule says how it is a stack of matrices")
 
 
-def _shapes(params: dict, targets: Iterable[str], rows: tuple[int, ...] | None) -> dict[str, tuple[int, int, int]]:
+def _shapes(params: dict, targets: Iterable[str], *, rows: tuple[int, ...] | None) -> dict[str, tuple[int, int, int]]:
     """(b, m, n) of every target that is not empty."""
     leaves = paths_of(params)
     shapes = {}
@@ -255,7 +255,7 @@ def _check_rows(rows: tuple[int, ...], num_species: int) -> None:
         raise InputError(f"species rows {rows}: expected at least one, each from 0 to {num_species - 1}")
 
 
-def _add(path: str, w: jax.Array, change: jax.Array, rows: tuple[int, ...] | None) -> jax.Array:
+def _add(path: str, w: jax.Array, *, change: jax.Array, rows: tuple[int, ...] | None) -> jax.Array:
     """Add a change [b, m, n] to the array at `path`, in the array's dtype."""
     w = jnp.asarray(w)
     axis, species = layout(path, w.ndim)

@@ -84,7 +84,7 @@ def write_csv(
         label = "" if s.energy is None else repr(s.energy)
         row = [s.source, s.atoms.get_chemical_formula(), len(s.atoms), s.head or "", label, repr(f.energy)]
         rows.append(row + [x if x == "" else f"{x:.6g}" for x in numbers])
-    tables.write_csv(path, COLUMNS, rows)
+    tables.write_csv(path, COLUMNS, rows=rows)
 
 
 def label_warnings(structures: Sequence[Labelled], found: Sequence[Evaluated]) -> list[str]:

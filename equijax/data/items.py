@@ -65,13 +65,13 @@ def prepare(structures: Iterable[Labelled], config: ModelConfig) -> list[Item]:
     """
     items = []
     for s in structures:
-        graph.check_atoms(s.atoms, config, s.source)
+        graph.check_atoms(s.atoms, config, name=s.source)
         if s.head is not None and s.head not in config.heads:
             raise InputError(
                 f"{s.source}: head {s.head!r} is not one of the model's: {', '.join(config.heads)}; rename it, or "
                 "read none with --head-key none"
             )
-        items.append(Item(s, graph.neighbour_list(s.atoms, config.r_max, s.source)))
+        items.append(Item(s, graph.neighbour_list(s.atoms, config.r_max, name=s.source)))
     return items
 
 
@@ -159,7 +159,7 @@ def batch(
     """
     size = size_of(items, config) if size is None else size
     heads = [head if i.labelled.head is None else config.heads.index(i.labelled.head) for i in items]
-    g = graph.build([(i.labelled.atoms, i.edges) for i in items], config, size, heads)
+    g = graph.build([(i.labelled.atoms, i.edges) for i in items], config, size=size, heads=heads)
     tangents, hvp, hvp_mask = _products(items, size.nodes)
     nodes = NodeLabels(np.zeros((size.nodes, 3)), np.zeros(size.nodes), tangents, hvp, hvp_mask)
     labels = GraphLabels(
@@ -173,7 +173,7 @@ def batch(
         for weights, weight in zip(labels.of_each, s.label_weights, strict=True):
             weights[b] = s.weight * weight
         if s.energy is not None:
-            labels.energy[b], labels.energy_mask[b] = s.energy - _isolated(s, config, energies[h]), 1.0
+            labels.energy[b], labels.energy_mask[b] = s.energy - _isolated(s, config, energies=energies[h]), 1.0
         if s.stress is not None:
             labels.stress[b], labels.stress_mask[b] = s.stress, 1.0
         if s.forces is not None:
@@ -222,7 +222,7 @@ def _wave_vectors(items: Sequence[Item], num_graphs: int) -> np.ndarray | None:
     return q
 
 
-def _isolated(s: Labelled, config: ModelConfig, energies: np.ndarray) -> float:
+def _isolated(s: Labelled, config: ModelConfig, *, energies: np.ndarray) -> float:
     """Sum of E0 [Z] over the atoms, eV."""
     row = {z: i for i, z in enumerate(config.species)}
     return float(sum(energies[row[int(z)]] for z in s.atoms.numbers))

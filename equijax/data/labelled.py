@@ -99,14 +99,14 @@ def from_values(
     return Labelled(
         clean,
         energy,
-        None if forces is None else _forces(np.asarray(forces, float), n, source),
+        None if forces is None else _forces(np.asarray(forces, float), n, source=source),
         None if stress is None or not crystal else _stress(np.asarray(stress, float), source),
         source=source,
         **others,
     )
 
 
-def _forces(forces: np.ndarray, n: int, source: str) -> np.ndarray | None:
+def _forces(forces: np.ndarray, n: int, *, source: str) -> np.ndarray | None:
     if forces.shape != (n, 3):
         raise InputError(f"{source}: forces of shape {forces.shape}; expected ({n}, 3)")
     missing = np.isnan(forces)

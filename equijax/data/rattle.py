@@ -87,7 +87,7 @@ def run(options: RattleConfig) -> Picked:
         raise InputError(f"{options.structure} is not periodic in three directions")
     ff = None if options.model is None else forcefield.load(options.model, head=options.head)
     if ff is not None:
-        check_atoms(crystal, ff.config, str(options.structure))
+        check_atoms(crystal, ff.config, name=str(options.structure))
     supercell = make_supercell(crystal, options.supercell, min_length=options.min_length)
     candidates = rattled(supercell, options)
     if ff is not None:

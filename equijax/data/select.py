@@ -33,14 +33,14 @@ def descriptors(
     present = sorted({int(z) for atoms in structures for z in atoms.numbers})
     composition = np.array([[np.mean(atoms.numbers == z) for z in present] for atoms in structures])
     names = names or [f"structure {i}" for i in range(len(structures))]
-    radial = [_histogram(atoms, cutoff, name) for atoms, name in zip(structures, names, strict=True)]
+    radial = [_histogram(atoms, cutoff, name=name) for atoms, name in zip(structures, names, strict=True)]
     blocks = (composition, np.array([h.mean(0) for h in radial]), np.array([h.std(0) for h in radial]))
     return np.concatenate([_scaled(block) for block in blocks], axis=1)
 
 
-def _histogram(atoms: ase.Atoms, cutoff: float, name: str) -> np.ndarray:
+def _histogram(atoms: ase.Atoms, cutoff: float, *, name: str) -> np.ndarray:
     """[n, RADIAL_CENTRES]"""
-    edges = graph.neighbour_list(atoms, cutoff, name)
+    edges = graph.neighbour_list(atoms, cutoff, name=name)
     cell = complete_cell(atoms.cell.array)
     vectors = atoms.positions[edges.senders] + edges.shifts @ cell - atoms.positions[edges.receivers]
     r = np.linalg.norm(vectors, axis=1)

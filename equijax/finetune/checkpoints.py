@@ -86,7 +86,7 @@ def save(path: Path, stored: Stored) -> None:
     """Write a checkpoint; the previous one stays until the new one is on disk."""
     values = dataclasses.asdict(stored.progress)  # JSON has no infinity
     document = {k: None if isinstance(v, float) and math.isinf(v) else v for k, v in values.items()}
-    outputs.save_arrays(path, jax.tree.leaves((stored.state, stored.best)), {"progress": document})
+    outputs.save_arrays(path, jax.tree.leaves((stored.state, stored.best)), document={"progress": document})
 
 
 def restore(path: Path, state: TrainState, *, best: Any) -> Stored:

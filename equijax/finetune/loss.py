@@ -89,12 +89,12 @@ def sums(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, opti
     """
     out, terms = {}, active(graph, options)
     if set(FIRST_ORDER) & set(terms):
-        found = derivatives.energy_forces_stress(config, variables, graph)
+        found = derivatives.energy_forces_stress(config, variables, graph=graph)
         out = {term: FIRST_ORDER[term](found, graph, options) for term in terms if term in FIRST_ORDER}
     if "hvp" in terms:
         tangents, q = graph.nodes.labels.tangents, graph.globals.labels.q
         products = derivatives.hessian_products(config, variables, graph, tangents, q)
-        out["hvp"] = _hvp(products, graph, options)
+        out["hvp"] = _hvp(products, graph, options=options)
     return out
 
 
@@ -118,44 +118,44 @@ def total(terms: dict[str, Term], options: LossConfig) -> jax.Array:
 def _energy(found: Derivatives, graph: jraph.GraphsTuple, options: LossConfig) -> Term:
     labels = graph.globals.labels
     mask = labels.energy_mask
-    d = _difference(found.energy, labels.energy, mask) / jnp.maximum(graph.n_node, 1)
+    d = _difference(found.energy, labels.energy, mask=mask) / jnp.maximum(graph.n_node, 1)
     return Term(_penalty(d, options) * labels.energy_weight, mask.sum())
 
 
 def _forces(found: Derivatives, graph: jraph.GraphsTuple, options: LossConfig) -> Term:
     labels, mask = graph.nodes.labels.forces, graph.nodes.labels.forces_mask
-    d = _difference(found.forces, labels, mask[:, None])
+    d = _difference(found.forces, labels, mask=mask[:, None])
     factor = 1.0
     if options.loss == "universal":
         norm = jnp.sqrt((labels**2).sum(-1, keepdims=True))
         factor = jnp.select([norm < top for top, _ in FORCE_STEPS], [f for _, f in FORCE_STEPS])
-    value = potential.per_graph(graph, _penalty(d, options, factor).sum(-1))
+    value = potential.per_graph(graph, _penalty(d, options, factor=factor).sum(-1))
     return Term(value * graph.globals.labels.forces_weight, 3.0 * mask.sum())
 
 
 def _stress(found: Derivatives, graph: jraph.GraphsTuple, options: LossConfig) -> Term:
     labels = graph.globals.labels
     mask = labels.stress_mask
-    d = _difference(found.stress, labels.stress, mask[:, None, None])
+    d = _difference(found.stress, labels.stress, mask=mask[:, None, None])
     return Term(_penalty(d, options).sum((1, 2)) * labels.stress_weight, 9.0 * mask.sum())
 
 
 FIRST_ORDER = {"energy": _energy, "forces": _forces, "stress": _stress}
 
 
-def _hvp(products: jax.Array, graph: jraph.GraphsTuple, options: LossConfig) -> Term:
+def _hvp(products: jax.Array, graph: jraph.GraphsTuple, *, options: LossConfig) -> Term:
     labels, mask = graph.nodes.labels.hvp, graph.nodes.labels.hvp_mask
-    d = _difference(products, labels, mask[:, None, ..., None])  # mask [N, 1, (2,) 1]
+    d = _difference(products, labels, mask=mask[:, None, ..., None])  # mask [N, 1, (2,) 1]
     value = _penalty(d, options).reshape(len(d), -1).sum(1)
     number = 3.0 * labels.shape[1]
     return Term(potential.per_graph(graph, value) * graph.globals.labels.weight, number * mask.sum())
 
 
-def _penalty(d: jax.Array, options: LossConfig, factor: jax.Array | float = 1.0) -> jax.Array:
+def _penalty(d: jax.Array, options: LossConfig, *, factor: jax.Array | float = 1.0) -> jax.Array:
     """rho(d); `factor` on where Huber turns linear."""
     return PENALTIES[options.loss](d, options.huber_delta * factor)
 
 
-def _difference(found: jax.Array, label: jax.Array, mask: jax.Array) -> jax.Array:
+def _difference(found: jax.Array, label: jax.Array, *, mask: jax.Array) -> jax.Array:
     """found - label where there is a label, else 0 with no gradient, even if the missing label is stored as NaN."""
     return jnp.where(mask > 0, found - jnp.where(mask > 0, label, 0.0), 0.0)

@@ -47,7 +47,7 @@ def _sums(
     config: ModelConfig, losses: loss.LossConfig, variables: dict, graph: jraph.GraphsTuple
 ) -> tuple[dict[str, tuple[jax.Array, jax.Array]], dict[str, Deviation]]:
     """Loss terms as (sum of numerators, count), and the deviation of each quantity."""
-    found = derivatives.energy_forces_stress(config, variables, graph)
+    found = derivatives.energy_forces_stress(config, variables, graph=graph)
     n = jnp.maximum(graph.n_node, 1)
     labels = graph.globals.labels
     pairs = {

@@ -70,7 +70,7 @@ def _products(
         some = np.concatenate(directions[start : start + PRODUCT_GROUP])
         size = teacher.pool.fit(size_of(group, config))
         pairs = [(i.labelled.atoms, i.edges) for i in group]
-        g = graph.build(pairs, config, size, [teacher.head_index] * len(group))
+        g = graph.build(pairs, config, size=size, heads=[teacher.head_index] * len(group))
         padded = np.zeros((size.nodes, *some.shape[1:]))
         padded[: len(some)] = some
         g, along = potential.cast((g, padded), dtype)

@@ -204,7 +204,9 @@ def write(made: Setup, out: Path, *, best: Any, final: dict, result: Result) -> 
             dataset_sha256=made.dataset_sha256,
             metadata={"strategy": made.options.strategy, "base": made.ff.metadata},
         )
-    checkpoint.save(out / "best", made.ff.config, final, made.provenance | {"best_epoch": result.best_epoch})
+    checkpoint.save(
+        out / "best", made.ff.config, variables=final, metadata=made.provenance | {"best_epoch": result.best_epoch}
+    )
     report.write(out, result)
     structures = [i.labelled for i in made.items["test"] or made.items["valid"]]
     if structures:

@@ -43,7 +43,7 @@ def _scatter_impl(y: jax.Array, senders: jax.Array, reverse: jax.Array) -> jax.A
     return jnp.take(flat, reverse, axis=0, mode="clip").reshape(y.shape).sum(1)
 
 
-def _register(primitive: Primitive, impl: Callable, transpose: Primitive, node_axes: int) -> None:
+def _register(primitive: Primitive, impl: Callable, *, transpose: Primitive, node_axes: int) -> None:
     """Give a linear primitive with index operands its abstract value, lowering, JVP, transpose and batching rules."""
     primitive.def_impl(jax.jit(impl))
 
@@ -82,5 +82,5 @@ def _register(primitive: Primitive, impl: Callable, transpose: Primitive, node_a
     batching.primitive_batchers[primitive] = batch
 
 
-_register(_gather_p, _gather_impl, _scatter_p, node_axes=1)
-_register(_scatter_p, _scatter_impl, _gather_p, node_axes=2)
+_register(_gather_p, _gather_impl, transpose=_scatter_p, node_axes=1)
+_register(_scatter_p, _scatter_impl, transpose=_gather_p, node_axes=2)

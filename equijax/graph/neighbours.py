@@ -25,7 +25,7 @@ class Edges(NamedTuple):
     reverse: np.ndarray  # [E]
 
 
-def check_atoms(atoms: ase.Atoms, config: ModelConfig, name: str = "structure") -> None:
+def check_atoms(atoms: ase.Atoms, config: ModelConfig, *, name: str = "structure") -> None:
     """Refuse input the model cannot describe.
 
     Raises:
@@ -68,7 +68,7 @@ def has_stress(atoms: ase.Atoms) -> bool:
     return bool(atoms.cell.volume > 0)
 
 
-def neighbour_list(atoms: ase.Atoms, cutoff: float, name: str = "structure") -> Edges:
+def neighbour_list(atoms: ase.Atoms, cutoff: float, *, name: str = "structure") -> Edges:
     """All ordered pairs within `cutoff` (A) with periodic images, self-images included.
 
     Raises:
@@ -77,7 +77,7 @@ def neighbour_list(atoms: ase.Atoms, cutoff: float, name: str = "structure") -> 
     import vesin  # not at the top: it imports torch where that is installed
 
     check_geometry(atoms, name)
-    frame = compact(atoms, cutoff, name)
+    frame = compact(atoms, cutoff, name=name)
     calculator = vesin.NeighborList(cutoff=float(cutoff), full_list=True)
     i, j, shifts, d = calculator.compute(frame.positions, frame.cell, frame.pbc, "ijSd")
     shifts = shifts.astype(np.int64) + frame.cells[i] - frame.cells[j]
@@ -107,7 +107,7 @@ class Frame(NamedTuple):
     cells: np.ndarray  # [N, 3] integers: lattice translations taken off the positions
 
 
-def compact(atoms: ase.Atoms, cutoff: float, name: str = "structure") -> Frame:
+def compact(atoms: ase.Atoms, cutoff: float, *, name: str = "structure") -> Frame:
     """A frame where a cell list needs memory and time by the number of atoms, however large and empty the cell is.
 
     Atoms are wrapped into the cell; a direction with a gap wider than two cutoffs no longer repeats; along directions
@@ -138,12 +138,12 @@ def compact(atoms: ase.Atoms, cutoff: float, name: str = "structure") -> Frame:
     positions = positions + (squeezed - along) @ axes
     cell = np.vstack([cell[pbc], (squeezed.max(0) + cutoff)[:, None] * axes])
     repeats = np.arange(3) < pbc.sum()
-    _check_cells(cell, repeats, cutoff, name)
+    _check_cells(cell, repeats, cutoff=cutoff, name=name)
     back = np.argsort([*np.flatnonzero(pbc), *np.flatnonzero(~pbc)])  # vectors in their own order
     return Frame(positions, cell[back], tuple(pbc.tolist()), cells)
 
 
-def _check_cells(cell: np.ndarray, repeats: np.ndarray, cutoff: float, name: str) -> None:
+def _check_cells(cell: np.ndarray, repeats: np.ndarray, *, cutoff: float, name: str) -> None:
     heights = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)
     bins = np.maximum(1, heights // cutoff)
     images = np.where(repeats, 2 * np.ceil(cutoff * bins / heights) + 1, 3)

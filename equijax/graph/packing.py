@@ -36,7 +36,7 @@ class Batch(NamedTuple):
     def build(self, config: ModelConfig, head: int) -> jraph.GraphsTuple:
         """The padded graph."""
         pairs = [(s.atoms, s.edges) for s in self.members]
-        return regular.build(pairs, config, self.size, [head] * len(pairs))
+        return regular.build(pairs, config, size=self.size, heads=[head] * len(pairs))
 
 
 def batch_slots() -> int:
@@ -44,7 +44,7 @@ def batch_slots() -> int:
     return BATCH_SLOTS.get(jax.default_backend(), ACCELERATOR_SLOTS)
 
 
-def batches(structures: Iterable[Structure], pool: shapes.SizePool, known: int, budget: int) -> Iterator[Batch]:
+def batches(structures: Iterable[Structure], pool: shapes.SizePool, *, known: int, budget: int) -> Iterator[Batch]:
     """Batches of like coordination, each yielded as soon as it is full; what is left at the end is packed together.
 
     All full batches of one class of K have the same shape, so a long stream compiles one program a class.
@@ -59,11 +59,11 @@ def batches(structures: Iterable[Structure], pool: shapes.SizePool, known: int, 
     for s in structures:
         k = slot_class(s.slots)
         if (nodes(bins.get(k, [])) + len(s.atoms)) * k > budget and k in bins:
-            yield from shaped(bins.pop(k), pool, known, budget)
+            yield from shaped(bins.pop(k), pool, known=known, budget=budget)
         bins.setdefault(k, []).append(s)
     left = sorted((s for waiting in bins.values() for s in waiting), key=lambda s: (s.slots, -len(s.atoms)))
     for members in packed(left, lambda group: nodes(group) * slot_class(group[-1].slots) <= budget):
-        yield from shaped(members, pool, known, budget)
+        yield from shaped(members, pool, known=known, budget=budget)
 
 
 def packed(ordered: Iterable[Kind], fits: Callable[[list[Kind]], bool]) -> list[list[Kind]]:
@@ -77,7 +77,7 @@ def packed(ordered: Iterable[Kind], fits: Callable[[list[Kind]], bool]) -> list[
     return groups
 
 
-def shaped(members: list[Structure], pool: shapes.SizePool, known: int, budget: int) -> Iterator[Batch]:
+def shaped(members: list[Structure], pool: shapes.SizePool, *, known: int, budget: int) -> Iterator[Batch]:
     """The batch with its shape: the full one of its class where it fills that, otherwise one from the pool.
 
     Where the pool is full and holds no shape large enough, the batch is halved until it fits.
@@ -90,8 +90,8 @@ def shaped(members: list[Structure], pool: shapes.SizePool, known: int, budget: 
         yield Batch(members, full)
     elif len(members) > 1 and pool.full and not any(size.holds(needed) for size in pool.sizes):
         half = len(members) // 2
-        yield from shaped(members[:half], pool, known, budget)
-        yield from shaped(members[half:], pool, known, budget)
+        yield from shaped(members[:half], pool, known=known, budget=budget)
+        yield from shaped(members[half:], pool, known=known, budget=budget)
     else:
         yield Batch(members, pool.fit(needed))
 
@@ -106,7 +106,7 @@ def species_class(s: int, known: int) -> int:
     return 1 << (s - 1).bit_length() if s <= MAX_DENSE_SPECIES else known
 
 
-def structure(index: int, atoms: ase.Atoms, edges: neighbours.Edges) -> Structure:
+def structure(index: int, atoms: ase.Atoms, *, edges: neighbours.Edges) -> Structure:
     """A structure with its neighbours counted."""
     return Structure(index, atoms, edges, shapes.size_of([(atoms, edges)]).slots)
 

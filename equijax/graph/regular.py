@@ -15,6 +15,7 @@ from equijax.graph.shapes import Size, SizePool, size_of
 def build(
     structures: list[tuple[ase.Atoms, Edges]],
     config: ModelConfig,
+    *,
     size: Size | None = None,
     heads: list[int] | None = None,
 ) -> jraph.GraphsTuple:
@@ -49,7 +50,7 @@ def build(
         positions[first : first + count] = atoms.positions
         slot[first : first + count] = [slot_of[row[int(z)]] for z in atoms.numbers]
         cell[b], n_node[b] = complete_cell(atoms.cell.array), count
-        where = _slots(edges.receivers, count, k) + first * k
+        where = _slots(edges.receivers, count, k=k) + first * k
         shifts[where], mask[where] = edges.shifts, True
         between = atoms.positions[edges.receivers] - atoms.positions[edges.senders]
         vectors[where] = between - edges.shifts @ cell[b]
@@ -85,13 +86,13 @@ def from_atoms(
     structures = []
     for i, atoms in enumerate(images):
         name = f"structure {i} ({atoms.get_chemical_formula()})"
-        check_atoms(atoms, config, name)
-        structures.append((atoms, neighbour_list(atoms, config.r_max, name)))
+        check_atoms(atoms, config, name=name)
+        structures.append((atoms, neighbour_list(atoms, config.r_max, name=name)))
     size = size_of(structures, config)
-    return build(structures, config, size if pool is None else pool.fit(size), heads)
+    return build(structures, config, size=size if pool is None else pool.fit(size), heads=heads)
 
 
-def _slots(receivers: np.ndarray, num_nodes: int, k: int) -> np.ndarray:
+def _slots(receivers: np.ndarray, num_nodes: int, *, k: int) -> np.ndarray:
     """Slot of every edge: receiver * K + its rank among the receiver's edges (receivers ascending)."""
     counts = np.bincount(receivers, minlength=num_nodes)
     start = np.cumsum(counts) - counts

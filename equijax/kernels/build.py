@@ -81,8 +81,8 @@ def target(name: str, source: str) -> str | None:
         return None
     with _locks[name, source]:  # who needs a kernel that another thread is compiling waits for it
         try:
-            key = _key(cxx, name, source)
-            library = _kept(key) or _compile(cxx, name, source, key)
+            key = _key(cxx, name, source=source)
+            library = _kept(key) or _compile(cxx, name, source=source, key=key)
             symbol = ctypes.CDLL(str(library)).handler
         except OSError as error:
             return _without(f"the {name} kernel is not available: {error}")
@@ -93,7 +93,7 @@ def target(name: str, source: str) -> str | None:
     return f"equijax_{key}"
 
 
-def _key(cxx: str, name: str, source: str) -> str:
+def _key(cxx: str, name: str, *, source: str) -> str:
     """A name for what is compiled: from which text, by what, and for which processor."""
     version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout
     headers = "".join(p.read_text() for p in sorted(Path(__file__).parent.glob("*.h")))
@@ -114,7 +114,7 @@ def _kept(key: str) -> Path | None:
     return None
 
 
-def _compile(cxx: str, name: str, source: str, key: str) -> Path:
+def _compile(cxx: str, name: str, *, source: str, key: str) -> Path:
     """Build the library beside its place, then move it there.
 
     Raises:

@@ -52,7 +52,7 @@ def neighbour_sum(
     Returns:
       one array [N, P_l, 2l+1, C] per output degree l.
     """
-    return _by_degree(_neighbour_sum, [R, Y, jnp.concatenate(h, axis=1)], (senders, reverse), paths)
+    return _by_degree(_neighbour_sum, [R, Y, jnp.concatenate(h, axis=1)], index=(senders, reverse), paths=paths)
 
 
 def table_sum(
@@ -67,7 +67,9 @@ def table_sum(
     Returns:
       one array [N, P_l, 2l+1, C] per output degree l.
     """
-    return _by_degree(_table_sum, [R.phi, Y, jnp.concatenate(h, axis=1), R.table], (senders, reverse, R.first), paths)
+    return _by_degree(
+        _table_sum, [R.phi, Y, jnp.concatenate(h, axis=1), R.table], index=(senders, reverse, R.first), paths=paths
+    )
 
 
 def radial_from_table(phi: jax.Array, first: jax.Array, table: jax.Array) -> jax.Array:
@@ -78,7 +80,7 @@ def radial_from_table(phi: jax.Array, first: jax.Array, table: jax.Array) -> jax
 
 
 def _by_degree(
-    form: Callable, operands: Sequence[jax.Array], index: Sequence[jax.Array], paths: Sequence
+    form: Callable, operands: Sequence[jax.Array], *, index: Sequence[jax.Array], paths: Sequence
 ) -> list[jax.Array]:
     """Evaluate a form and split A by degree."""
     n, channels = operands[0].shape[0], operands[2].shape[-1]
@@ -189,14 +191,16 @@ def _cpu(
 def target(paths: Sequence, terms: int, channels: int, dtype: str) -> str | None:
     """Compile and register the kernel for these paths, `terms` rows of a table (0: R is an array); None: no kernel."""
     size = _register_bytes(channels, dtype) if dtype in TYPES else None
-    return None if size is None else build.target("convolution", source(paths, terms, channels, TYPES[dtype], size))
+    if size is None:
+        return None
+    return build.target("convolution", source(paths, terms, channels=channels, scalar=TYPES[dtype], size=size))
 
 
 def _register_bytes(channels: int, dtype: npt.DTypeLike) -> int | None:
     return build.vector_bytes(channels, np.dtype(dtype).itemsize)
 
 
-def source(paths: Sequence, terms: int, channels: int, scalar: str, size: int) -> str:
+def source(paths: Sequence, terms: int, *, channels: int, scalar: str, size: int) -> str:
     """C++ text of the kernel for these paths, `terms` rows of a table (0: R is an array): constants, convolution.cc."""
     rows = entries = 0
     tables = []

@@ -110,19 +110,21 @@ def _variant_cpu(
 
 
 def _push_any(family: Family, *args: Any, slots: tuple[int, ...], **static: Any) -> Any:
-    t, x, index = _split(args, len(slots), family.last)
-    return sum(family.variant(family.last, _set(x, s, ts), index, **static) for s, ts in zip(slots, t, strict=True))
+    t, x, index = _split(args, len(slots), second=family.last)
+    return sum(
+        family.variant(family.last, _set(x, s, value=ts), index, **static) for s, ts in zip(slots, t, strict=True)
+    )
 
 
 def _pull_xla(family: Family, *args: Any, slots: tuple[int, ...], **static: Any) -> list[jax.Array]:
-    y, x, index = _split(args, 1, family.last)
+    y, x, index = _split(args, 1, second=family.last)
     return [family.variant(s, _drop(x, s) + y, index, **static) for s in slots]
 
 
 def _pull_cpu(
     family: Family, *args: Any, slots: tuple[int, ...], shapes: tuple[tuple[int, ...], ...], static: Any
 ) -> list[jax.Array]:
-    y, x, index = _split(args, 1, family.last)
+    y, x, index = _split(args, 1, second=family.last)
     out = family.form.cpu(slots, dict(enumerate(x + y)), index, shapes, static)
     return _pull_xla(family, *args, slots=slots, shapes=shapes, static=static) if out is None else out
 
@@ -155,14 +157,14 @@ def _variant_jvp(
         return out, ad.Zero(jax.core.get_aval(out))
     if slot == family.last:
         return out, family.push(moving, [tangents[i] for i in moving], x, index, **static)
-    return out, sum(family.variant(slot, _set(x, i, tangents[i]), index, **static) for i in moving)
+    return out, sum(family.variant(slot, _set(x, i, value=tangents[i]), index, **static) for i in moving)
 
 
 def _push_jvp(
     family: Family, primals: Sequence[Any], tangents: Sequence[Any], slots: tuple[int, ...], **static: Any
 ) -> tuple:
-    t, x, index = _split(primals, len(slots), family.last)
-    dt, dx, _ = _split(tangents, len(slots), family.last)
+    t, x, index = _split(primals, len(slots), second=family.last)
+    dt, dx, _ = _split(tangents, len(slots), second=family.last)
     moving = [i for i, d in enumerate(dt) if type(d) is not ad.Zero]
     terms = []
     if moving:
@@ -170,7 +172,7 @@ def _push_jvp(
     for s, ts in zip(slots, t, strict=True):
         for j, d in enumerate(dx):
             if j != s and type(d) is not ad.Zero:
-                terms.append(family.variant(family.last, _set(_set(x, s, ts), j, d), index, **static))
+                terms.append(family.variant(family.last, _set(_set(x, s, value=ts), j, value=d), index, **static))
     out = family.push(slots, t, x, index, **static)
     return out, sum(terms) if terms else ad.Zero(jax.core.get_aval(out))
 
@@ -178,8 +180,8 @@ def _push_jvp(
 def _pull_jvp(
     family: Family, primals: Sequence[Any], tangents: Sequence[Any], slots: tuple[int, ...], **static: Any
 ) -> tuple:
-    y, x, index = _split(primals, 1, family.last)
-    (dy,), dx, _ = _split(tangents, 1, family.last)
+    y, x, index = _split(primals, 1, second=family.last)
+    (dy,), dx, _ = _split(tangents, 1, second=family.last)
     outs = family.pull(slots, *y, x, index, **static)
     if type(dy) is ad.Zero:
         totals = [ad.Zero(jax.core.get_aval(out)) for out in outs]
@@ -188,7 +190,7 @@ def _pull_jvp(
     for i, s in enumerate(slots):
         for j, d in enumerate(dx):
             if j != s and type(d) is not ad.Zero:
-                term = family.variant(s, _drop(_set(x, j, d), s) + y, index, **static)
+                term = family.variant(s, _drop(_set(x, j, value=d), s) + y, index, **static)
                 total: Any = totals[i]
                 totals[i] = term if isinstance(total, ad.Zero) else total + term
     return outs, totals
@@ -213,7 +215,7 @@ def _variant_transpose(family: Family, ct: Any, *args: Any, slots: tuple[int, ..
 
 
 def _push_transpose(family: Family, ct: Any, *args: Any, slots: tuple[int, ...], **static: Any) -> list:
-    t, x, index = _split(args, len(slots), family.last)
+    t, x, index = _split(args, len(slots), second=family.last)
     outs: list = [None] * len(args)
     linear = [i for i, ts in enumerate(t) if ad.is_undefined_primal(ts)]
     if type(ct) is ad.Zero:
@@ -227,7 +229,7 @@ def _push_transpose(family: Family, ct: Any, *args: Any, slots: tuple[int, ...],
 
 
 def _pull_transpose(family: Family, cts: Sequence[Any], *args: Any, slots: tuple[int, ...], **static: Any) -> list:
-    y, x, index = _split(args, 1, family.last)
+    y, x, index = _split(args, 1, second=family.last)
     outs: list = [None] * len(args)
     live = [(s, c) for s, c in zip(slots, cts, strict=True) if type(c) is not ad.Zero]
     if not live:
@@ -249,10 +251,10 @@ def register(
     mlir.register_lowering(primitive, mlir.lower_fun(cpu, multiple_results=many), platform="cpu")
     ad.primitive_jvps[primitive] = jvp
     ad.primitive_transposes[primitive] = transpose
-    batching.primitive_batchers[primitive] = lambda args, dims, **kw: _batch(primitive, args, dims, **kw)
+    batching.primitive_batchers[primitive] = lambda args, dims, **kw: _batch(primitive, args, dims=dims, **kw)
 
 
-def _batch(primitive: Primitive, args: Sequence[Any], dims: Sequence[int | None], **static: Any) -> tuple:
+def _batch(primitive: Primitive, args: Sequence[Any], *, dims: Sequence[int | None], **static: Any) -> tuple:
     """Merge the mapped axis into the leading one; a batch of index arrays (different graphs) is a loop over graphs."""
     mapped = [d is not None for d in dims]
     size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
@@ -274,11 +276,11 @@ def _batch(primitive: Primitive, args: Sequence[Any], dims: Sequence[int | None]
     return (split, [0] * len(split)) if primitive.multiple_results else (split, 0)
 
 
-def _split(args: Sequence[Any], first: int, second: int) -> tuple[list, list, Sequence]:
+def _split(args: Sequence[Any], first: int, *, second: int) -> tuple[list, list, Sequence]:
     return list(args[:first]), list(args[first : first + second]), args[first + second :]
 
 
-def _set(x: list[Any], i: int, value: Any) -> list:
+def _set(x: list[Any], i: int, *, value: Any) -> list:
     return [*x[:i], value, *x[i + 1 :]]
 
 

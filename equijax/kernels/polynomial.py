@@ -138,10 +138,10 @@ def target(degree: int, variables: int, channels: int, dtype: str) -> str | None
     size = _register_bytes(channels, dtype) if dtype in TYPES else None
     if size is None:
         return None
-    return build.target("polynomial", source(degree, variables, TYPES[dtype], size))
+    return build.target("polynomial", source(degree, variables, scalar=TYPES[dtype], size=size))
 
 
-def source(degree: int, variables: int, scalar: str, size: int) -> str:
+def source(degree: int, variables: int, *, scalar: str, size: int) -> str:
     """C++ text of the kernel: constants, polynomial.cc."""
     head = f"using Real = {scalar};\n#define BYTES {size}\nconstexpr int DEGREE = {degree}, VARIABLES = {variables};"
     return f"{head}\n{(Path(__file__).parent / 'polynomial.cc').read_text()}"

@@ -33,8 +33,8 @@ class Stepper(NamedTuple):
 def run_blocks(
     stepper: Stepper,
     state: Any,
-    neighbors: neighbours.NeighborList,
     *,
+    neighbors: neighbours.NeighborList,
     steps: int,
     start: int = 0,
     block: int = 100,

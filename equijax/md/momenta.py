@@ -37,7 +37,7 @@ def rigid_motions(atoms: ase.Atoms, free: np.ndarray) -> np.ndarray:
     return found if len(found) < free.sum() else found[:0]
 
 
-def thermal_momenta(atoms: ase.Atoms, temperature: float, seed: int | tuple[int, ...]) -> np.ndarray:
+def thermal_momenta(atoms: ase.Atoms, temperature: float, *, seed: int | tuple[int, ...]) -> np.ndarray:
     """Maxwell-Boltzmann momenta [N, 3] in sqrt(amu eV) without drift, scaled to the temperature (K); 0 where fixed."""
     free = free_components(atoms)
     motions = rigid_motions(atoms, free)
@@ -77,5 +77,5 @@ def starting_momenta(config: MDConfig, atoms: ase.Atoms) -> np.ndarray:
     why = " (not those of the file: its copies would move in step)" if given else ""
     print(f"momenta drawn at {config.temperature:g} K without drift, seed {config.seed}{why}")
     if config.replicas == 1:
-        return thermal_momenta(atoms, config.temperature, config.seed)
-    return np.stack([thermal_momenta(atoms, config.temperature, (config.seed, b)) for b in range(config.replicas)])
+        return thermal_momenta(atoms, config.temperature, seed=config.seed)
+    return np.stack([thermal_momenta(atoms, config.temperature, seed=(config.seed, b)) for b in range(config.replicas)])

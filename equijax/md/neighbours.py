@@ -105,8 +105,8 @@ def neighbor_list(box: npt.ArrayLike, space: Space) -> NeighborFns:
         position = jnp.asarray(position)
         T = cell(position, box)
         shrink = SHRINK if at_least is None else SHRINK_AGAIN
-        grid = lay_out(np.asarray(position), np.asarray(T), space, shrink)
-        outer, slots = (grow(n) for n in _largest_rows(position, T, grid, space))
+        grid = lay_out(np.asarray(position), np.asarray(T), space=space, shrink=shrink)
+        outer, slots = (grow(n) for n in _largest_rows(position, T, grid=grid, space=space))
         if at_least is not None:
             outer = max(outer, grow(1.4 * at_least.senders.shape[-1]))  # a shrinking cell gains a shell at once
             slots = max(slots, grow(1.4 * at_least.slots))
@@ -126,7 +126,9 @@ def neighbor_list(box: npt.ArrayLike, space: Space) -> NeighborFns:
             return new.replace(did_buffer_overflow=new.did_buffer_overflow | neighbors.did_buffer_overflow)
 
         new = jax.lax.cond((used > REBUILD).any(), rebuild, lambda _: neighbors, None)
-        occupancy = _each(lambda *a: _near(*a, space).sum(1).max(), position)(position, T, new)
+        occupancy = _each(lambda x, T, pairs: _near(x, T, neighbors=pairs, space=space).sum(1).max(), position)(
+            position, T, new
+        )
         return new.replace(
             outran=neighbors.outran | (used > 1.0),
             did_buffer_overflow=new.did_buffer_overflow | (occupancy > new.slots),
@@ -140,7 +142,7 @@ def _each(function: Callable, position: jax.Array) -> Callable:
     return jax.vmap(function) if position.ndim == 3 else function
 
 
-def lay_out(position: np.ndarray, T: np.ndarray, space: Space, shrink: float = SHRINK) -> Grid:
+def lay_out(position: np.ndarray, T: np.ndarray, *, space: Space, shrink: float = SHRINK) -> Grid:
     """Bins at least cutoff + skin wide where the cell is large enough, one bin and several images where it is not.
 
     Raises:
@@ -192,12 +194,12 @@ def grow(n: float) -> int:
 
 
 @precision.exact
-def fractional(position: jax.Array, T: jax.Array, space: Space) -> jax.Array:
+def fractional(position: jax.Array, T: jax.Array, *, space: Space) -> jax.Array:
     """Fractional coordinates [N, 3]."""
     return position if space.fractional else position @ inverse(T).T
 
 
-def unwrap(s: jax.Array, s_ref: jax.Array, space: Space) -> jax.Array:
+def unwrap(s: jax.Array, s_ref: jax.Array, *, space: Space) -> jax.Array:
     """Undo the jumps by whole cell vectors since `s_ref`, [N, 3]: shift functions may wrap atoms into the cell."""
     return s - jnp.where(np.array(space.periodic), jnp.round(s - s_ref), 0.0)
 
@@ -210,8 +212,8 @@ def skin_used(position: jax.Array, T: jax.Array, neighbors: NeighborList, space:
     most |F^-1| (d + 2 max|u|) apart, and |F^-1| <= 1 + |F^-1 - 1|_Frobenius.
     """
     T0 = neighbors.reference_box
-    s_ref = fractional(neighbors.reference_position, T0, space)
-    u = (unwrap(fractional(position, T, space), s_ref, space) - s_ref) @ T.T
+    s_ref = fractional(neighbors.reference_position, T0, space=space)
+    u = (unwrap(fractional(position, T, space=space), s_ref, space=space) - s_ref) @ T.T
     largest = jnp.sqrt((u**2).sum(1).max())
     back = T0 @ inverse(T) - jnp.eye(3, dtype=T.dtype)
     then = (1.0 + jnp.sqrt((back**2).sum())) * (space.cutoff + 2.0 * largest)
@@ -219,10 +221,10 @@ def skin_used(position: jax.Array, T: jax.Array, neighbors: NeighborList, space:
 
 
 @precision.exact
-def pair_vectors(position: jax.Array, T: jax.Array, neighbors: NeighborList, space: Space) -> jax.Array:
+def pair_vectors(position: jax.Array, T: jax.Array, *, neighbors: NeighborList, space: Space) -> jax.Array:
     """[N, L, 3] receiver minus sender in A."""
-    s_ref = fractional(neighbors.reference_position, neighbors.reference_box, space)
-    s = unwrap(fractional(position, T, space), s_ref, space)
+    s_ref = fractional(neighbors.reference_position, neighbors.reference_box, space=space)
+    s = unwrap(fractional(position, T, space=space), s_ref, space=space)
     return (s[:, None] - s[neighbors.senders] - neighbors.shifts) @ T.T
 
 
@@ -236,11 +238,11 @@ class Near(NamedTuple):
     complete: jax.Array  # [] False where a row needs more than K slots
 
 
-def within(position: jax.Array, T: jax.Array, neighbors: NeighborList, space: Space) -> Near:
+def within(position: jax.Array, T: jax.Array, *, neighbors: NeighborList, space: Space) -> Near:
     """The K slots a row that lie within the cutoff now."""
     n, size = neighbors.senders.shape
     k = neighbors.slots
-    near = _near(position, T, neighbors, space)
+    near = _near(position, T, neighbors=neighbors, space=space)
     rank = jnp.cumsum(near, axis=1, dtype=jnp.int32) - 1
     rows = jnp.arange(n, dtype=jnp.int32)[:, None]
     chosen = compact(near, k)
@@ -262,9 +264,9 @@ def compact(mask: jax.Array, size: int) -> jax.Array:
     return jnp.full((n, size), m, jnp.int32).at[rows, where].set(columns, mode="drop", unique_indices=False)
 
 
-def _near(position: jax.Array, T: jax.Array, neighbors: NeighborList, space: Space) -> jax.Array:
+def _near(position: jax.Array, T: jax.Array, *, neighbors: NeighborList, space: Space) -> jax.Array:
     """[N, L] slots within the cutoff, decided alike from both ends of a pair."""
-    v = pair_vectors(position, T, neighbors, space)
+    v = pair_vectors(position, T, neighbors=neighbors, space=space)
     near = neighbors.mask & ((v**2).sum(-1) < space.cutoff**2)
     return near & jnp.take(near.reshape(-1), neighbors.reverse).reshape(near.shape)
 
@@ -291,11 +293,11 @@ class Built(NamedTuple):
     did_buffer_overflow: jax.Array
 
 
-def _candidates(position: jax.Array, T: jax.Array, grid: Grid, space: Space) -> Candidates:
+def _candidates(position: jax.Array, T: jax.Array, *, grid: Grid, space: Space) -> Candidates:
     """Candidates for neighbours: all atoms in the bins within reach."""
     bins = np.array(grid.bins, np.int32)
     n = position.shape[0]
-    s = fractional(position, T, space)
+    s = fractional(position, T, space=space)
     base = jnp.where(np.array(space.periodic), jnp.floor(s), 0.0)
     s = s - base
     cell = jnp.where(np.array(space.periodic), jnp.clip((s * bins).astype(jnp.int32), 0, bins - 1), 0)
@@ -315,7 +317,7 @@ def _candidates(position: jax.Array, T: jax.Array, grid: Grid, space: Space) -> 
 
 
 @precision.exact
-def _mask(c: Candidates, T: jax.Array, space: Space, cutoff: float) -> jax.Array:
+def _mask(c: Candidates, T: jax.Array, *, space: Space, cutoff: float) -> jax.Array:
     """[N, J, capacity] candidates closer than `cutoff`, the atom itself excluded."""
     n = c.s.shape[0]
     v = c.s[:, None, None] - c.s[jnp.minimum(c.senders, n - 1)] - c.image[:, :, None]
@@ -324,13 +326,13 @@ def _mask(c: Candidates, T: jax.Array, space: Space, cutoff: float) -> jax.Array
     return (c.senders < n) & ~itself & (r2 < cutoff**2)
 
 
-def _largest_rows(position: jax.Array, T: jax.Array, grid: Grid, space: Space) -> list[int]:
+def _largest_rows(position: jax.Array, T: jax.Array, *, grid: Grid, space: Space) -> list[int]:
     """Largest number of neighbours of any atom within cutoff + skin, and within the cutoff."""
 
     def count(position: jax.Array, T: jax.Array) -> jax.Array:
-        c = _candidates(position, T, grid, space)
+        c = _candidates(position, T, grid=grid, space=space)
         cutoffs = (space.cutoff + space.skin, space.cutoff)
-        return jnp.stack([_mask(c, T, space, cutoff).sum((1, 2)).max() for cutoff in cutoffs])
+        return jnp.stack([_mask(c, T, space=space, cutoff=cutoff).sum((1, 2)).max() for cutoff in cutoffs])
 
     largest = jax.jit(_each(count, position))(position, T)
     return [int(n) for n in largest.reshape(-1, 2).max(0)]
@@ -343,8 +345,8 @@ def _build(position: jax.Array, T: jax.Array, grid: Grid, space: Space, size: in
 
 def _build_one(position: jax.Array, T: jax.Array, grid: Grid, space: Space, size: int) -> Built:
     n = position.shape[0]
-    c = _candidates(position, T, grid, space)
-    mask = _mask(c, T, space, space.cutoff + space.skin).reshape(n, -1)
+    c = _candidates(position, T, grid=grid, space=space)
+    mask = _mask(c, T, space=space, cutoff=space.cutoff + space.skin).reshape(n, -1)
     chosen = compact(mask, size)
     used = chosen < mask.shape[1]
     chosen = jnp.minimum(chosen, mask.shape[1] - 1)
@@ -352,7 +354,7 @@ def _build_one(position: jax.Array, T: jax.Array, grid: Grid, space: Space, size
     senders = jnp.where(used, jnp.take_along_axis(c.senders.reshape(n, -1), chosen, 1), rows)
     image = jnp.take_along_axis(c.image, (chosen // grid.capacity)[..., None], 1)
     image = jnp.where(used[..., None], image, 0)
-    reverse, found = _reverse(senders, image, used, grid)
+    reverse, found = _reverse(senders, image, used=used, grid=grid)
     base = c.base.astype(jnp.int32)
     too_coarse = (reach(T, grid) < space.cutoff + space.skin).any()  # the cell has shrunk below what was laid out
     # images of atoms inside the cell -> shifts between the positions as given
@@ -361,7 +363,7 @@ def _build_one(position: jax.Array, T: jax.Array, grid: Grid, space: Space, size
     return Built(senders, shifts, used & found, reverse, position, T, overflow)
 
 
-def _reverse(senders: jax.Array, image: jax.Array, used: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
+def _reverse(senders: jax.Array, image: jax.Array, *, used: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
     """Slot of every pair in the sender's row, found by comparing with all of them; [N * L] and whether [N, L] it is."""
     n, size = senders.shape
     base = 2 * max(grid.reach) + 1

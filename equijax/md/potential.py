@@ -1,6 +1,6 @@
 """A potential for `jax_md.simulate`, and blocks of compiled steps. Users import both from `equijax.md`.
 
-    neighbor_fn, energy_fn = equijax.md.energy_neighbor(displacement, box, ff, atoms.numbers)
+    neighbor_fn, energy_fn = equijax.md.energy_neighbor(displacement, box, ff=ff, numbers=atoms.numbers)
     neighbors = neighbor_fn.allocate(R)
     init, apply = jax_md.simulate.nvt_nose_hoover(energy_fn, shift, dt, kT)
     state = init(key, R, mass=masses, neighbor=neighbors)
@@ -27,7 +27,7 @@ from equijax.potential import MASKED_LENGTH, Potential, cast
 
 
 def energy_neighbor(
-    displacement: Callable, box: npt.ArrayLike | None, ff: Potential, numbers: npt.ArrayLike, *, skin: float = 0.5
+    displacement: Callable, box: npt.ArrayLike | None, *, ff: Potential, numbers: npt.ArrayLike, skin: float = 0.5
 ) -> tuple[neighbours.NeighborFns, Callable]:
     """Neighbour list and energy functions of a model for `jax_md.simulate`.
 
@@ -54,11 +54,11 @@ def energy_neighbor(
     """
     T = np.eye(3) if box is None else _matrix(np.asarray(box, np.float64))
     is_fractional, periodic = probe(displacement, T)
-    return energy_in(T, neighbours.Space(is_fractional, periodic, ff.config.r_max, skin), ff, numbers)
+    return energy_in(T, neighbours.Space(is_fractional, periodic, ff.config.r_max, skin), ff=ff, numbers=numbers)
 
 
 def energy_in(
-    T: np.ndarray, space: neighbours.Space, ff: Potential, numbers: npt.ArrayLike
+    T: np.ndarray, space: neighbours.Space, *, ff: Potential, numbers: npt.ArrayLike
 ) -> tuple[neighbours.NeighborFns, Callable]:
     """`energy_neighbor` with the space given in so many words: cell T [3, 3] (columns) and `space`."""
     if not space.skin > 0:
@@ -75,7 +75,7 @@ def energy_in(
         **unused: Any,
     ) -> jax.Array:
         cell = jnp.asarray(T if box is None else _matrix(box)).astype(R.dtype)
-        vectors, edges, valid = model_edges(R, cell, neighbor, space, perturbation)
+        vectors, edges, valid = model_edges(R, cell, neighbor=neighbor, space=space, perturbation=perturbation)
         weights = variables if variables is not None else jax.tree.map(jnp.asarray, cast(ff.variables, R.dtype))
         topology = Topology(*species, edges.senders, edges.reverse)
         energy = ff.node_energies(weights, vectors, topology).sum()
@@ -103,6 +103,7 @@ def species_inputs(ff: Potential, numbers: npt.ArrayLike) -> tuple[np.ndarray, n
 def model_edges(
     R: jax.Array,
     T: jax.Array,
+    *,
     neighbor: neighbours.NeighborList,
     space: neighbours.Space,
     perturbation: jax.Array | None = None,
@@ -112,15 +113,15 @@ def model_edges(
     In fractional coordinates the derivative with respect to R is the one in real space, as in jax_md.space.
     """
     still_R, still_T = jax.lax.stop_gradient((R, T))
-    edges = neighbours.within(still_R, still_T, neighbor, space)
+    edges = neighbours.within(still_R, still_T, neighbors=neighbor, space=space)
     valid = (
         edges.complete
         & ~neighbor.did_buffer_overflow
         & (neighbours.skin_used(still_R, still_T, neighbor, space) <= 1.0)
     )
-    s = neighbours.fractional(still_R, still_T, space)
-    s_ref = neighbours.fractional(neighbor.reference_position, neighbor.reference_box, space)
-    jumps = s - neighbours.unwrap(s, s_ref, space)
+    s = neighbours.fractional(still_R, still_T, space=space)
+    s_ref = neighbours.fractional(neighbor.reference_position, neighbor.reference_box, space=space)
+    jumps = s - neighbours.unwrap(s, s_ref, space=space)
     unwrapped = R - jumps if space.fractional else R - jumps @ T.T
     difference = unwrapped[:, None] - gather_senders(unwrapped, edges.senders, edges.reverse)
     if space.fractional:

@@ -42,11 +42,11 @@ def simulate(config: MDConfig) -> None:
         ff = load(config.model, head=config.head)
         system = prepare(config, ff)
         begun = inputs(ff, system.atoms)
-        saved = continued(config, system, begun, path) if config.restart else None
-        _run(config, system, begun, saved, path)
+        saved = continued(config, system, begun=begun, path=path) if config.restart else None
+        _run(config, system, begun=begun, saved=saved, path=path)
 
 
-def continued(config: MDConfig, system: System, begun: dict[str, str], path: Path) -> tuple:
+def continued(config: MDConfig, system: System, *, begun: dict[str, str], path: Path) -> tuple:
     """(step, state, neighbors, marks) of the checkpoint, bit for bit.
 
     Raises:
@@ -113,7 +113,7 @@ class Files:
             file.close()
 
 
-def _run(config: MDConfig, system: System, begun: dict[str, str], saved: tuple | None, path: Path) -> None:
+def _run(config: MDConfig, system: System, *, begun: dict[str, str], saved: tuple | None, path: Path) -> None:
     if saved is None:
         neighbors = system.neighbor_fn.allocate(system.start[0])
         step, state, marks = 0, system.init(*system.start), None
@@ -140,7 +140,7 @@ def _run(config: MDConfig, system: System, begun: dict[str, str], saved: tuple |
                 "grid": neighbors.grid,
                 "marks": written.marks(),
             }
-            outputs.save_arrays(path, jax.tree.leaves((state, neighbors)), document)
+            outputs.save_arrays(path, jax.tree.leaves((state, neighbors)), document=document)
         return float(seen.temperature_K.mean())
 
     try:
@@ -148,18 +148,18 @@ def _run(config: MDConfig, system: System, begun: dict[str, str], saved: tuple |
             seen = observe(state, neighbors, system.variables)
             state = state.set(force=jnp.where(system.free, seen.forces, 0.0))
             record(0, state, neighbors, seen)
-        _advance(config, system, step, state, neighbors, record)
+        _advance(config, system, first=step, state=state, neighbors=neighbors, record=record)
     finally:
         written.close()
 
 
 def _advance(
-    config: MDConfig, system: System, first: int, state: Any, neighbors: neighbours.NeighborList, record: Callable
+    config: MDConfig, system: System, *, first: int, state: Any, neighbors: neighbours.NeighborList, record: Callable
 ) -> None:
     with tqdm(total=config.steps, initial=first, unit="step", desc=config.ensemble) as progress:
         begin = None  # the first block compiles: it is left out of the speed
         stepper = Stepper(system.apply, system.neighbor_fn, system.box_of, {"variables": system.variables})
-        done = run_blocks(stepper, state, neighbors, steps=config.steps, start=first, block=config.log_every)
+        done = run_blocks(stepper, state, neighbors=neighbors, steps=config.steps, start=first, block=config.log_every)
         for step, state, neighbors in done:
             temperature = record(step, state, neighbors)
             now = time.perf_counter()

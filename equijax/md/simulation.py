@@ -57,7 +57,7 @@ def prepare(config: MDConfig, ff: Potential) -> System:
     """
     precision.require(config.dtype)
     name, atoms = str(config.structure), structures.right_handed(structures.read(config.structure))
-    graph.check_atoms(atoms, ff.config, name)
+    graph.check_atoms(atoms, ff.config, name=name)
     if not free_components(atoms, name).any():
         raise InputError(f"{name}: all atoms are fixed, expected some that can move")
     atoms = atoms.repeat(config.repeat)
@@ -66,15 +66,17 @@ def prepare(config: MDConfig, ff: Potential) -> System:
     if config.ensemble == "npt":
         if not atoms.pbc.all():
             raise InputError(f"{name} is periodic along {atoms.pbc.tolist()}: npt needs all three directions")
-        refuse_fixed(atoms, name, "npt scales all positions with the cell; use nvt or nve, or remove the constraints")
+        refuse_fixed(
+            atoms, name, why="npt scales all positions with the cell; use nvt or nve, or remove the constraints"
+        )
     cell = complete_cell(atoms.cell.array)
     space = neighbours.Space(False, tuple(bool(p) for p in atoms.pbc), ff.config.r_max, config.skin)
-    neighbor_fn, energy_fn = energy_in(cell.T, space, ff, atoms.numbers)
+    neighbor_fn, energy_fn = energy_in(cell.T, space, ff=ff, numbers=atoms.numbers)
     rows = [ff.config.species.index(z) for z in atoms.numbers]
     e0 = np.asarray(ff.variables["constants"]["atomic_energies"], np.float64)[ff.head_index, rows].sum()
     stochastic = config.ensemble == "nvt" and config.thermostat == "langevin"
     dof = int(free.sum()) - (0 if stochastic else len(rigid_motions(atoms, free)))
-    init, apply, box_of, conserved = integrator(config, atoms, cell, energy_fn, dof)
+    init, apply, box_of, conserved = integrator(config, atoms, cell=cell, energy_fn=energy_fn, dof=dof)
     home = home_of(atoms)
     extent = np.abs(atoms.positions - home @ cell).max()
     if config.dtype == "float32" and extent > FLOAT32_EXTENT_A:
@@ -87,7 +89,7 @@ def prepare(config: MDConfig, ff: Potential) -> System:
         variables=ff.device_variables(config.dtype),
         energy_fn=energy_fn,
         neighbor_fn=neighbor_fn,
-        start=initial(config, atoms, home),
+        start=initial(config, atoms, home=home),
         init=init,
         apply=apply,
         box_of=box_of,
@@ -123,7 +125,7 @@ def home_of(atoms: ase.Atoms) -> np.ndarray:
     return np.where(atoms.pbc, np.floor(s), s.mean(0))
 
 
-def initial(config: MDConfig, atoms: ase.Atoms, home: np.ndarray) -> tuple:
+def initial(config: MDConfig, atoms: ase.Atoms, *, home: np.ndarray) -> tuple:
     """(position, random key, momenta) of the first step; with several replicas each has its own key and momenta."""
     R = jnp.asarray(atoms.positions - home @ complete_cell(atoms.cell.array), config.dtype)
     p = jnp.asarray(starting_momenta(config, atoms), config.dtype)
@@ -133,7 +135,7 @@ def initial(config: MDConfig, atoms: ase.Atoms, home: np.ndarray) -> tuple:
     return jnp.broadcast_to(R, (config.replicas, *R.shape)), jax.random.split(key, config.replicas), p
 
 
-def integrator(config: MDConfig, atoms: ase.Atoms, cell: np.ndarray, energy_fn: Callable, dof: int) -> tuple:
+def integrator(config: MDConfig, atoms: ase.Atoms, *, cell: np.ndarray, energy_fn: Callable, dof: int) -> tuple:
     """(init, apply, box_of, conserved) of the ensemble.
 
     Positions are real and never wrapped: jax_md's NPT step shifts them by r (e^x - 1), which is the right scaling of

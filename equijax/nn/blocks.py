@@ -67,11 +67,11 @@ class SkipTP(nn.Module):
         out = []
         for l in range(self.lmax + 1):
             w = self.param(f"l{l}", _normal, (channels, self.num_species, channels)).astype(x[l].dtype)
-            out.append(species_linear(x[l], w[:, table] * norm, slot))
+            out.append(species_linear(x[l], w[:, table] * norm, slot=slot))
         return out
 
 
-def species_linear(x: jax.Array, w: jax.Array, slot: jax.Array) -> jax.Array:
+def species_linear(x: jax.Array, w: jax.Array, *, slot: jax.Array) -> jax.Array:
     """y[n] = x[n] w[:, slot[n]]: x [N, m, C], w [C, U, D], slot [N] -> [N, m, D]."""
     num = w.shape[1]
     if num == 1:
@@ -109,16 +109,16 @@ class Interaction(nn.Module):
             # the output may hold degrees the input lacks: those have no path and stay absent (zero)
             skip = SkipTP(min(lmax, cfg.output_lmax(t)), len(cfg.species), name="skip_tp")
             residual = skip(x, graph.slot, graph.table)
-        paths = couplings.conv_paths(lmax, cfg.max_ell, cfg.max_ell)
+        paths = couplings.conv_paths(lmax, cfg.max_ell, out_lmax=cfg.max_ell)
         hidden, last = RadialMLP(cfg, len(paths), name="radial_mlp")(geometry.basis)
         if not cfg.apply_cutoff:
             hidden = hidden * geometry.cutoff[..., None]
         up = Linear(lmax, name="linear_up")
         if t == 0 and graph.table.shape[0] <= MAX_DENSE_SPECIES:
             by_species = up([embedding[:, None, :]])[0][:, 0]
-            messages = convolution.convolve_species(by_species, hidden, last, geometry.Y, graph)
+            messages = convolution.convolve_species(by_species, hidden, last=last, Y=geometry.Y, graph=graph)
         else:
-            messages = convolution.convolve(up(x), hidden, last, geometry.Y, paths, graph)
+            messages = convolution.convolve(up(x), hidden, last=last, Y=geometry.Y, paths=paths, graph=graph)
         messages = PathLinear(paths, name="linear")(messages)
         norm = self._density(geometry) if "Density" in name else cfg.avg_num_neighbors
         messages = [m / norm for m in messages]
@@ -198,7 +198,7 @@ class NonLinearReadout(nn.Module):
         return _pick(hidden @ (w2 / math.sqrt(width)), head)
 
 
-def readout(config: ModelConfig, t: int, name: str | None = None) -> nn.Module:
+def readout(config: ModelConfig, t: int, *, name: str | None = None) -> nn.Module:
     """Readout after interaction t: an MLP after the last of several, linear elsewhere."""
     if 0 < t == config.num_interactions - 1:
         return NonLinearReadout(config, name=name)

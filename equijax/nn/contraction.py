@@ -28,7 +28,7 @@ class SymmetricContraction(nn.Module):
     def __call__(self, A: jax.Array, slot: jax.Array, table: jax.Array) -> jax.Array:
         """A [N, m, C], slot [N] rows of table [U] -> B [N, 2L+1, C]."""
         channels = A.shape[-1]
-        tables = [couplings.monomials(self.lmax, self.L, nu) for nu in range(1, self.correlation + 1)]
+        tables = [couplings.monomials(self.lmax, self.L, degree=nu) for nu in range(1, self.correlation + 1)]
         coefficients = []
         for nu, paths in enumerate(self.paths, start=1):
             name = f"l{self.L}_nu{nu}"
@@ -36,13 +36,15 @@ class SymmetricContraction(nn.Module):
             w = self.param(name, nn.initializers.normal(1.0 / paths), shape)
             u = self.variable("constants", name, self._default_u, nu).value
             coefficients.append(jnp.einsum("qp,zpc->zqc", u.astype(A.dtype), w.astype(A.dtype)[table]))
-        return polynomial(A, jnp.concatenate(coefficients, axis=1), tables, slot)
+        return polynomial(A, jnp.concatenate(coefficients, axis=1), tables=tables, slot=slot)
 
     def _default_u(self, nu: int) -> np.ndarray:
-        return couplings.compress_u(couplings.u_tensor(self.lmax, self.L, nu), self.lmax, self.L)
+        return couplings.compress_u(couplings.u_tensor(self.lmax, self.L, degree=nu), self.lmax, L=self.L)
 
 
-def polynomial(A: jax.Array, coefficients: jax.Array, tables: list[couplings.Monomials], slot: jax.Array) -> jax.Array:
+def polynomial(
+    A: jax.Array, coefficients: jax.Array, *, tables: list[couplings.Monomials], slot: jax.Array
+) -> jax.Array:
     """Evaluate per-species polynomials, elementwise in the channel.
 
     Args:

@@ -19,7 +19,7 @@ KERNEL_CHANNELS = 16
 
 
 def convolve(
-    h: list[jax.Array], g: jax.Array, last: jax.Array, Y: jax.Array, paths: list, graph: Topology
+    h: list[jax.Array], g: jax.Array, *, last: jax.Array, Y: jax.Array, paths: list, graph: Topology
 ) -> list[jax.Array]:
     """Convolve node features with neighbours.
 
@@ -42,10 +42,10 @@ def convolve(
     sender = [gather(x, graph.senders, graph.reverse) for x in h]  # [N, K, 2l+1, C]
     if kernel:
         return neighbour_sum(_rows(sender), R, Y, paths, *_own_slots(R))
-    return coupled_on_edge(sender, R, Y, paths)
+    return coupled_on_edge(sender, R, Y=Y, paths=paths)
 
 
-def convolve_table(h: list[jax.Array], R: Tabulated, Y: jax.Array, paths: list, graph: Topology) -> list[jax.Array]:
+def convolve_table(h: list[jax.Array], R: Tabulated, *, Y: jax.Array, paths: list, graph: Topology) -> list[jax.Array]:
     """`convolve` with radial functions from a table.
 
     Args:
@@ -58,7 +58,7 @@ def convolve_table(h: list[jax.Array], R: Tabulated, Y: jax.Array, paths: list, 
     sender = [gather(x, graph.senders, graph.reverse) for x in h]
     if kernel:
         return table_sum(_rows(sender), R, Y, paths, *_own_slots(R.phi))
-    return coupled_on_edge(sender, radial_from_table(*R), Y, paths)
+    return coupled_on_edge(sender, radial_from_table(*R), Y=Y, paths=paths)
 
 
 def _rows(sender: list[jax.Array]) -> list[jax.Array]:
@@ -72,7 +72,7 @@ def _own_slots(edges: jax.Array) -> tuple[jax.Array, jax.Array]:
     return slots, slots
 
 
-def convolve_species(h: jax.Array, g: jax.Array, last: jax.Array, Y: jax.Array, graph: Topology) -> list[jax.Array]:
+def convolve_species(h: jax.Array, g: jax.Array, *, last: jax.Array, Y: jax.Array, graph: Topology) -> list[jax.Array]:
     """`convolve` for features that depend on the sender's species alone, as those of the first interaction do.
 
         A_l[n, m, c] = sum_{s u} (sum_{k of species s} Y_lm(r_nk) g_u(r_nk)) W_l[u, c] h[s, c]
@@ -101,7 +101,7 @@ def has_kernel(channels: int, dtype: npt.DTypeLike) -> bool:
     return jax.default_backend() == "cpu" and channels >= KERNEL_CHANNELS and available(channels, dtype)
 
 
-def coupled_on_edge(sender: list[jax.Array], R: jax.Array, Y: jax.Array, paths: list) -> list[jax.Array]:
+def coupled_on_edge(sender: list[jax.Array], R: jax.Array, *, Y: jax.Array, paths: list) -> list[jax.Array]:
     """Fold Clebsch-Gordan into Y on the edge; one batched [2 l3 + 1, K m1] x [K m1, C] product per path."""
     out = [[] for _ in range(max(p.l3 for p in paths) + 1)]
     n, k = Y.shape[:2]

@@ -28,7 +28,7 @@ DEGREE = 5  # of the splines
 TERMS = DEGREE + 1  # B-splines that are not zero at a distance
 
 
-def node_energies(cfg: ModelConfig, folded: dict, vectors: jax.Array, graph: Topology) -> jax.Array:
+def node_energies(cfg: ModelConfig, folded: dict, *, vectors: jax.Array, graph: Topology) -> jax.Array:
     """Interaction energies of atoms, like `MACE.__call__` and with its arguments.
 
     Args:
@@ -45,7 +45,7 @@ def node_energies(cfg: ModelConfig, folded: dict, vectors: jax.Array, graph: Top
     species = table[slot]
     senders = species[graph.senders].reshape(shape)
     r, Y = edge_harmonics(cfg, vectors)
-    phi, first = spline_weights(cfg.spline, r, pair_index(cfg, species[:, None], senders), cfg.r_max)
+    phi, first = spline_weights(cfg.spline, r, pair=pair_index(cfg, species[:, None], b=senders), r_max=cfg.r_max)
 
     energy = jnp.zeros(shape[0], vectors.dtype)
     if cfg.pair_repulsion:
@@ -56,23 +56,25 @@ def node_energies(cfg: ModelConfig, folded: dict, vectors: jax.Array, graph: Top
     for t in range(cfg.num_interactions):
         part = folded[f"interactions_{t}"]
         up = [part["up"][species][:, None]] if x is None else [a @ w for a, w in zip(x, part["up"], strict=True)]
-        paths = couplings.conv_paths(cfg.input_lmax(t), cfg.max_ell, cfg.max_ell)
-        messages = convolve_table(up, Tabulated(phi, first, part["radial"]), Y, paths, graph)
+        paths = couplings.conv_paths(cfg.input_lmax(t), cfg.max_ell, out_lmax=cfg.max_ell)
+        messages = convolve_table(up, Tabulated(phi, first, part["radial"]), Y=Y, paths=paths, graph=graph)
         if "density" in part:
-            norm = 1.0 + density(phi, first, part["density"])
+            norm = 1.0 + density(phi, first, table=part["density"])
             messages = [m / norm[:, None, None, None] for m in messages]
         # [N, P, m, C] -> [N, m, P C], so that paths and channels are mixed by one matrix
         messages = [jnp.swapaxes(m, 1, 2).reshape(shape[0], m.shape[2], -1) for m in messages]
-        messages = [species_linear(m, w[:, _rows(w, table)], slot) for m, w in zip(messages, part["mix"], strict=True)]
+        messages = [
+            species_linear(m, w[:, _rows(w, table)], slot=slot) for m, w in zip(messages, part["mix"], strict=True)
+        ]
         residual = []
         if "skip" in part:
             before = [part["embedding"][species][:, None]] if x is None else x
-            residual = [species_linear(a, w[:, table], slot) for a, w in zip(before, part["skip"], strict=False)]
+            residual = [species_linear(a, w[:, table], slot=slot) for a, w in zip(before, part["skip"], strict=False)]
         A = jnp.concatenate(messages, axis=1)
         x = []
         for L, (coefficients, w) in enumerate(zip(part["contraction"], part["linear"], strict=True)):
-            monomials = [couplings.monomials(cfg.max_ell, L, nu) for nu in range(1, cfg.correlation[t] + 1)]
-            y = polynomial(A, coefficients[table], monomials, slot) @ w
+            monomials = [couplings.monomials(cfg.max_ell, L, degree=nu) for nu in range(1, cfg.correlation[t] + 1)]
+            y = polynomial(A, coefficients[table], tables=monomials, slot=slot) @ w
             x.append(y + residual[L] if L < len(residual) else y)
         scalars = x[0][:, 0]
         learned += jnp.asarray(readout(cfg, t).apply(folded[f"readouts_{t}"], scalars, graph.head))
@@ -80,7 +82,7 @@ def node_energies(cfg: ModelConfig, folded: dict, vectors: jax.Array, graph: Top
     return folded["scale"][head] * (energy + learned) + folded["shift"][head]
 
 
-def pair_index(cfg: ModelConfig, a: jax.Array, b: jax.Array) -> jax.Array:
+def pair_index(cfg: ModelConfig, a: jax.Array, *, b: jax.Array) -> jax.Array:
     """Table of the unordered pair of species a, b (rows of cfg.species): radial functions know the sum of two radii."""
     if cfg.distance_transform == "none":
         return jnp.zeros(jnp.broadcast_shapes(a.shape, b.shape), jnp.int32)
@@ -93,7 +95,7 @@ def num_pairs(cfg: ModelConfig) -> int:
     return 1 if cfg.distance_transform == "none" else len(cfg.species) * (len(cfg.species) + 1) // 2
 
 
-def spline_weights(spline: Spline, r: jax.Array, pair: jax.Array, r_max: float) -> tuple[jax.Array, jax.Array]:
+def spline_weights(spline: Spline, r: jax.Array, *, pair: jax.Array, r_max: float) -> tuple[jax.Array, jax.Array]:
     """B-splines that are not zero at r and where their coefficients start.
 
     Args:
@@ -124,7 +126,7 @@ def cardinal_pieces() -> np.ndarray:
     return pieces[:, ::-1].copy()
 
 
-def density(phi: jax.Array, first: jax.Array, table: jax.Array) -> jax.Array:
+def density(phi: jax.Array, first: jax.Array, *, table: jax.Array) -> jax.Array:
     """Learned neighbour count [N]: the sum of a tabulated [rows] function over neighbours."""
     rows = first.reshape(phi.shape[:2])[..., None] + jnp.arange(TERMS, dtype=first.dtype)
     return (phi * jnp.take(table, rows, mode="clip")).sum((1, 2))

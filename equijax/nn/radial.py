@@ -18,7 +18,7 @@ ZBL_EXPONENTS = (3.2, 0.9423, 0.4028, 0.2016)  # Ziegler, Biersack, Littmark 198
 NUM_RADII = len(covalent_radii)
 
 
-def envelope(r: jax.Array, r_max: jax.Array | float, p: int) -> jax.Array:
+def envelope(r: jax.Array, r_max: jax.Array | float, *, p: int) -> jax.Array:
     """Polynomial cutoff 1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2), x = r / r_max; 0 beyond r_max.
 
     Value and the first two derivatives vanish at r_max (Gasteiger et al. 2020, Eq. 8). Shape of `r`, A.
@@ -29,13 +29,13 @@ def envelope(r: jax.Array, r_max: jax.Array | float, p: int) -> jax.Array:
     return jnp.where(x < 1.0, 1.0 - xp * (c1 - x * (c2 - c3 * x)), 0.0)
 
 
-def agnesi(r: jax.Array, r0: jax.Array, a: jax.Array, q: jax.Array, p: jax.Array) -> jax.Array:
+def agnesi(r: jax.Array, r0: jax.Array, *, a: jax.Array, q: jax.Array, p: jax.Array) -> jax.Array:
     """Agnesi transform 1 / (1 + a x^q / (1 + x^(q-p))), x = r / r0 (Witt et al., J. Chem. Phys. 159, 164101, 2023)."""
     log_x = jnp.log(r / r0)
     return 1.0 / (1.0 + a * jnp.exp(q * log_x) / (1.0 + jnp.exp((q - p) * log_x)))
 
 
-def soft(r: jax.Array, r0: jax.Array, alpha: jax.Array) -> jax.Array:
+def soft(r: jax.Array, r0: jax.Array, *, alpha: jax.Array) -> jax.Array:
     """Tanh switch from 3/4 r0 for r << r0 to r for r >> r0."""
     low, high = 0.75 * r0, (4.0 / 3.0) * r0
     switch = 0.5 * (1.0 + jnp.tanh(alpha / (high - low) * (r - 0.5 * (low + high))))
@@ -51,7 +51,7 @@ class RadialBasis(nn.Module):
     def __call__(self, r: jax.Array, z_sender: jax.Array, z_receiver: jax.Array) -> tuple[jax.Array, jax.Array]:
         """r [N, K] in A and atomic numbers [N, K] -> basis [N, K, B] (cutoff applied if the model does), cutoff."""
         cfg = self.config
-        cutoff = envelope(r, cfg.r_max, cfg.cutoff_power)
+        cutoff = envelope(r, cfg.r_max, p=cfg.cutoff_power)
         x = self._transform(r, z_sender, z_receiver)[..., None]
         basis = getattr(self, "_" + cfg.radial_basis)(x)
         return (basis * cutoff[..., None] if cfg.apply_cutoff else basis), cutoff
@@ -63,7 +63,7 @@ class RadialBasis(nn.Module):
         radii = self._constant("covalent_radii", covalent_radii, r.dtype)
         r0 = radii[z_sender] + radii[z_receiver]
         if kind == "soft":
-            return soft(r, r0, self._constant("alpha", 4.0, r.dtype))
+            return soft(r, r0, alpha=self._constant("alpha", 4.0, r.dtype))
         values = {"a": 1.0805, "q": 0.9183, "p": 4.5791}  # published constants of the transform
         return agnesi(r, 0.5 * r0, **{k: self._constant(k, v, r.dtype) for k, v in values.items()})
 
@@ -115,7 +115,7 @@ class ZBL(nn.Module):
         a = const["a_prefactor"] * BOHR_A / (zs ** const["a_exp"] + zr ** const["a_exp"])
         phi = sum(const["c"][i] * jnp.exp(-b * r / a) for i, b in enumerate(ZBL_EXPONENTS))
         radius = const["covalent_radii"][z_sender] + const["covalent_radii"][z_receiver]
-        pair = COULOMB_EV_A * zs * zr / r * phi * envelope(r, radius, self.config.zbl_power)
+        pair = COULOMB_EV_A * zs * zr / r * phi * envelope(r, radius, p=self.config.zbl_power)
         return 0.5 * pair.sum(-1)
 
 

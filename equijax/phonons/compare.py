@@ -17,7 +17,7 @@ IMAGINARY_THZ = 0.1  # a mode is imaginary below minus this
 THRESHOLDS_THZ = (0.05, 0.1, 0.5)  # at which imaginary modes are compared, q by q
 
 
-def phonon_errors(ff: Potential, path: str | Path, mesh: Sequence[int] = MESH) -> dict:
+def phonon_errors(ff: Potential, path: str | Path, *, mesh: Sequence[int] = MESH) -> dict:
     """Phonons of a model on the supercell of reference phonons, against these.
 
     Args:

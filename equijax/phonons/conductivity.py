@@ -33,13 +33,13 @@ def run(config: KappaConfig) -> dict:
     """
     seconds: dict[str, float] = {}
     ff, atoms = forcefield.load(config.model, head=config.head), structures.read(config.structure)
-    graph.check_atoms(atoms, ff.config, str(config.structure))
+    graph.check_atoms(atoms, ff.config, name=str(config.structure))
     if min(config.temperatures, default=-1.0) <= 0:
         raise InputError(f"temperatures {config.temperatures}: expected positive numbers")
     if set(config.mesh) == {1}:
         raise InputError(f"mesh {config.mesh} is Gamma alone, where no heat flows: use a finer one")
     ph3 = _phono3py(config, atoms)
-    force_constants.check_mesh(ph3.phonon_supercell, ph3.phonon_primitive, config.mesh)
+    force_constants.check_mesh(ph3.phonon_supercell, ph3.phonon_primitive, mesh=config.mesh)
     report: dict = {"relaxation": None}
     if config.relax:
         with timed(seconds, "relaxation"):
@@ -62,8 +62,10 @@ def run(config: KappaConfig) -> dict:
             "image on the other side cancels each; use a larger supercell"
         )
     if config.projection == "symfc":
-        ph3.fc3 = projection.project(ph3.fc3, ph3.supercell, ph3.primitive, ph3.symmetry)
-        ph3.fc2 = projection.project(ph3.fc2, ph3.phonon_supercell, ph3.phonon_primitive, ph3.phonon_supercell_symmetry)
+        third = projection.Cells(ph3.supercell, ph3.primitive, ph3.symmetry)
+        second = projection.Cells(ph3.phonon_supercell, ph3.phonon_primitive, ph3.phonon_supercell_symmetry)
+        ph3.fc3 = projection.project(ph3.fc3, third)
+        ph3.fc2 = projection.project(ph3.fc2, second)
     with timed(seconds, "conductivity"):
         conductivity, frequencies = solve(ph3, config)
     report |= certificate.provenance(ff) | {
@@ -82,12 +84,14 @@ def run(config: KappaConfig) -> dict:
         "conductivity_W_m_K": conductivity,
         "seconds": seconds,
     }
-    write(ph3, report, config.out)
+    write(ph3, report, folder=config.out)
     return report
 
 
 def _phono3py(config: KappaConfig, atoms: ase.Atoms) -> Any:  # Phono3py, of the extra
-    ph3 = third_order.make_phono3py(atoms, config.supercell, config.phonon_supercell, symprec=config.symprec)
+    ph3 = third_order.make_phono3py(
+        atoms, config.supercell, phonon_supercell=config.phonon_supercell, symprec=config.symprec
+    )
     if config.born is not None:
         born.set_born(ph3, config.born)
     return ph3
@@ -104,7 +108,7 @@ def solve(ph3: Any, config: KappaConfig) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(found.kappa)[0], np.asarray(found.frequencies)
 
 
-def write(ph3: Any, report: dict, folder: Path) -> None:
+def write(ph3: Any, report: dict, *, folder: Path) -> None:
     """fc2.hdf5, fc3.hdf5, phono3py_params.yaml, kappa.csv, kappa.png, report.json."""
     # here, because phono3py comes with an extra
     from phono3py.file_IO import write_fc2_to_hdf5, write_fc3_to_hdf5
@@ -117,7 +121,9 @@ def write(ph3: Any, report: dict, folder: Path) -> None:
         ph3.save(part)
     temperatures, conductivity = report["temperatures_K"], report["conductivity_W_m_K"]
     header = ["temperature_K", *(f"kappa_{c}_W/m/K" for c in COMPONENTS)]
-    tables.write_csv(folder / "kappa.csv", header, ((t, *k) for t, k in zip(temperatures, conductivity, strict=True)))
+    tables.write_csv(
+        folder / "kappa.csv", header, rows=((t, *k) for t, k in zip(temperatures, conductivity, strict=True))
+    )
     curves = dict(zip(COMPONENTS[:3], conductivity.T[:3], strict=True))
     plots.draw_conductivity(folder / "kappa.png", curves, temperatures=temperatures, title=report["formula"])
     certificate.write(report, folder / "report.json")

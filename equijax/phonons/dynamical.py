@@ -38,7 +38,7 @@ from equijax.potential import Potential
 
 
 def dynamical_matrices(
-    ff: Potential, atoms: ase.Atoms, qpoints: npt.ArrayLike, *, compute: Compute = Compute()
+    ff: Potential, atoms: ase.Atoms, *, qpoints: npt.ArrayLike, compute: Compute = Compute()
 ) -> np.ndarray:
     """Exact dynamical matrices on the primitive cell.
 
@@ -57,12 +57,12 @@ def dynamical_matrices(
       InputError: a structure the model cannot describe or not periodic, q-points of the wrong shape or not finite.
       MemoryError: one column needs more than `compute.memory`.
     """
-    responses = _responses(ff, atoms, qpoints, slopes=False, compute=compute)[:, 0]
+    responses = _responses(ff, atoms, qpoints=qpoints, slopes=False, compute=compute)[:, 0]
     return phase(atoms, qpoints) * responses / _masses(atoms)
 
 
 def derivatives(
-    ff: Potential, atoms: ase.Atoms, qpoints: npt.ArrayLike, *, compute: Compute = Compute()
+    ff: Potential, atoms: ase.Atoms, *, qpoints: npt.ArrayLike, compute: Compute = Compute()
 ) -> tuple[np.ndarray, np.ndarray]:
     """Dynamical matrices and their derivatives with respect to q, by automatic differentiation of the Bloch phases.
 
@@ -71,7 +71,7 @@ def derivatives(
     Returns:
       D [Q, 3N, 3N] and dD/dq [Q, 3, 3N, 3N] in eV/(A amu) along Cartesian x, y, z; q in 1/A without 2 pi, as phonopy's.
     """
-    out = _responses(ff, atoms, qpoints, slopes=True, compute=compute) / _masses(atoms)
+    out = _responses(ff, atoms, qpoints=qpoints, slopes=True, compute=compute) / _masses(atoms)
     wave = phase(atoms, qpoints)[:, None]
     r = np.repeat(atoms.positions, 3, axis=0)
     between = np.moveaxis(r[None, :] - r[:, None], -1, 0)  # [3, 3N, 3N] r_j - r_i
@@ -80,7 +80,7 @@ def derivatives(
 
 
 def group_velocities(
-    ff: Potential, atoms: ase.Atoms, qpoints: npt.ArrayLike, *, cutoff_thz: float = 1e-4, compute: Compute = Compute()
+    ff: Potential, atoms: ase.Atoms, *, qpoints: npt.ArrayLike, cutoff_thz: float = 1e-4, compute: Compute = Compute()
 ) -> np.ndarray:
     """Group velocities v = d omega / d k = <e| dD/dq |e> / (2 omega), [Q, 3N, 3] in THz A (0.1 km/s).
 
@@ -89,7 +89,7 @@ def group_velocities(
     """
     direction = np.array([1.0, 2.0, 3.0]) / np.sqrt(14.0)
     velocities = []
-    for D, dD in zip(*derivatives(ff, atoms, qpoints, compute=compute), strict=True):
+    for D, dD in zip(*derivatives(ff, atoms, qpoints=qpoints, compute=compute), strict=True):
         values, vectors = np.linalg.eigh(D)
         omega = to_thz(values)
         for modes in degenerate_sets(omega):
@@ -108,7 +108,7 @@ def frequencies(matrices: np.ndarray) -> np.ndarray:
 
 
 def symmetric_matrices(
-    ff: Potential, atoms: ase.Atoms, qpoints: npt.ArrayLike, *, symprec: float = 1e-5, compute: Compute = Compute()
+    ff: Potential, atoms: ase.Atoms, *, qpoints: npt.ArrayLike, symprec: float = 1e-5, compute: Compute = Compute()
 ) -> np.ndarray:
     """`dynamical_matrices` of which only those at inequivalent q are computed; the rest follow by symmetry.
 
@@ -117,9 +117,9 @@ def symmetric_matrices(
     to the place of another. As exact as the structure is symmetric. Pays on meshes.
     """
     q, masses = np.asarray(qpoints, float), _masses(atoms)
-    related = relations(atoms, atoms.numbers, q, symprec)
+    related = relations(atoms, atoms.numbers, qpoints=q, symprec=symprec)
     chosen = sorted({first for first, *_ in related})
-    matrices = dynamical_matrices(ff, atoms, q[chosen], compute=compute) * masses
+    matrices = dynamical_matrices(ff, atoms, qpoints=q[chosen], compute=compute) * masses
     computed = dict(zip(chosen, matrices, strict=True))
     n = len(atoms)
     out = []
@@ -153,9 +153,9 @@ def force_constants(
     atoms, transform = primitive(phonon), DynmatToForceConstants(phonon.primitive, phonon.supercell, is_full_fc=full)
     q = transform.commensurate_points
     matrices = (
-        symmetric_matrices(ff, atoms, q, symprec=phonon.symmetry.tolerance, compute=compute)
+        symmetric_matrices(ff, atoms, qpoints=q, symprec=phonon.symmetry.tolerance, compute=compute)
         if symmetry
-        else dynamical_matrices(ff, atoms, q, compute=compute)
+        else dynamical_matrices(ff, atoms, qpoints=q, compute=compute)
     )
     transform.dynamical_matrices = matrices
     transform.run()
@@ -164,7 +164,7 @@ def force_constants(
 
 
 def band_structure(
-    ff: Potential, phonon: Phonopy, paths: Sequence[np.ndarray], *, compute: Compute = Compute(), **options: Any
+    ff: Potential, phonon: Phonopy, *, paths: Sequence[np.ndarray], compute: Compute = Compute(), **options: Any
 ) -> BandStructure:
     """phonopy's BandStructure of exact dynamical matrices: no supercell and no interpolation between q.
 
@@ -185,7 +185,7 @@ class _Table(DynamicalMatrix):
     def __init__(self, phonon: Phonopy, ff: Potential, qpoints: np.ndarray, compute: Compute):
         cells = phonon.primitive, phonon.supercell
         super().__init__(phonon.supercell, phonon.primitive, np.zeros((*map(len, cells), 3, 3)))
-        matrices = dynamical_matrices(ff, primitive(phonon), qpoints, compute=compute)
+        matrices = dynamical_matrices(ff, primitive(phonon), qpoints=qpoints, compute=compute)
         self._at = dict(zip(map(tuple, qpoints), matrices, strict=True))
 
     def run(self, q: np.ndarray) -> None:
@@ -217,7 +217,7 @@ def _masses(atoms: ase.Atoms) -> np.ndarray:
 
 
 def _responses(
-    ff: Potential, atoms: ase.Atoms, qpoints: npt.ArrayLike, *, slopes: bool, compute: Compute
+    ff: Potential, atoms: ase.Atoms, *, qpoints: npt.ArrayLike, slopes: bool, compute: Compute
 ) -> np.ndarray:
     """Phi(q) with phases per cell and no masses, [Q, 1, 3N, 3N]; with `slopes` [Q, 4, 3N, 3N], the derivatives by q."""
     q, dtype = _checked(atoms, qpoints), compute.dtype
@@ -229,7 +229,9 @@ def _responses(
     out = np.zeros((len(pairs), 4 if slopes else 1, n, 3), complex)
     with jax.enable_x64(True):
         arguments = ff.device_variables(dtype), jax.device_put(potential.cast(graph, "float64"))
-        program, chunk = _program(WaveKind(ff.config, dtype, real, slopes), arguments, len(pairs), compute.memory)
+        program, chunk = _program(
+            WaveKind(ff.config, dtype, real, slopes), arguments, num=len(pairs), memory=compute.memory
+        )
         for first in tqdm(range(0, len(pairs), chunk), desc="columns of D(q)", disable=not compute.progress):
             part = slice(first, first + chunk)
             count = len(pairs[part])
@@ -252,7 +254,7 @@ _columns = jax.jit(wave_columns, static_argnums=0)
 
 
 def _program(
-    kind: WaveKind, arguments: tuple[dict, jraph.GraphsTuple], num: int, memory: int | None
+    kind: WaveKind, arguments: tuple[dict, jraph.GraphsTuple], *, num: int, memory: int | None
 ) -> tuple[jax.stages.Compiled, int]:
     """`wave_columns` for as many of `num` columns as keep a device busy and fit its memory, and how many these are."""
     positions, width = arguments[1].nodes.positions, len(arguments[1].senders) * (1 if kind.real else 2)

@@ -23,19 +23,21 @@ def run(config: ExpansionConfig) -> dict:
     """
     seconds: dict[str, float] = {}
     ff, atoms = forcefield.load(config.model, head=config.head), structures.read(config.structure)
-    graph.check_atoms(atoms, ff.config, str(config.structure))
+    graph.check_atoms(atoms, ff.config, name=str(config.structure))
     phonon = force_constants.make_phonon(atoms, config.supercell)
     for mesh in (config.gruneisen_mesh, config.mesh):
-        force_constants.check_mesh(phonon.supercell, phonon.primitive, mesh)
+        force_constants.check_mesh(phonon.supercell, phonon.primitive, mesh=mesh)
     volumes.check_strains(config.strains)
     first, last, step = config.temperatures
     with timed(seconds, "relaxation"):
         atoms, relaxation = symmetric.relax(ff, atoms, fmax=config.fmax, compute=Compute(progress=True))
     with timed(seconds, "Grueneisen parameters"):
-        modes = volumes.gruneisen(ff, atoms, config.supercell, mesh=config.gruneisen_mesh)
+        modes = volumes.gruneisen(ff, atoms, supercell=config.supercell, mesh=config.gruneisen_mesh)
     with timed(seconds, "quasi-harmonic approximation"):
         temperatures = np.arange(first, last + 1.5 * step, step)  # phonopy drops the last one
-        cells, energies = volumes.series(ff, atoms, config.supercell, config.strains, fmax=config.fmax)
+        cells, energies = volumes.series(
+            ff, atoms, supercell=config.supercell, strains=config.strains, fmax=config.fmax
+        )
         found = volumes.quasi_harmonic(cells, energies, temperatures=temperatures, mesh=config.mesh)
     n, moving = len(found.thermal_expansion), np.isfinite(modes.parameters)
     weights = np.broadcast_to(modes.weights[:, None], moving.shape)
@@ -54,17 +56,17 @@ def run(config: ExpansionConfig) -> dict:
         "table": columns,
         "seconds": seconds,
     }
-    write(report, modes, config.out)
+    write(report, modes, folder=config.out)
     return report
 
 
-def write(report: dict, modes: volumes.Gruneisen, folder: Path) -> None:
+def write(report: dict, modes: volumes.Gruneisen, *, folder: Path) -> None:
     """expansion.csv, gruneisen.csv, expansion.png, report.json."""
     table = report["table"]
-    tables.write_csv(folder / "expansion.csv", list(table), zip(*table.values(), strict=True))
+    tables.write_csv(folder / "expansion.csv", list(table), rows=zip(*table.values(), strict=True))
     shown = np.isfinite(modes.parameters)
     found = modes.frequencies[shown], modes.parameters[shown]
-    tables.write_csv(folder / "gruneisen.csv", ["frequency_THz", "gruneisen"], zip(*found, strict=True))
+    tables.write_csv(folder / "gruneisen.csv", ["frequency_THz", "gruneisen"], rows=zip(*found, strict=True))
     curve = table["temperature_K"], table["volume_expansion_1/K"]
     plots.draw_expansion(folder / "expansion.png", modes=found, expansion=curve, title=report["formula"])
     certificate.write(report, folder / "report.json")

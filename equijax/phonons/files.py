@@ -65,7 +65,7 @@ def stored_in(path: Path, program: str) -> tuple[Stored, float]:
         stored, tolerance = _described(path)
         if stored.force_constants is None and not has_forces(stored.dataset):
             values = _beside(path, VALUES[program])
-            if not any(_enter(stored, value, program) for value in values):
+            if not any(_enter(stored, value, program=program) for value in values):
                 raise InputError(
                     f"{path}: neither forces nor force constants in it, nor any of "
                     f"{', '.join(VALUES[program])} beside it that belong to it"
@@ -75,7 +75,7 @@ def stored_in(path: Path, program: str) -> tuple[Stored, float]:
         if not (found := _beside(path, names)):
             raise FileNotFoundError(f"{path} needs the structure it belongs to: one of {', '.join(names)} beside it")
         stored, tolerance = _described(found[0])
-        if not _enter(stored, path, program):
+        if not _enter(stored, path, program=program):
             raise InputError(f"{path}: not the forces of the supercell for phonons in {found[0].name}")
     return stored, tolerance
 
@@ -95,7 +95,7 @@ def _reader(path: str | Path, readers: dict[str, "Reader"]) -> "Reader | None":
     return next((reader for name, reader in readers.items() if plain_name(path).startswith(name)), None)
 
 
-def _enter(stored: Stored, path: Path, program: str) -> bool:
+def _enter(stored: Stored, path: Path, *, program: str) -> bool:
     """Enter what a file beside a description holds; False where it does not belong to it."""
     reader = _reader(path, VALUES[program])
     return reader is not None and reader(stored, path)

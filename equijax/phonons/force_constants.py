@@ -45,7 +45,7 @@ FINITE_STEP_A = 0.01  # of the finite-difference spot check
 
 
 def make_phonon(
-    atoms: ase.Atoms, supercell: npt.ArrayLike, primitive: str | npt.ArrayLike = "auto", symprec: float = 1e-5
+    atoms: ase.Atoms, supercell: npt.ArrayLike, *, primitive: str | npt.ArrayLike = "auto", symprec: float = 1e-5
 ) -> Phonopy:
     """A Phonopy object for a structure.
 
@@ -87,7 +87,7 @@ def supercell_matrix(supercell: npt.ArrayLike) -> np.ndarray:
     return matrix if cells > 0 else -matrix
 
 
-def check_mesh(supercell: PhonopyAtoms, primitive: PhonopyAtoms, mesh: Sequence[int]) -> None:
+def check_mesh(supercell: PhonopyAtoms, primitive: PhonopyAtoms, *, mesh: Sequence[int]) -> None:
     """Refuse a supercell and a q-mesh that hold no mode with a frequency of its own.
 
     Args:
@@ -143,7 +143,7 @@ def force_constants(ff: Potential, phonon: Phonopy, *, full: bool = False, compu
     """
     dataset = _dataset(phonon)
     u = tangents(dataset["first_atoms"], len(phonon.supercell))
-    gradients = hessian.hvp(ff, to_ase(phonon.supercell), u, compute=compute)
+    gradients = hessian.hvp(ff, to_ase(phonon.supercell), tangents=u, compute=compute)
     for entry, gradient in zip(dataset["first_atoms"], gradients, strict=True):
         entry["forces"] = -gradient
     phonon.force_constants = get_fc2(
@@ -228,8 +228,8 @@ def project(phonon: Phonopy, method: str = "symfc") -> Residuals:
     """
     raw = residuals(phonon)
     if method == "symfc":
-        cells = phonon.supercell, phonon.primitive, phonon.symmetry
-        phonon.force_constants = projection.project(phonon.force_constants, *cells)
+        cells = projection.Cells(phonon.supercell, phonon.primitive, phonon.symmetry)
+        phonon.force_constants = projection.project(phonon.force_constants, cells)
     elif method == "phonopy":
         phonon.symmetrize_force_constants(show_drift=False)
     else:
@@ -237,7 +237,7 @@ def project(phonon: Phonopy, method: str = "symfc") -> Residuals:
     return raw
 
 
-def spot_check(ff: Potential, phonon: Phonopy, seed: int = 0) -> SpotCheck:
+def spot_check(ff: Potential, phonon: Phonopy, *, seed: int = 0) -> SpotCheck:
     """One random column of the force constants against fourth-order finite differences of the forces, float64.
 
     (4 D(h) - D(2h)) / 3, D(h) = (g(r + h) - g(r - h)) / 2h, of one atom of the primitive cell along a random direction.

@@ -39,8 +39,8 @@ FEW_TANGENTS = 8  # fewer are padded to these: crystals differ in their numbers 
 def hvp(
     ff: Potential,
     atoms: ase.Atoms,
-    tangents: npt.ArrayLike,
     *,
+    tangents: npt.ArrayLike,
     along: npt.ArrayLike | None = None,
     compute: Compute = Compute(),
 ) -> np.ndarray:
@@ -62,14 +62,14 @@ def hvp(
       InputError: a structure the model cannot describe, tangents of the wrong shape or not finite.
       MemoryError: one tangent needs more than `compute.memory`; said before work starts.
     """
-    return hvps(ff, [atoms], [tangents], along=None if along is None else [along], compute=compute)[0]
+    return hvps(ff, [atoms], tangents=[tangents], along=None if along is None else [along], compute=compute)[0]
 
 
 def hvps(
     ff: Potential,
     images: Sequence[ase.Atoms],
-    tangents: Sequence[npt.ArrayLike],
     *,
+    tangents: Sequence[npt.ArrayLike],
     along: Sequence[npt.ArrayLike] | None = None,
     compute: Compute = Compute(),
 ) -> list[np.ndarray]:
@@ -85,14 +85,14 @@ def hvps(
     """
     if len(images) != len(tangents):
         raise InputError(f"{len(images)} structures but {len(tangents)} arrays of tangents: expected one array each")
-    tangents = [_checked(t, atoms, i) for i, (atoms, t) in enumerate(zip(images, tangents, strict=True))]
+    tangents = [_checked(t, atoms, i=i) for i, (atoms, t) in enumerate(zip(images, tangents, strict=True))]
     if along is not None:
-        along = [_checked([a], atoms, i)[0] for i, (atoms, a) in enumerate(zip(images, along, strict=True))]
+        along = [_checked([a], atoms, i=i)[0] for i, (atoms, a) in enumerate(zip(images, along, strict=True))]
     structures = []
     for i, atoms in enumerate(images):
         name = f"structure {i} ({atoms.get_chemical_formula()})"
-        graph.check_atoms(atoms, ff.config, name)
-        structures.append((atoms, graph.neighbour_list(atoms, ff.config.r_max, name)))
+        graph.check_atoms(atoms, ff.config, name=name)
+        structures.append((atoms, graph.neighbour_list(atoms, ff.config.r_max, name=name)))
     pool, index = graph.SizePool(ladders=graph.SHARED), ff.head_index
     results: list = [None] * len(images)
     with tqdm(total=sum(map(len, tangents)), desc="Hessian rows", unit="row", disable=not compute.progress) as bar:
@@ -101,11 +101,11 @@ def hvps(
             needed = graph.size_of(chosen, ff.config)
             alone = len(images) == 1 and needed.cost > LARGE
             size = needed if alone else pool.fit(needed)
-            batch = graph.build(chosen, ff.config, size, [index] * len(chosen))
+            batch = graph.build(chosen, ff.config, size=size, heads=[index] * len(chosen))
             if along is not None:
                 direction = _stack([along[i] for i in members], size.nodes)
                 batch = batch._replace(nodes=batch.nodes._replace(along=direction))
-            pushed = _push_batch(ff, batch, [tangents[i] for i in members], compute, bar)
+            pushed = _push_batch(ff, batch, tangents=[tangents[i] for i in members], compute=compute, bar=bar)
             for i, out in zip(members, pushed, strict=True):
                 results[i] = out
     return results
@@ -131,7 +131,7 @@ def hessians(
     """`hessian` of many structures in one call; `rows` is None or one sequence of atom indices a structure."""
     rows = [range(len(atoms)) for atoms in images] if rows is None else rows
     tangents = [unit_tangents(len(atoms), r) for atoms, r in zip(images, rows, strict=True)]
-    out = hvps(ff, images, tangents, compute=compute)
+    out = hvps(ff, images, tangents=tangents, compute=compute)
     return [h.reshape(-1, 3, len(atoms), 3) for h, atoms in zip(out, images, strict=True)]
 
 
@@ -149,7 +149,7 @@ def unit_tangents(num_atoms: int, rows: Sequence[int]) -> np.ndarray:
     return out.reshape(-1, num_atoms, 3)
 
 
-def _checked(tangents: npt.ArrayLike, atoms: ase.Atoms, i: int) -> np.ndarray:
+def _checked(tangents: npt.ArrayLike, atoms: ase.Atoms, *, i: int) -> np.ndarray:
     tangents = np.asarray(tangents, np.float64)
     if tangents.ndim != 3 or tangents.shape[1:] != (len(atoms), 3):
         raise InputError(f"tangents of structure {i}: shape {tangents.shape}, expected [B, {len(atoms)}, 3]")
@@ -180,7 +180,7 @@ def _groups(structures: list[tuple[ase.Atoms, graph.Edges]], num_rows: list[int]
 
 
 def _push_batch(
-    ff: Potential, batch: jraph.GraphsTuple, tangents: list[np.ndarray], compute: Compute, bar: tqdm
+    ff: Potential, batch: jraph.GraphsTuple, *, tangents: list[np.ndarray], compute: Compute, bar: tqdm
 ) -> list[np.ndarray]:
     """Push the tangents of all structures of a graph through its Hessian; one packed tangent holds a row of each."""
     num = max(map(len, tangents))
@@ -190,16 +190,20 @@ def _push_batch(
         packed[: len(t), a:b] = t
     rows = np.array([sum(len(t) > i for t in tangents) for i in range(num)])  # of the user's rows in a packed one
     with jax.enable_x64(True):
-        out = _push(ff, potential.cast(batch, "float64"), packed, rows, compute, bar) if num else packed
+        out = (
+            _push(ff, potential.cast(batch, "float64"), packed=packed, rows=rows, compute=compute, bar=bar)
+            if num
+            else packed
+        )
     return [out[: len(t), a:b] for t, a, b in zip(tangents, first, first[1:], strict=False)]
 
 
 def _push(
-    ff: Potential, batch: jraph.GraphsTuple, packed: np.ndarray, rows: np.ndarray, compute: Compute, bar: tqdm
+    ff: Potential, batch: jraph.GraphsTuple, *, packed: np.ndarray, rows: np.ndarray, compute: Compute, bar: tqdm
 ) -> np.ndarray:
     """H times packed [M, N, 3]; `rows` [M] is how far each brings the bar."""
     variables, out = ff.device_variables(compute.dtype), np.zeros_like(packed)
-    program, chunk = _program(ff.config, variables, batch, compute, len(packed))
+    program, chunk = _program(ff.config, variables, batch=batch, compute=compute, num=len(packed))
     done, calls = 0, MAX_STEPS if bar.disable else 1  # the first call tells how long one takes
     while done < len(packed):
         part = packed[done : done + calls * chunk]
@@ -217,7 +221,7 @@ def _push(
 
 
 def _program(
-    config: Any, variables: dict, batch: jraph.GraphsTuple, compute: Compute, num: int
+    config: Any, variables: dict, *, batch: jraph.GraphsTuple, compute: Compute, num: int
 ) -> tuple[jax.stages.Compiled, int]:
     """`push_tangents` for as many of `num` tangents as keep the devices busy and fit their memory, and how many."""
     devices, (nodes, _) = jax.local_devices(), batch.nodes.positions.shape

@@ -60,8 +60,8 @@ def mesh_points(mesh: Sequence[int]) -> np.ndarray:
 def order_parameters(
     ff: Potential,
     atoms: ase.Atoms,
-    mesh: Sequence[int],
     *,
+    mesh: Sequence[int],
     threshold: float,
     symprec: float,
     compute: Compute = Compute(),
@@ -77,15 +77,15 @@ def order_parameters(
       compute: of `dynamical.dynamical_matrices`.
     """
     q = mesh_points(mesh)
-    matrices = dynamical.symmetric_matrices(ff, atoms, q, symprec=symprec, compute=compute)
+    matrices = dynamical.symmetric_matrices(ff, atoms, qpoints=q, symprec=symprec, compute=compute)
     frequencies = dynamical.frequencies(matrices)
     found = []
-    for star in stars.stars(atoms, q, symprec):
+    for star in stars.stars(atoms, q, symprec=symprec):
         half = [i for i in star if all(stars.key(-q[i]) != stars.key(q[j]) or j >= i for j in star)]
         omega = frequencies[half[0]]
         for modes in _sets(omega):
             if omega[modes].mean() < -threshold:
-                patterns = [p for i in half for p in _patterns(atoms, q[i], matrices[i], modes)]
+                patterns = [p for i in half for p in _patterns(atoms, q[i], matrix=matrices[i], modes=modes)]
                 points, vectors = zip(*patterns, strict=True)
                 found.append(OrderParameter(np.array(points), np.array(vectors), float(omega[modes].mean())))
     return Spectrum(q, frequencies, sorted(found, key=lambda o: o.frequency))
@@ -98,7 +98,7 @@ def _sets(omega: np.ndarray) -> list[np.ndarray]:
 
 
 def _patterns(
-    atoms: ase.Atoms, q: np.ndarray, matrix: np.ndarray, modes: np.ndarray
+    atoms: ase.Atoms, q: np.ndarray, *, matrix: np.ndarray, modes: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(q, mode) of each real amplitude: the degenerate modes with axes made definite, times 1 and i unless real."""
     vectors = np.linalg.eigh(matrix)[1][:, modes]
@@ -113,7 +113,7 @@ def _patterns(
             yield q, vector.reshape(-1, 3) * np.exp(1j * (turn - angle))
 
 
-def commensurate_cell(qpoints: np.ndarray, cell: np.ndarray, limit: int = 64) -> np.ndarray:
+def commensurate_cell(qpoints: np.ndarray, cell: np.ndarray, *, limit: int = 64) -> np.ndarray:
     """Smallest supercell in which all q are reciprocal lattice vectors: integer [3, 3], rows in units of `cell`.
 
     Args:
@@ -146,7 +146,7 @@ def commensurate_cell(qpoints: np.ndarray, cell: np.ndarray, limit: int = 64) ->
 
 
 def displaced(
-    atoms: ase.Atoms, order: OrderParameter, direction: np.ndarray, matrix: np.ndarray
+    atoms: ase.Atoms, order: OrderParameter, *, direction: np.ndarray, matrix: np.ndarray
 ) -> tuple[ase.Atoms, np.ndarray]:
     """The supercell and the displacements of a distortion of unit amplitude.
 
@@ -175,7 +175,7 @@ def displaced(
     return cell, u.reshape(-1, 3) / norm
 
 
-def directions(dimension: int, num_random: int, seed: int) -> list[np.ndarray]:
+def directions(dimension: int, num_random: int, *, seed: int) -> list[np.ndarray]:
     """Single patterns, sums and differences of several, then random directions; [d] each, unit norm."""
     largest = dimension if dimension <= MAX_DIMENSION else 3
     out = []
@@ -203,11 +203,11 @@ def distinct(
       symprec: A, of the space groups.
     """
     kept: dict[tuple, Distortion] = {}
-    for direction in directions(len(order.qpoints), num_random, seed):
+    for direction in directions(len(order.qpoints), num_random, seed=seed):
         matrix = commensurate_cell(order.qpoints[np.abs(direction) > 1e-9], atoms.cell.array)
         if len(atoms) * round(np.linalg.det(matrix)) > max_atoms:
             continue
-        cell, u = displaced(atoms, order, direction, matrix)
+        cell, u = displaced(atoms, order, direction=direction, matrix=matrix)
         probe = cell.copy()
         probe.positions += PROBE_A * u / np.linalg.norm(u, axis=1).max()
         found = spglib.get_symmetry_dataset((probe.cell.array, probe.get_scaled_positions(), probe.numbers), symprec)

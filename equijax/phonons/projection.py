@@ -1,11 +1,21 @@
 """symfc's projection of force constants onto what symmetry demands, for crystals symmetric to a tolerance."""
 
+from typing import NamedTuple
+
 import numpy as np
 from phonopy.interface.fc_calculator import get_fc2
 from phonopy.interface.symfc import symmetrize_by_projector
 from phonopy.structure.atoms import PhonopyAtoms
 from phonopy.structure.cells import Primitive
 from phonopy.structure.symmetry import Symmetry
+
+
+class Cells(NamedTuple):
+    """What force constants belong to: the cells and symmetry of a Phonopy or Phono3py object."""
+
+    supercell: PhonopyAtoms
+    primitive: Primitive
+    symmetry: Symmetry
 
 
 def exact(cell: PhonopyAtoms, symmetry: Symmetry) -> PhonopyAtoms:
@@ -24,18 +34,19 @@ def exact(cell: PhonopyAtoms, symmetry: Symmetry) -> PhonopyAtoms:
     return refined
 
 
-def project(values: np.ndarray, supercell: PhonopyAtoms, primitive: Primitive, symmetry: Symmetry) -> np.ndarray:
+def project(values: np.ndarray, cells: Cells) -> np.ndarray:
     """Force constants with sum rules, permutations and space group imposed at once.
 
     Args:
       values: [n_p or n_s, n_s, 3, 3] or [n_p or n_s, n_s, n_s, 3, 3, 3].
-      supercell, primitive, symmetry: of a Phonopy or Phono3py object.
+      cells: see `Cells`.
     """
     order = values.ndim // 2
-    return symmetrize_by_projector(exact(supercell, symmetry), values, order, primitive=primitive, symmetry=symmetry)
+    cell = exact(cells.supercell, cells.symmetry)
+    return symmetrize_by_projector(cell, values, order, primitive=cells.primitive, symmetry=cells.symmetry)
 
 
-def fit(dataset: dict, supercell: PhonopyAtoms, primitive: Primitive, symmetry: Symmetry) -> np.ndarray:
-    """Force constants [n_p, n_s, 3, 3] that explain forces of random displacements best; arguments as `project`."""
-    cell = exact(supercell, symmetry)
-    return get_fc2(cell, dataset, primitive, fc_calculator="symfc", is_compact_fc=True, symmetry=symmetry)
+def fit(dataset: dict, cells: Cells) -> np.ndarray:
+    """Force constants [n_p, n_s, 3, 3] that explain forces of random displacements best."""
+    cell = exact(cells.supercell, cells.symmetry)
+    return get_fc2(cell, dataset, cells.primitive, fc_calculator="symfc", is_compact_fc=True, symmetry=cells.symmetry)

@@ -51,7 +51,7 @@ def read(path: str | Path) -> Phonopy:
         raise InputError(f"{path}: not a file of phonopy or phono3py, such as phonopy.yaml or FORCE_SETS")
     try:
         stored, tolerance = stored_in(path, program)
-        return _phonon(_in_eV_A(stored), tolerance, path)
+        return _phonon(_in_eV_A(stored), tolerance, path=path)
     except UNREADABLE as error:
         if isinstance(error, FileNotFoundError) or str(error).startswith(str(path.parent)):
             raise
@@ -78,13 +78,13 @@ def produce(phonon: Phonopy, source: str | Path) -> None:
     entries = phonon.dataset.get("first_atoms", ())
     if missing := sum("forces" not in entry for entry in entries):
         raise InputError(f"{source}: {missing} of {len(entries)} displacements have no forces")
-    cells = phonon.supercell, phonon.primitive, phonon.symmetry
+    cells = projection.Cells(phonon.supercell, phonon.primitive, phonon.symmetry)
     try:
         if entries:
             phonon.produce_force_constants(calculate_full_force_constants=False, show_drift=False)
-            phonon.force_constants = projection.project(phonon.force_constants, *cells)
+            phonon.force_constants = projection.project(phonon.force_constants, cells)
         else:
-            phonon.force_constants = projection.fit(phonon.dataset, *cells)
+            phonon.force_constants = projection.fit(phonon.dataset, cells)
     except (*UNREADABLE, np.linalg.LinAlgError) as error:
         text = " ".join(str(error).split())
         raise InputError(f"{source}: its displacements do not give force constants: {text}") from error
@@ -130,7 +130,7 @@ def _in_eV_A(stored: Stored) -> Stored:
     return stored
 
 
-def _phonon(stored: Stored, tolerance: float, path: Path) -> Phonopy:
+def _phonon(stored: Stored, tolerance: float, *, path: Path) -> Phonopy:
     """A Phonopy object of values in eV and A.
 
     Raises:

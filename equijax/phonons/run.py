@@ -24,9 +24,9 @@ def run(config: PhononsConfig) -> dict:
     seconds: dict[str, float] = {}
     ff = forcefield.load(config.model, head=config.head)
     atoms = structures.read(config.structure)
-    phonon = force_constants.make_phonon(atoms, config.supercell, config.primitive, config.symprec)
-    force_constants.check_mesh(phonon.supercell, phonon.primitive, config.mesh)
-    graph.check_atoms(atoms, ff.config, str(config.structure))
+    phonon = force_constants.make_phonon(atoms, config.supercell, primitive=config.primitive, symprec=config.symprec)
+    force_constants.check_mesh(phonon.supercell, phonon.primitive, mesh=config.mesh)
+    graph.check_atoms(atoms, ff.config, name=str(config.structure))
     ff = ff.specialise(atoms.numbers) if config.fast else ff
     if config.born is not None:
         born.set_born(phonon, config.born)  # once here, so that a bad file is known before work starts
@@ -41,13 +41,15 @@ def run(config: PhononsConfig) -> dict:
                 symprec=config.symprec,
                 compute=Compute(progress=True),
             )
-        phonon = force_constants.make_phonon(atoms, config.supercell, config.primitive, config.symprec)
+        phonon = force_constants.make_phonon(
+            atoms, config.supercell, primitive=config.primitive, symprec=config.symprec
+        )
         if config.born is not None:
             born.set_born(phonon, config.born)
     with outputs.beside(config.out / "structure.extxyz") as part:
         ase.io.write(part, atoms)
     with timed(seconds, "forces"):
-        report |= describe(ff, atoms, phonon, config)
+        report |= describe(ff, atoms, phonon=phonon, config=config)
     with timed(seconds, "force constants"):
         memory = None if config.memory is None else int(config.memory * 1e9)
         compute = Compute(config.dtype, memory, progress=True)
@@ -55,7 +57,7 @@ def run(config: PhononsConfig) -> dict:
     report["raw_residuals"] = force_constants.residuals(phonon)._asdict()
     if config.check:
         with timed(seconds, "spot check"):
-            report["spot_check"] = force_constants.spot_check(ff, phonon, config.seed)._asdict()
+            report["spot_check"] = force_constants.spot_check(ff, phonon, seed=config.seed)._asdict()
     if config.projection != "none":
         force_constants.project(phonon, config.projection)
         report["projected_residuals"] = force_constants.residuals(phonon)._asdict()
@@ -66,7 +68,7 @@ def run(config: PhononsConfig) -> dict:
     return report
 
 
-def describe(ff: Potential, atoms: ase.Atoms, phonon: Phonopy, config: PhononsConfig) -> dict:
+def describe(ff: Potential, atoms: ase.Atoms, *, phonon: Phonopy, config: PhononsConfig) -> dict:
     """Certificate entries known before the force constants, warnings included."""
     residual = symmetric.static_residuals(ff, atoms)
     if not config.allow_unrelaxed:
@@ -95,7 +97,9 @@ def results(phonon: Phonopy, config: PhononsConfig) -> dict:
     write_dos(dos, config.out / "dos.csv")
     plots.draw_bands(config.out / "bands.png", phonon, title=phonon.unitcell.formula, dos=dos)
     first, last, step = config.temperature
-    thermal = harmonic(mesh.qpoints, mesh.frequencies, mesh.weights, np.arange(first, last + 0.5 * step, step))
+    thermal = harmonic(
+        mesh.qpoints, mesh.frequencies, weights=mesh.weights, temperatures=np.arange(first, last + 0.5 * step, step)
+    )
     thermal.write_csv(config.out / "thermal.csv")
     optical = np.sort(mesh.frequencies[~gamma_acoustic(mesh.qpoints, mesh.frequencies)])
     return {

@@ -68,12 +68,12 @@ def run(config: ModesConfig) -> dict:
     atoms = structures.read(config.structure)
     ff = forcefield.load(config.model, head=config.head)
     known = structures.read_all(config.reference) if config.reference else []
-    graph.check_atoms(atoms, ff.config, str(config.structure))
+    graph.check_atoms(atoms, ff.config, name=str(config.structure))
     if not atoms.pbc.all():
         raise InputError(f"{config.structure}: periodic along {atoms.pbc.tolist()}, phonons need all three directions")
     if min(config.mesh) < 1 or config.threshold <= 0:
         raise InputError(f"mesh {config.mesh} and threshold {config.threshold}: expected positive numbers")
-    phases, scans = search(ff, atoms, config)
+    phases, scans = search(ff, atoms, config=config)
     for i, phase in enumerate(phases):
         with outputs.beside(config.out / f"phase_{i}.extxyz") as part:
             ase.io.write(part, phase["atoms"])
@@ -93,26 +93,28 @@ def run(config: ModesConfig) -> dict:
     return report
 
 
-def search(ff: Potential, atoms: ase.Atoms, config: ModesConfig) -> tuple[list[dict], list[dict]]:
+def search(ff: Potential, atoms: ase.Atoms, *, config: ModesConfig) -> tuple[list[dict], list[dict]]:
     """Phases reached from `atoms`, the first one itself relaxed; and the E(Q) scans.
 
     A phase: atoms, round, parent (index), space_group, space_groups by tolerance, from_space_group, q of the mode
     followed, its frequency_THz, Q_min (A sqrt(amu)) and well_meV_atom of the scan, energy_meV_atom against the first
     phase, converged, lowest_THz of its own spectrum on mesh, stable (None where it was not looked at).
     """
-    refuse_fixed(atoms, atoms.get_chemical_formula(), "modes are followed with all atoms free; remove the constraints")
+    refuse_fixed(
+        atoms, atoms.get_chemical_formula(), why="modes are followed with all atoms free; remove the constraints"
+    )
     start = _primitive(atoms)
     start, report = symmetric.relax(ff, start, fmax=config.fmax, cell=not config.fixed_cell, steps=config.steps)
     extent = np.array(config.mesh) * _heights(start)
     entry = {"round": 0} | dict.fromkeys(FOLLOWED)
-    phases, scans = [_phase(ff, start, report, entry, None)], []
+    phases, scans = [_phase(ff, start, report=report, entry=entry, first=None)], []
     current = [0]
     for number in range(config.rounds + 1):
         before = len(phases)
         for parent in current:
-            orders = _spectrum(ff, phases[parent], extent, config)
+            orders = _spectrum(ff, phases[parent], extent=extent, config=config)
             if number < config.rounds:
-                _follow(ff, phases, scans, parent, orders[: config.max_modes], config)
+                _follow(ff, phases, scans=scans, parent=parent, orders=orders[: config.max_modes], config=config)
         new = sorted(range(before, len(phases)), key=lambda i: phases[i]["energy_meV_atom"])
         # the lowest new phases are looked at next round; the others are left without a verdict
         current = new[: config.keep]
@@ -121,11 +123,11 @@ def search(ff: Potential, atoms: ase.Atoms, config: ModesConfig) -> tuple[list[d
     return phases, scans
 
 
-def _spectrum(ff: Potential, phase: dict, extent: np.ndarray, config: ModesConfig) -> list[OrderParameter]:
+def _spectrum(ff: Potential, phase: dict, *, extent: np.ndarray, config: ModesConfig) -> list[OrderParameter]:
     """Order parameters of a phase's unstable modes; its verdict is entered into the phase."""
     mesh = np.maximum(1, np.ceil(extent / _heights(phase["atoms"]) - 0.1)).astype(int)
     _, frequencies, orders = order_parameters.order_parameters(
-        ff, phase["atoms"], mesh, threshold=config.threshold, symprec=symmetric.SYMPREC_A
+        ff, phase["atoms"], mesh=mesh, threshold=config.threshold, symprec=symmetric.SYMPREC_A
     )
     phase |= {"mesh": mesh.tolist(), "lowest_THz": float(frequencies.min()), "stable": not orders}
     return orders
@@ -134,6 +136,7 @@ def _spectrum(ff: Potential, phase: dict, extent: np.ndarray, config: ModesConfi
 def _follow(
     ff: Potential,
     phases: list[dict],
+    *,
     scans: list[dict],
     parent: int,
     orders: Sequence[OrderParameter],
@@ -152,7 +155,7 @@ def _follow(
                 "atoms and is not followed (--max-atoms)"
             )
         for direction, cell, u, group in tqdm(found[: config.max_directions], desc="distortions", leave=False):
-            scan = energy_scan(ff, cell, u, len(cell) // len(atoms))
+            scan = energy_scan(ff, cell, u=u, cells=len(cell) // len(atoms))
             q = sorted(
                 {tuple(np.round(p, 4).tolist()) for p, c in zip(order.qpoints, direction, strict=True) if abs(c) > 0}
             )
@@ -171,12 +174,12 @@ def _follow(
                     ff, cell, fmax=config.fmax, cell=not config.fixed_cell, steps=config.steps
                 )
                 entry = {"round": phases[parent]["round"] + 1} | led
-                phase = _phase(ff, _primitive(relaxed), report, entry, phases[0])
+                phase = _phase(ff, _primitive(relaxed), report=report, entry=entry, first=phases[0])
                 if not any(_same(phase, other) for other in phases):
                     phases.append(phase)
 
 
-def energy_scan(ff: Potential, cell: ase.Atoms, u: np.ndarray, cells: int) -> Scan:
+def energy_scan(ff: Potential, cell: ase.Atoms, *, u: np.ndarray, cells: int) -> Scan:
     """E(Q) of a distortion on both sides of zero, per atom of the supercell, and its lowest minimum.
 
     Args:
@@ -188,14 +191,14 @@ def energy_scan(ff: Potential, cell: ase.Atoms, u: np.ndarray, cells: int) -> Sc
     """
     half = SCAN_A / np.linalg.norm(u, axis=1).max()
     coarse = np.concatenate([-half[::-1], [0.0], half])
-    energy = _energies(ff, cell, u, coarse)
+    energy = _energies(ff, cell, u=u, amplitudes=coarse)
     flat, lowest = energy[len(half)], int(energy.argmin())
     best, depth = 0.0, 0.0
     Q, values = coarse, energy
     if energy[lowest] < flat:
         around = np.clip([lowest - 1, lowest + 1], 0, len(coarse) - 1)
         fine = np.linspace(*coarse[around], len(coarse))
-        energy = _energies(ff, cell, u, fine)
+        energy = _energies(ff, cell, u=u, amplitudes=fine)
         i = int(np.clip(energy.argmin(), 1, len(fine) - 2))
         a, b, c = np.polyfit(fine[i - 1 : i + 2] - fine[i], energy[i - 1 : i + 2] - flat, 2)
         best, depth = (
@@ -206,7 +209,7 @@ def energy_scan(ff: Potential, cell: ase.Atoms, u: np.ndarray, cells: int) -> Sc
     return Scan(Q.tolist(), (1e3 * (values - flat)).tolist(), best, 1e3 * depth, cells)
 
 
-def _energies(ff: Potential, cell: ase.Atoms, u: np.ndarray, amplitudes: np.ndarray) -> np.ndarray:
+def _energies(ff: Potential, cell: ase.Atoms, *, u: np.ndarray, amplitudes: np.ndarray) -> np.ndarray:
     """Energies per atom at some amplitudes, eV."""
     images = []
     for amplitude in amplitudes:
@@ -216,7 +219,7 @@ def _energies(ff: Potential, cell: ase.Atoms, u: np.ndarray, amplitudes: np.ndar
     return np.array([found.energy for found in ff.evaluate(images, compute=Compute())]) / len(cell)
 
 
-def _phase(ff: Potential, atoms: ase.Atoms, report: dict, entry: dict, first: dict | None) -> dict:
+def _phase(ff: Potential, atoms: ase.Atoms, *, report: dict, entry: dict, first: dict | None) -> dict:
     """The entry of a relaxed structure, before its spectrum is known."""
     energy = ff.evaluate([atoms], compute=Compute())[0].energy / len(atoms)
     named = {str(t): symmetric.space_group(atoms, t) for t in TOLERANCES_A}

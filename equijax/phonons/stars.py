@@ -21,19 +21,19 @@ class Relation(NamedTuple):
     shift: np.ndarray  # G, [3] fractional
 
 
-def stars(atoms: ase.Atoms, qpoints: npt.ArrayLike, symprec: float = 1e-5) -> list[list[int]]:
+def stars(atoms: ase.Atoms, qpoints: npt.ArrayLike, *, symprec: float = 1e-5) -> list[list[int]]:
     """Indices of q-points of equal frequencies by the space group, which keeps isotopes apart, or time reversal.
 
     One list a star.
     """
     groups: dict[int, list[int]] = {}
     kinds = structures.isotopes(atoms.numbers, atoms.get_masses())
-    for i, (first, *_) in enumerate(relations(atoms, kinds, np.asarray(qpoints, float), symprec)):
+    for i, (first, *_) in enumerate(relations(atoms, kinds, qpoints=np.asarray(qpoints, float), symprec=symprec)):
         groups.setdefault(first, []).append(i)
     return list(groups.values())
 
 
-def relations(atoms: ase.Atoms, kinds: np.ndarray, qpoints: np.ndarray, symprec: float) -> list[Relation]:
+def relations(atoms: ase.Atoms, kinds: np.ndarray, *, qpoints: np.ndarray, symprec: float) -> list[Relation]:
     """For each of the q-points [Q, 3], the first one that it follows from.
 
     Operations take atoms to atoms of the same of `kinds` [N].

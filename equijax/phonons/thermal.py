@@ -35,12 +35,13 @@ class Thermal:
         """One row a temperature, the unit in each column name."""
         header = ["temperature_K", "free_energy_kJ/mol", "entropy_J/K/mol", "heat_capacity_J/K/mol"]
         columns = (self.temperatures, self.free_energy, self.entropy, self.heat_capacity)
-        tables.write_csv(path, header, zip(*columns, strict=True))
+        tables.write_csv(path, header, rows=zip(*columns, strict=True))
 
 
 def harmonic(
     qpoints: npt.ArrayLike,
     frequencies: npt.ArrayLike,
+    *,
     weights: npt.ArrayLike | None = None,
     temperatures: npt.ArrayLike | None = None,
     cutoff_THz: float = 0.0,
@@ -71,7 +72,7 @@ def harmonic(
     used = (v > cutoff_THz) & ~acoustic
     energy = THZ_EV * v[used]  # [modes] eV
     weight = np.broadcast_to(w[:, None] / w.sum(), v.shape)[used]
-    F, S, C = np.array([_at_temperature(energy, weight, t) for t in T]).reshape(-1, 3).T
+    F, S, C = np.array([_at_temperature(energy, weight, temperature=t) for t in T]).reshape(-1, 3).T
     counted = (np.broadcast_to(w[:, None], v.shape) * ~acoustic).sum()
     dropped = (np.broadcast_to(w[:, None], v.shape) * (~used & ~acoustic)).sum()
     imaginary = float(dropped / counted) if counted else 0.0  # of one atom at Gamma nothing is counted
@@ -88,7 +89,7 @@ def gamma_acoustic(qpoints: npt.ArrayLike, frequencies: npt.ArrayLike) -> np.nda
     return mask
 
 
-def _at_temperature(energy: np.ndarray, weight: np.ndarray, temperature: float) -> tuple[float, float, float]:
+def _at_temperature(energy: np.ndarray, weight: np.ndarray, *, temperature: float) -> tuple[float, float, float]:
     """Free energy (eV), entropy and heat capacity (eV/K) of independent oscillators [modes] (eV)."""
     if temperature == 0:
         return 0.5 * (weight * energy).sum(), 0.0, 0.0
@@ -104,4 +105,4 @@ def _at_temperature(energy: np.ndarray, weight: np.ndarray, temperature: float) 
 
 def write_dos(dos: TotalDos, path: str | Path) -> None:
     """frequency (THz), states per THz and primitive cell."""
-    tables.write_csv(path, ["frequency_THz", "dos_1/THz"], zip(dos.frequency_points, dos.dos, strict=True))
+    tables.write_csv(path, ["frequency_THz", "dos_1/THz"], rows=zip(dos.frequency_points, dos.dos, strict=True))

@@ -37,6 +37,7 @@ class Residuals(NamedTuple):
 def make_phono3py(
     atoms: ase.Atoms,
     supercell: npt.ArrayLike,
+    *,
     phonon_supercell: npt.ArrayLike | None = None,
     primitive: str | npt.ArrayLike = "auto",
     symprec: float = 1e-5,
@@ -105,7 +106,7 @@ def force_constants(ff: Potential, ph3: Any, *, full: bool = False, compute: Com
     from phono3py.phonon3.fc3 import get_fc3
 
     dataset = displacement_pairs(ph3)
-    fill_forces(ff, ph3, dataset, compute=compute)
+    fill_forces(ff, ph3, dataset=dataset, compute=compute)
     fc2, fc3 = get_fc3(ph3.supercell, ph3.primitive, dataset, ph3.symmetry, is_compact_fc=not full)
     if ph3.phonon_supercell_matrix is not None:
         phonon = Phonopy(
@@ -120,20 +121,20 @@ def force_constants(ff: Potential, ph3: Any, *, full: bool = False, compute: Com
     return fc3
 
 
-def fill_forces(ff: Potential, ph3: Any, dataset: dict, *, compute: Compute = Compute()) -> None:
+def fill_forces(ff: Potential, ph3: Any, *, dataset: dict, compute: Compute = Compute()) -> None:
     """Enter the forces of every displacement and pair of `displacement_pairs` into it, in place.
 
     `compute` is that of `hessian.hvp`.
     """
     atoms, first = structures.to_ase(ph3.supercell), dataset["first_atoms"]
     directions = force_constants_module.tangents(first, len(atoms))
-    for entry, Hu in zip(first, hessian.hvp(ff, atoms, directions, compute=compute), strict=True):
+    for entry, Hu in zip(first, hessian.hvp(ff, atoms, tangents=directions, compute=compute), strict=True):
         entry["forces"] = -Hu
     fc2 = get_fc2(ph3.supercell, dataset, primitive=ph3.primitive, is_compact_fc=False, symmetry=ph3.symmetry)
     for entry, along in zip(first, directions, strict=True):
         pairs = entry["second_atoms"]
         which, sign, tangents = _distinct(force_constants_module.tangents(pairs, len(atoms)))
-        T = hessian.hvp(ff, atoms, tangents, along=along, compute=compute)
+        T = hessian.hvp(ff, atoms, tangents=tangents, along=along, compute=compute)
         for pair, i, s in zip(pairs, which, sign, strict=True):
             Hv = np.einsum("jab,a->jb", fc2[pair["number"]], pair["displacement"])
             pair["forces"] = entry["forces"] - Hv - s * T[i]

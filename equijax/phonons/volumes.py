@@ -31,9 +31,9 @@ class Gruneisen(NamedTuple):
 def series(
     ff: Potential,
     atoms: ase.Atoms,
+    *,
     supercell: npt.ArrayLike,
     strains: Sequence[float] | np.ndarray,
-    *,
     fmax: float | None = 1e-5,
     compute: Compute = Compute(),
 ) -> tuple[list[Phonopy], np.ndarray]:
@@ -72,8 +72,8 @@ def series(
 def gruneisen(
     ff: Potential,
     atoms: ase.Atoms,
-    supercell: npt.ArrayLike,
     *,
+    supercell: npt.ArrayLike,
     mesh: Sequence[int] = (8, 8, 8),
     strain: float = 0.01,
     compute: Compute = Compute(),
@@ -85,7 +85,9 @@ def gruneisen(
       mesh: Gamma-centred q mesh.
       strain: dV / V to either side.
     """
-    (centre, larger, smaller), _ = series(ff, atoms, supercell, (0.0, strain, -strain), compute=compute)
+    (centre, larger, smaller), _ = series(
+        ff, atoms, supercell=supercell, strains=(0.0, strain, -strain), compute=compute
+    )
     found = PhonopyGruneisen(centre, larger, smaller)
     found.set_mesh(mesh, is_gamma_center=True)
     qpoints, weights, frequencies, _, parameters = found.get_mesh()  # pyright: ignore[reportGeneralTypeIssues] (annotated as returning None)

@@ -40,14 +40,14 @@ class Info:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `python -m equijax.adapters merge|info`."""
     commands = Annotated[Merge, tyro.conf.subcommand("merge")] | Annotated[Info, tyro.conf.subcommand("info")]
-    options = runner.options(commands, argv, "equijax adapters")
+    options = runner.options(commands, argv, name="equijax adapters")
     return _merge(options) if isinstance(options, Merge) else _info(options)
 
 
 def _merge(options: Merge) -> int:
     outputs.check_replaceable(options.out, outputs.MODEL)
     merged = attach(forcefield.load(options.model), options.adapter)
-    checkpoint.save(options.out, merged.config, merged.variables, merged.metadata)
+    checkpoint.save(options.out, merged.config, variables=merged.variables, metadata=merged.metadata)
     return runner.finish(f"{options.model} with {options.adapter} folded in", options.out)
 
 

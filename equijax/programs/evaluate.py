@@ -9,5 +9,5 @@ from equijax.programs import runner
 @runner.program("equijax evaluate")
 def main(argv: Sequence[str] | None = None) -> int:
     """Write everything to the output folder and print the table."""
-    options = runner.options(evaluate.EvaluateConfig, argv, "equijax evaluate")
+    options = runner.options(evaluate.EvaluateConfig, argv, name="equijax evaluate")
     return runner.finish(evaluate.summary(evaluate.run(options)), options.out)

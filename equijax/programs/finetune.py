@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; prints the final table."""
     options = resolve(parse(sys.argv[1:] if argv is None else argv))
     if options.distributed:
-        parallel.join(options.coordinator, options.processes, options.process)
+        parallel.join(options.coordinator, options.processes, process=options.process)
     result = run(options)
     if result is not None:
         say(report.summary(result))
@@ -39,7 +39,7 @@ def parse(argv: Sequence[str]) -> FinetuneOptions:
     stored = _stored(Path(argv[argv.index("--config") + 1])) if "--config" in argv[:-1] else {}
     given = {a.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for a in argv if a[:2] == "--"}
     flags = [x for name, value in stored.items() if name not in given for x in _flag(name, value)]
-    return runner.options(tyro.conf.OmitArgPrefixes[FinetuneOptions], argv + flags, "equijax finetune")
+    return runner.options(tyro.conf.OmitArgPrefixes[FinetuneOptions], argv + flags, name="equijax finetune")
 
 
 def _stored(file: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from equijax.programs import runner
 @runner.program("equijax md")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 when all steps were done, 1 when the simulation broke down."""
-    config = runner.options(MDConfig, argv, "equijax md", positional="structure")
+    config = runner.options(MDConfig, argv, name="equijax md", positional="structure")
     from equijax.md import blocks, run  # after the options, so that --help waits for neither JAX nor JAX-MD
 
     try:

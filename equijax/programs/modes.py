@@ -9,7 +9,7 @@ from equijax.programs import runner
 @runner.program("equijax modes")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it and print its summary."""
-    config = runner.options(ModesConfig, argv, "equijax modes", positional="structure")
+    config = runner.options(ModesConfig, argv, name="equijax modes", positional="structure")
     from equijax.phonons import soft_modes  # after the options, so that --help waits for neither JAX nor phonopy
 
     return runner.finish(soft_modes.summary(soft_modes.run(config)), config.out)

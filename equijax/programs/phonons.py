@@ -9,7 +9,7 @@ from equijax.programs import runner
 @runner.program("equijax phonons")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it and print its summary."""
-    config = runner.options(PhononsConfig, argv, "equijax phonons", positional="structure")
+    config = runner.options(PhononsConfig, argv, name="equijax phonons", positional="structure")
     from equijax.phonons import certificate, run  # after the options, so that --help waits for neither JAX nor phonopy
 
     return runner.finish(certificate.summary(run.run(config)), config.out)

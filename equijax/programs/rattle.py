@@ -9,5 +9,5 @@ from equijax.programs import runner
 @runner.program("equijax rattle")
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the picked structures and print what they are."""
-    options = runner.options(rattle.RattleConfig, argv, "equijax rattle")
+    options = runner.options(rattle.RattleConfig, argv, name="equijax rattle")
     return runner.finish(rattle.summary(rattle.run(options)), options.out)

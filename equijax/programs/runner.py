@@ -29,16 +29,16 @@ def program(name: str) -> Callable[[Main], Callable[..., int]]:
             except KeyboardInterrupt:
                 if threading.current_thread() is threading.main_thread():
                     signal.signal(signal.SIGINT, signal.SIG_DFL)  # another one ends it without a word
-                return _end(name, "interrupted", INTERRUPTED)
+                return _end(name, "interrupted", status=INTERRUPTED)
             except MENDABLE as error:
-                return _end(name, describe(error), USAGE)
+                return _end(name, describe(error), status=USAGE)
 
         return run
 
     return decorate
 
 
-def options(kind: Any, argv: Sequence[str] | None, name: str, *, positional: str | None = None) -> Any:
+def options(kind: Any, argv: Sequence[str] | None, *, name: str, positional: str | None = None) -> Any:
     """Options of a program; from here on compiled programs are kept on disk.
 
     Args:
@@ -91,6 +91,6 @@ def describe(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _end(name: str, text: str, status: int) -> int:
+def _end(name: str, text: str, *, status: int) -> int:
     print(f"{name}: {text}", file=sys.stderr)
     return status

@@ -77,7 +77,7 @@ def relax(
         free_components(atoms, name)
         if cell and atoms.pbc.all():
             refuse_fixed(
-                atoms, name, "a cell is relaxed with all atoms free; use cell=False, or remove the constraints"
+                atoms, name, why="a cell is relaxed with all atoms free; use cell=False, or remove the constraints"
             )
     fires = [_start(atoms, cell and bool(atoms.pbc.all())) for atoms in images]
     outcomes: list[Relaxed | None] = [None] * len(images)
@@ -86,7 +86,7 @@ def relax(
         for _ in range(steps):
             results = ff.evaluate([fires[i].atoms for i in left], compute=compute, errors="report")
             for i, result in zip(left, results, strict=True):
-                outcomes[i] = _advance(fires[i], result, images[i], fmax)
+                outcomes[i] = _advance(fires[i], result, original=images[i], fmax=fmax)
             remaining = [i for i in left if outcomes[i] is None]
             bar.update(len(left) - len(remaining))
             left = remaining
@@ -101,7 +101,7 @@ def _start(atoms: ase.Atoms, cell: bool) -> _Fire:
     return _Fire(atoms, atoms.cell.array.copy(), x, np.zeros_like(x), free_components(atoms))
 
 
-def _advance(fire: _Fire, result: Evaluated, original: ase.Atoms, fmax: float) -> Relaxed | None:
+def _advance(fire: _Fire, result: Evaluated, *, original: ase.Atoms, fmax: float) -> Relaxed | None:
     """Judge one structure by its new forces, or take its next step."""
     error = result.error
     if error is None and not np.isfinite(result.forces).all():

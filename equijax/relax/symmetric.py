@@ -72,7 +72,7 @@ def relax(
     """
     fixed = _fixed(atoms)
     if cell:
-        refuse_fixed(atoms, atoms.get_chemical_formula(), FREE_CELL)
+        refuse_fixed(atoms, atoms.get_chemical_formula(), why=FREE_CELL)
     relaxed = atoms.copy()
     relaxed.set_constraint(fixed)
     if cell and not relaxed.pbc.all():

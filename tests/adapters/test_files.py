@@ -30,7 +30,7 @@ def trained(base, rank: int | float = 1, seed: int = 0, rows=ROWS, scale: float 
 
 def test_directory_round_trip_merge_and_refusal(base, tmp_path, capsys):
     saved, energies = trained(base, 0.5), base.variables["constants"]["atomic_energies"] + np.array([0.0, 0.0, 1.5])
-    checkpoint.save(tmp_path / "base", base.config, base.variables, {"source": "test"})
+    checkpoint.save(tmp_path / "base", base.config, variables=base.variables, metadata={"source": "test"})
     files.save(tmp_path / "a", saved, base=base, energies=energies, dataset_sha256="d")
     found = files.load(tmp_path / "a", base)
     assert (found.adapters.rows, found.adapters.alpha) == (saved.rows, saved.alpha)

@@ -83,7 +83,9 @@ def test_merged_equals_unmerged(base):
 def test_equivariant_with_any_adapters(base):
     adapted = with_params(base, lora.merge(base.variables, trained(base, 2, scale=0.5))["params"])
     testing.assert_equivariant(
-        lambda atoms: adapted.evaluate([atoms], compute=Compute())[0], testing.rattled(), testing.TOLERANCE["float64"]
+        lambda atoms: adapted.evaluate([atoms], compute=Compute())[0],
+        testing.rattled(),
+        tolerance=testing.TOLERANCE["float64"],
     )
 
 

@@ -285,7 +285,9 @@ def outcome(stream: bytes) -> str:
     """What becomes of a pickle with one storage of 16 numbers, through to the mapping."""
     budget = Budget()
     try:
-        model = flatten(interpret(stream, lambda pid: np.zeros(16, np.float32), archive._BUILDERS, budget), budget)
+        model = flatten(
+            interpret(stream, lambda pid: np.zeros(16, np.float32), builders=archive._BUILDERS, budget=budget), budget
+        )
     except (UnreadableModel, UnsupportedModel) as error:
         assert len(str(error)) < 1000 and "\n" not in str(error)
         return "refused"

@@ -128,7 +128,7 @@ def test_table_has_every_name_once(mini):
 def test_large_couplings_need_many_paths():
     """A few bytes can describe a U tensor whose comparison would take gigabytes."""
     with pytest.raises(UnsupportedModel, match="paths"):
-        _compress("U_matrix_3", np.broadcast_to(np.float32(0), (13, 49, 49, 49, 2)), 6, 6, 3)
+        _compress("U_matrix_3", np.broadcast_to(np.float32(0), (13, 49, 49, 49, 2)), lmax=6, L=6, degree=3)
 
 
 def test_damaged_pickle_never_crashes_the_mapping():
@@ -142,6 +142,6 @@ def test_damaged_pickle_never_crashes_the_mapping():
             for _ in range(rng.choice([1, 2, 4])):
                 data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
             try:
-                to_flax(flatten(interpret(bytes(data), storages.load, archive._BUILDERS)))
+                to_flax(flatten(interpret(bytes(data), storages.load, builders=archive._BUILDERS)))
             except (UnreadableModel, UnsupportedModel) as error:
                 assert len(str(error)) < 5000

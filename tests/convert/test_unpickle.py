@@ -23,7 +23,7 @@ def no_storage(pid):
 
 
 def read(stream: bytes):
-    return interpret(stream, no_storage, {})
+    return interpret(stream, no_storage, builders={})
 
 
 class Call:
@@ -113,7 +113,7 @@ def test_instructions_count_against_the_budget():
     budget = Budget()
     budget.left = 1000 * unpickle.OPCODE_BYTES
     with pytest.raises(UnreadableModel, match="needs more than"):
-        interpret(raw(b"}" * 2000), no_storage, {}, budget)
+        interpret(raw(b"}" * 2000), no_storage, builders={}, budget=budget)
 
 
 def test_damaged_pickle_never_crashes():
@@ -129,7 +129,7 @@ def test_damaged_pickle_never_crashes():
                 at = rng.randrange(len(data))
                 data[at] = rng.randrange(256)
             try:
-                flatten(interpret(bytes(data), storages.load, archive._BUILDERS))
+                flatten(interpret(bytes(data), storages.load, builders=archive._BUILDERS))
                 outcomes.add("read")
             except UnreadableModel as error:
                 outcomes.add("refused")

@@ -58,7 +58,7 @@ def test_batch_masks_what_is_missing():
     structures = [
         data.Labelled(testing.rattled(), -20.0, forces, 0.1 * np.eye(3), weight=2.0),
         data.Labelled(
-            testing.rattled("Si", "diamond", 5.4), head="b", tangents=np.ones((8, 2, 3)), hvp=np.ones((8, 2, 3))
+            testing.rattled("Si", "diamond", a=5.4), head="b", tangents=np.ones((8, 2, 3)), hvp=np.ones((8, 2, 3))
         ),
     ]
     items = prepare(structures, CONFIG)
@@ -73,7 +73,7 @@ def test_batch_masks_what_is_missing():
     np.testing.assert_array_equal(np.flatnonzero(nodes.forces_mask), [0, 1, 3, 4, 5, 6, 7])
     np.testing.assert_array_equal(np.flatnonzero(nodes.hvp_mask), np.arange(8, 16))
     assert np.isfinite(nodes.forces).all() and nodes.tangents.shape == (24, 2, 3)
-    e0 = potential.isolated_energies(CONFIG, VARIABLES, g)
+    e0 = potential.isolated_energies(CONFIG, VARIABLES, graph=g)
     assert e0[8:16].sum() == pytest.approx(8 * 2.0)
 
 

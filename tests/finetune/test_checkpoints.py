@@ -142,9 +142,11 @@ def test_another_model_is_refused(cut, student, capsys):
     path, argv = cut
     other = dataclasses.replace(student.config, r_max=student.config.r_max + 0.1)
     for config, weights in ((student.config, jax.tree.map(lambda x: x + x, student.variables)), (other, None)):
-        checkpoint.save(path / "model", config, weights or student.variables, {"source": "random"})
+        checkpoint.save(path / "model", config, variables=weights or student.variables, metadata={"source": "random"})
         assert re.search(r"changed since it began: --model \S*model$", refusal(argv, capsys))
-    checkpoint.save(path / "model", student.config, student.variables, {"source": "elsewhere"})  # is the same model
+    checkpoint.save(
+        path / "model", student.config, variables=student.variables, metadata={"source": "elsewhere"}
+    )  # is the same model
 
 
 def test_a_run_that_kept_no_record_is_refused(cut, capsys):

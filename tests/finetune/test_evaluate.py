@@ -20,7 +20,7 @@ def model(student):
 def labelled(model, tmp_path_factory):
     """model/, and salt.extxyz: 4 structures labelled by the model, energies wrong by +0.1 eV/atom, forces by +0.2."""
     path = tmp_path_factory.mktemp("evaluate")
-    checkpoint.save(path / "model", model.config, model.variables, {"source": "random"})
+    checkpoint.save(path / "model", model.config, variables=model.variables, metadata={"source": "random"})
     images = [testing.rattled(seed=i) for i in range(4)]
     wrong = []
     for atoms, found in zip(images, model.evaluate(images), strict=True):

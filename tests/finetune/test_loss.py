@@ -94,7 +94,7 @@ def test_shards_add_up_and_weights_scale(items, student):
 def test_force_constant_term_compares_hessian_products(items, student):
     atoms = items[0].labelled.atoms
     tangents = np.random.default_rng(0).normal(size=(2, len(atoms), 3))
-    expected = np.moveaxis(hessian.hvp(student, atoms, tangents), 0, 1)
+    expected = np.moveaxis(hessian.hvp(student, atoms, tangents=tangents), 0, 1)
     with jax.enable_x64(True):
         for shift in (0.0, 0.5):
             s = data.Labelled(atoms, tangents=np.moveaxis(tangents, 0, 1), hvp=expected + shift)

@@ -20,7 +20,7 @@ def model(student) -> ForceField:
 
 def test_pseudo_labels_are_the_model_s_own(model):
     old = data.Labelled(testing.rattled(), energy=1.0, forces=np.ones((8, 3)), weight=0.5, source="x:0")
-    other = data.Labelled(testing.rattled("Si", "diamond", 5.4), source="x:1")
+    other = data.Labelled(testing.rattled("Si", "diamond", a=5.4), source="x:1")
     found = replay.pseudo_label(model, [old, other], tangents=2)
     expected = model.evaluate([old.atoms, other.atoms], compute=Compute())
     for s, e in zip(found, expected, strict=True):

@@ -132,7 +132,7 @@ def test_vectors_follow_positions():
     g = graph.from_atoms(atoms, FF.config)
     step = np.random.default_rng(1).normal(scale=1e-3, size=g.nodes.positions.shape)
     with jax.enable_x64(True):
-        vectors = np.asarray(potential.edge_vectors(FF.config, g, g.nodes.positions + step))
+        vectors = np.asarray(potential.edge_vectors(FF.config, g, positions=g.nodes.positions + step))
     r = g.nodes.positions + step
     plain = r[g.receivers] - r[g.senders] - g.edges.shifts @ atoms.cell.array
     mask = g.edges.mask

@@ -67,7 +67,7 @@ def test_padding_and_batch_order_change_results_by_rounding_only():
 
     def run(order, size):
         out = derivatives.evaluate(
-            CONFIG, variables, graph.build([structures[i] for i in order], CONFIG, size), "float64"
+            CONFIG, variables, graph=graph.build([structures[i] for i in order], CONFIG, size=size), dtype="float64"
         )
         first = np.cumsum([0, *(len(images[i]) for i in order)])
         return {i: (out.energy[g], out.forces[first[g] : first[g + 1]], out.stress[g]) for g, i in enumerate(order)}
@@ -141,4 +141,4 @@ def test_bad_input_is_refused_by_name(name):
 def test_a_batch_that_does_not_fit_is_refused():
     structures = [(a, graph.neighbour_list(a, CONFIG.r_max)) for a in [testing.rattled()]]
     with pytest.raises(ValueError, match="does not fit"):
-        graph.build(structures, CONFIG, graph.Size(4, 100, 4, 2))
+        graph.build(structures, CONFIG, size=graph.Size(4, 100, 4, 2))

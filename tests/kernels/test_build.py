@@ -194,8 +194,8 @@ int main() {
 """,
 }
 SOURCES = {
-    "convolution": lambda: convolution.source(PATHS, 2, 4, "float", 16),
-    "polynomial": lambda: polynomial.source(1, 4, "float", 16),
+    "convolution": lambda: convolution.source(PATHS, 2, channels=4, scalar="float", size=16),
+    "polynomial": lambda: polynomial.source(1, 4, scalar="float", size=16),
 }
 
 

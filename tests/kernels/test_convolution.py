@@ -11,7 +11,7 @@ from equijax.nn import convolution as nn_convolution
 from equijax.nn.convolution import convolve
 
 N, K, C = 6, 5, 16
-PATHS = tuple(tuple(p) for p in couplings.conv_paths(1, 2, 2))
+PATHS = tuple(tuple(p) for p in couplings.conv_paths(1, 2, out_lmax=2))
 SHAPES = ((N, K, len(PATHS), C), (N, K, 9), (N, 4, C), (N, sum(2 * p[2] + 1 for p in PATHS), C))
 J, TABLE_ROWS = 3, 10
 TABLE_SHAPES = ((N, K, J), *SHAPES[1:3], (TABLE_ROWS, len(PATHS), C), SHAPES[3])
@@ -177,6 +177,6 @@ def test_same_as_the_plain_xla_form(monkeypatch):
     out = {}
     for mode in ("require", "off"):
         monkeypatch.setenv("EQUIJAX_KERNELS", mode)
-        out[mode] = convolve(h, g, last, Y, couplings.conv_paths(1, 2, 2), topology)
+        out[mode] = convolve(h, g, last=last, Y=Y, paths=couplings.conv_paths(1, 2, out_lmax=2), graph=topology)
     for a, b in zip(*out.values(), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())

@@ -13,7 +13,7 @@ from equijax.nn import contraction
 N, U, LMAX, DEGREE = 5, 3, 1, 3
 RTOL = {"float32": 5e-6, "float64": 1e-13}  # relative to the largest entry
 SLOT = jnp.asarray([0, 2, 2, 0, 1], jnp.int32)
-TABLES = [couplings.monomials(LMAX, 1, degree) for degree in range(1, DEGREE + 1)]
+TABLES = [couplings.monomials(LMAX, 1, degree=degree) for degree in range(1, DEGREE + 1)]
 TABLE = polynomial.terms(TABLES, (LMAX + 1) ** 2)
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler on this machine")
@@ -109,8 +109,8 @@ def test_polynomial_chooses_the_kernel(monkeypatch):
     out = {}
     for mode in ("require", "off"):
         monkeypatch.setenv("EQUIJAX_KERNELS", mode)
-        batch = jax.jit(jax.vmap(lambda slot: contraction.polynomial(x, w, TABLES, slot)))
+        batch = jax.jit(jax.vmap(lambda slot: contraction.polynomial(x, w, tables=TABLES, slot=slot)))
         assert ("equijax_polynomial" in batch.lower(slots).as_text()) == (mode == "require")
-        out[mode] = batch(slots), contraction.polynomial(x, w[:1], TABLES, SLOT)
+        out[mode] = batch(slots), contraction.polynomial(x, w[:1], tables=TABLES, slot=SLOT)
     for a, b in zip(*out.values(), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())

@@ -39,10 +39,10 @@ def test_degrees_of_freedom_and_temperature(name):
     atoms, dof = COUNTS[name]
     free = free_components(atoms)
     assert free.sum() - len(momenta.rigid_motions(atoms, free)) == dof
-    p = momenta.thermal_momenta(atoms, 500.0, 1)
+    p = momenta.thermal_momenta(atoms, 500.0, seed=1)
     assert (p**2 / atoms.get_masses()[:, None]).sum() == pytest.approx(dof * units.KB_EV_PER_K * 500.0)
     assert (p[~free] == 0).all()
-    assert (momenta.thermal_momenta(atoms, 0.0, 1) == 0).all()
+    assert (momenta.thermal_momenta(atoms, 0.0, seed=1) == 0).all()
 
 
 @pytest.mark.parametrize("periodic", [True, False])
@@ -69,7 +69,7 @@ def test_where_they_come_from_is_said(capsys):
 
     atoms = CRYSTAL.copy()
     assert start(atoms)[1] == "momenta drawn at 300 K without drift, seed 4\n"
-    atoms.set_momenta(momenta.thermal_momenta(atoms, 450.0, 0) + 0.1 * atoms.get_masses()[:, None])
+    atoms.set_momenta(momenta.thermal_momenta(atoms, 450.0, seed=0) + 0.1 * atoms.get_masses()[:, None])
     own, said = start(atoms)
     assert said.startswith("momenta of a.xyz: 450 K, after ") and np.abs(own.sum(0)).max() < 1e-12
     repeated, said = start(atoms, repeat=(2, 1, 1))

@@ -112,7 +112,9 @@ def pairs_on_device(atoms, cutoff):
         fns = neighbours.neighbor_list(atoms.cell.array.T, where)
         s, T = jnp.asarray(atoms.get_scaled_positions(wrap=False) + 2.0 * atoms.pbc), jnp.asarray(atoms.cell.array.T)
         neighbors = fns.allocate(s)
-        edges = jax.jit(lambda s, T, neighbors: neighbours.within(s, T, neighbors, where))(s, T, neighbors)
+        edges = jax.jit(lambda s, T, neighbors: neighbours.within(s, T, neighbors=neighbors, space=where))(
+            s, T, neighbors
+        )
         assert bool(edges.complete) and not bool(neighbors.did_buffer_overflow)
         senders, reverse, mask = (
             np.asarray(getattr(edges, k)).reshape(len(atoms), -1) for k in ("senders", "reverse", "mask")
@@ -145,7 +147,7 @@ def test_memory_does_not_grow_with_the_volume():
 
     def program(atoms):
         R, T = np.asarray(atoms.positions, np.float32), np.asarray(atoms.cell.array.T, np.float32)
-        grid = neighbours.lay_out(R, T, space)
+        grid = neighbours.lay_out(R, T, space=space)
         return jax.make_jaxpr(lambda R, T: neighbours._build(R, T, grid, space, 40))(R, T)
 
     sizes = [max(v.aval.size for e in program(atoms).eqns for v in e.outvars) for atoms in (small, large)]
@@ -159,7 +161,7 @@ def test_forces_and_stress_equal_the_calculator(tiny, fractional):
     with jax.enable_x64(True):
         T = jnp.asarray(atoms.cell.array.T)
         displacement, shift = space.periodic_general(T, fractional_coordinates=fractional)
-        neighbor_fn, energy_fn = energy_neighbor(displacement, T, tiny, atoms.numbers)
+        neighbor_fn, energy_fn = energy_neighbor(displacement, T, ff=tiny, numbers=atoms.numbers)
         R = jnp.asarray(atoms.get_scaled_positions() if fractional else atoms.positions)
         neighbors = neighbor_fn.allocate(R)
         moved = shift(R, jnp.full(R.shape, -0.1))  # some atoms are wrapped: the old list must still serve
@@ -190,9 +192,9 @@ def test_probe_reads_the_space():
 
 def test_unknown_element_and_thin_box(tiny):
     with pytest.raises(ValueError, match=r"atomic numbers \[26\]"):
-        energy_neighbor(space.free()[0], None, tiny, [26])
+        energy_neighbor(space.free()[0], None, ff=tiny, numbers=[26])
     T = np.diag([20.0, 20.0, 0.001])
-    neighbor_fn, _ = energy_neighbor(space.periodic_general(T)[0], T, tiny, [11])
+    neighbor_fn, _ = energy_neighbor(space.periodic_general(T)[0], T, ff=tiny, numbers=[11])
     with pytest.raises(ValueError, match="box smaller than allowed"):
         neighbor_fn.allocate(jnp.zeros((1, 3)))
 
@@ -200,7 +202,7 @@ def test_unknown_element_and_thin_box(tiny):
 def test_stale_list_is_never_silently_wrong(morse, metal):
     atoms = ase.io.read(metal)
     T = atoms.cell.array.T
-    neighbor_fn, energy_fn = energy_neighbor(space.periodic_general(T)[0], T, morse, atoms.numbers)
+    neighbor_fn, energy_fn = energy_neighbor(space.periodic_general(T)[0], T, ff=morse, numbers=atoms.numbers)
     R = jnp.asarray(atoms.get_scaled_positions(), jnp.float32)
     neighbors = neighbor_fn.allocate(R)
     energy = jax.jit(energy_fn)
@@ -216,7 +218,7 @@ def two_replicas(morse, metal, **changes):
     atoms = ase.io.read(metal)
     T = atoms.cell.array.T
     displacement, shift = space.periodic_general(T)
-    neighbor_fn, energy_fn = energy_neighbor(displacement, T, morse, atoms.numbers)
+    neighbor_fn, energy_fn = energy_neighbor(displacement, T, ff=morse, numbers=atoms.numbers)
     init, apply = simulate.nve(energy_fn, shift, 2.0 * FS)
     R = jnp.stack([jnp.asarray(atoms.get_scaled_positions(), jnp.float32)] * 2)
     mass = jnp.asarray(atoms.get_masses(), jnp.float32)
@@ -225,7 +227,9 @@ def two_replicas(morse, metal, **changes):
     state = jax.vmap(lambda k, r, n: init(k, r, 0.05, mass=mass, neighbor=n))(keys, R, neighbors)
     if changes:
         neighbors = neighbors.replace(**changes)
-    *_, (step, state, neighbors) = run_blocks(Stepper(apply, neighbor_fn), state, neighbors, steps=40, block=20)
+    *_, (step, state, neighbors) = run_blocks(
+        Stepper(apply, neighbor_fn), state, neighbors=neighbors, steps=40, block=20
+    )
     assert step == 40
     return state, neighbors
 
@@ -432,7 +436,7 @@ def test_volume_under_pressure(loaded, tmp_path, morse):
               "--thermostat-time", 50, "--timestep", 2)  # fmt: skip
     atoms = ase.io.read(crystal)
     T, volume = atoms.cell.array.T, atoms.get_volume()
-    neighbor_fn, energy_fn = energy_neighbor(space.periodic_general(T)[0], T, morse, atoms.numbers, skin=2.0)
+    neighbor_fn, energy_fn = energy_neighbor(space.periodic_general(T)[0], T, ff=morse, numbers=atoms.numbers, skin=2.0)
     R = jnp.asarray(atoms.get_scaled_positions(), jnp.float32)
     neighbors = neighbor_fn.allocate(R)
     scales = jnp.linspace(0.94, 1.03, 181)
@@ -517,7 +521,7 @@ def test_atoms_far_from_the_origin_move_alike(loaded, tmp_path, metal):
     """Float32 from 1e5 A away, and with atoms many cells away: the same trajectory, given back where it started."""
     atoms = ase.io.read(metal)
     atoms.rattle(0.05, seed=1)
-    atoms.set_momenta(thermal_momenta(atoms, 300.0, 0))
+    atoms.set_momenta(thermal_momenta(atoms, 300.0, seed=0))
     cells = np.random.default_rng(0).integers(-9999, 9999, (len(atoms), 3))
     moves = {"near": np.zeros((1, 3)), "far": np.array([[1e5, -1e5, 3e4]]), "unwrapped": cells @ atoms.cell.array}
     frames = {}

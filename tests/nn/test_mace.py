@@ -32,7 +32,9 @@ def test_energy_is_invariant_and_forces_rotate(variant, dtype):
     ff = testing.random_forcefield(testing.random_config(channels=4, **VARIANTS[variant]))
     ff = ff.with_head(ff.config.heads[-1])
     testing.assert_equivariant(
-        lambda atoms: ff.evaluate([atoms], compute=Compute(dtype))[0], testing.rattled(), testing.TOLERANCE[dtype]
+        lambda atoms: ff.evaluate([atoms], compute=Compute(dtype))[0],
+        testing.rattled(),
+        tolerance=testing.TOLERANCE[dtype],
     )
 
 
@@ -49,13 +51,13 @@ def test_every_derivative_up_to_third_order_is_finite_and_matches_differences(ff
         variables = ff.device_variables("float64")
         structures = [(a, graph.neighbour_list(a, ff.config.r_max)) for a in images]
         size = graph.round_up(graph.size_of(structures, ff.config))
-        batch = graph.build(structures, ff.config, size)
+        batch = graph.build(structures, ff.config, size=size)
         x = batch.nodes.positions
         u = rng.normal(size=x.shape)
 
         @jax.jit
         def derivatives(s):
-            e = lambda x: potential.total_energy(ff.config, variables, batch, x)  # noqa: E731
+            e = lambda x: potential.total_energy(ff.config, variables, graph=batch, positions=x)  # noqa: E731
             hvp = lambda x: jax.jvp(jax.grad(e), (x,), (u,))[1]  # noqa: E731
             y = x + s * u
             return jax.grad(e)(y), hvp(y), jax.grad(lambda x: (u * hvp(x)).sum())(y)
@@ -83,7 +85,12 @@ def test_energy_force_and_curvature_are_continuous_at_the_cutoff(ff):
             x = batch.nodes.positions
             u = np.zeros_like(x)
             u[2, 1] = 1.0
-            e = lambda s: potential.total_energy(ff.config, ff.device_variables("float64"), batch, x + s * u)  # noqa: E731
+
+            def e(s):
+                return potential.total_energy(
+                    ff.config, ff.device_variables("float64"), graph=batch, positions=x + s * u
+                )
+
             d1 = jax.grad(e)
             return int(batch.edges.mask.sum()), jax.jit(lambda s: jax.numpy.stack([e(s), d1(s), jax.grad(d1)(s)]))(0.0)
 
@@ -106,25 +113,28 @@ def test_isolated_atom_has_its_reference_energy(ff):
 def test_monomials_equal_the_dense_contraction(L, degree):
     lmax, channels = 3, 3
     rng = np.random.default_rng(L + 10 * degree)
-    u = couplings.u_tensor(lmax, L, degree)
+    u = couplings.u_tensor(lmax, L, degree=degree)
     A = rng.normal(size=(5, (lmax + 1) ** 2, channels))
     w = rng.normal(size=(2, u.shape[-1], channels))
     slot = np.array([0, 1, 1, 0, 1])
     letters = "ijk"[:degree]
     expected = np.einsum(f"M{letters}p,npc,{','.join(f'n{x}c' for x in letters)}->nMc", u, w[slot], *[A] * degree)
-    coefficients = np.einsum("qp,zpc->zqc", couplings.compress_u(u, lmax, L), w)
+    coefficients = np.einsum("qp,zpc->zqc", couplings.compress_u(u, lmax, L=L), w)
     with jax.enable_x64(True):
         got = polynomial(
-            jax.numpy.asarray(A), jax.numpy.asarray(coefficients), [couplings.monomials(lmax, L, degree)], slot
+            jax.numpy.asarray(A),
+            jax.numpy.asarray(coefficients),
+            tables=[couplings.monomials(lmax, L, degree=degree)],
+            slot=slot,
         )
     np.testing.assert_allclose(got, expected, atol=1e-12)
 
 
 def test_a_u_tensor_in_another_basis_is_refused():
-    u = couplings.u_tensor(3, 1, 2)
+    u = couplings.u_tensor(3, 1, degree=2)
     rotated = np.roll(u, 1, axis=1)
     with pytest.raises(ValueError, match="equivariance demands"):
-        couplings.compress_u(rotated, 3, 1)
+        couplings.compress_u(rotated, 3, L=1)
 
 
 def test_published_shape_has_the_published_number_of_parameters():
@@ -137,7 +147,7 @@ def test_summing_by_sender_species_first_changes_nothing(ff, monkeypatch):
     """The first interaction's reassociated form against the convolution of any features."""
     batch = graph.from_atoms([testing.structures()[name] for name in ("perovskite", "slab")], ff.config)
     with jax.enable_x64(True):
-        run = lambda: energy_forces_stress(ff.config, ff.device_variables("float64"), batch)  # noqa: E731
+        run = lambda: energy_forces_stress(ff.config, ff.device_variables("float64"), graph=batch)  # noqa: E731
         by_species = jax.jit(lambda: run())()
         monkeypatch.setattr(blocks, "MAX_DENSE_SPECIES", 0)  # gathers each atom's weights, convolves edge by edge
         by_edge = jax.jit(lambda: run())()

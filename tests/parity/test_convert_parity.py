@@ -90,7 +90,7 @@ def default_dtype():
 
 def differences(path, config, variables, head) -> dict[str, float]:
     """By quantity, the largest difference to mace-torch."""
-    return {key: found.value for key, found in verify.compared(path, config, variables, head).items()}
+    return {key: found.value for key, found in verify.compared(path, config, variables=variables, head=head).items()}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -99,7 +99,7 @@ def test_variant_there_and_back(variant, tmp_path):
     path, back = tmp_path / "model.model", tmp_path / "back.model"
     torch.save(torch_model(**VARIANTS[variant]), path)
     config, variables = mapping.to_flax(read_model(path))
-    write_torch(back, config, variables)
+    write_torch(back, config, variables=variables)
     for file in (path, back):
         for head in config.heads:
             found = differences(file, config, variables, head)
@@ -135,7 +135,7 @@ def test_fine_tuned_models_go_to_torch(tmp_path):
         "lora": (config, merged),
         "head": replay.add_head(config, merged, name="finetuned"),
     }.items():
-        write_torch(tmp_path / f"{name}.model", changed, variables)
+        write_torch(tmp_path / f"{name}.model", changed, variables=variables)
         for head in changed.heads:
             found = differences(tmp_path / f"{name}.model", changed, variables, head)
             assert all(value <= verify.LIMITS["float64"][key] for key, value in found.items()), (name, head, found)
@@ -157,7 +157,7 @@ def test_verify_fails_on_other_weights(tmp_path):
     torch.save(torch_model(), path)
     torch.save(torch_model(seed=1), other)
     config, variables = mapping.to_flax(read_model(path))
-    rows = verify.compare(other, config, variables, "float64")
+    rows = verify.compare(other, config, variables=variables, dtype="float64")
     assert any(not row.within and "TOO LARGE" in str(row) for row in rows)
 
 
@@ -190,8 +190,8 @@ def test_published_shape(tmp_path):
 
 @pytest.mark.parametrize(("L", "degree"), [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3)])
 def test_expanded_u_compresses_to_itself(L, degree):
-    c = np.random.default_rng(0).normal(size=(len(couplings.monomials(2, L, degree).component), 4))
-    np.testing.assert_allclose(couplings.compress_u(expand_u(c, 2, L, degree), 2, L), c, rtol=0, atol=1e-14)
+    c = np.random.default_rng(0).normal(size=(len(couplings.monomials(2, L, degree=degree).component), 4))
+    np.testing.assert_allclose(couplings.compress_u(expand_u(c, 2, L=L, degree=degree), 2, L=L), c, rtol=0, atol=1e-14)
 
 
 def test_models_outside_the_family_are_refused_by_name(tmp_path):
@@ -242,7 +242,7 @@ def test_float32_files_are_verified_in_proportion(tmp_path, scale):
     model = torch_model(dtype=torch.float32, atomic_inter_scale=[0.8 * scale])
     torch.save(model, tmp_path / "a.model")
     config, variables = mapping.to_flax(read_model(tmp_path / "a.model"))
-    assert all(row.within for row in verify.compare(tmp_path / "a.model", config, variables, "float32"))
+    assert all(row.within for row in verify.compare(tmp_path / "a.model", config, variables=variables, dtype="float32"))
     changed = jax.tree.map(lambda w: w * (1 + 1e-4), variables["params"])
-    rows = verify.compare(tmp_path / "a.model", config, {**variables, "params": changed}, "float32")
+    rows = verify.compare(tmp_path / "a.model", config, variables={**variables, "params": changed}, dtype="float32")
     assert not all(row.within for row in rows)

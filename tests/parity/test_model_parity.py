@@ -44,7 +44,7 @@ def test_same_numbers_as_mace_torch(case, tmp_path):
         # the oracle always runs in float64: in float32 its own rounding is as large as ours
         torch.set_default_dtype(torch.float64)
         oracle = MACECalculator(model_paths=str(path), device="cpu", default_dtype="float64", head=heads[-1])
-        ours = derivatives.evaluate(config, variables, batch, dtype)
+        ours = derivatives.evaluate(config, variables, graph=batch, dtype=dtype)
         first = 0
         for i, (name, atoms) in enumerate(images.items()):
             atoms.calc = oracle

@@ -65,7 +65,7 @@ def differences(path: Path) -> dict[str, float]:
     for i, head in enumerate(theirs["heads"]):
         assert np.abs(theirs[f"forces{i}"]).max() > MIN_FORCE, f"{path} has learnt nothing that could be compared"
         batch = graph.from_atoms(images, config, heads=[config.heads.index(head)] * len(images))
-        ours = derivatives.evaluate(config, variables, batch, "float64")
+        ours = derivatives.evaluate(config, variables, graph=batch, dtype="float64")
         error = {
             "energy": (ours.energy[: len(images)] - theirs[f"energy{i}"]) / sizes,
             "forces": ours.forces[: sizes.sum()] - theirs[f"forces{i}"],

@@ -71,15 +71,17 @@ def matrices_of(phonon, qpoints):
 
 
 def test_equal_to_the_supercell_at_commensurate_q(ff, atoms, phonon, commensurate):
-    D = dynamical.dynamical_matrices(ff, atoms, commensurate)
+    D = dynamical.dynamical_matrices(ff, atoms, qpoints=commensurate)
     np.testing.assert_allclose(D, matrices_of(phonon, commensurate), rtol=0, atol=1e-9)
-    real = dynamical.dynamical_matrices(ff, atoms, commensurate[:1])  # Gamma alone takes the program without sines
+    real = dynamical.dynamical_matrices(
+        ff, atoms, qpoints=commensurate[:1]
+    )  # Gamma alone takes the program without sines
     np.testing.assert_allclose(real, D[:1], rtol=0, atol=1e-12)
 
 
 def test_hermitian_and_time_reversal(ff, atoms):
     q = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 3))
-    D = dynamical.dynamical_matrices(ff, atoms, np.concatenate([q, -q, q + [1, 0, -2]]))
+    D = dynamical.dynamical_matrices(ff, atoms, qpoints=np.concatenate([q, -q, q + [1, 0, -2]]))
     np.testing.assert_allclose(D, D.conj().swapaxes(1, 2), rtol=0, atol=1e-12)
     np.testing.assert_allclose(D[2:4], D[:2].conj(), rtol=0, atol=1e-12)
     np.testing.assert_allclose(D[4:], D[:2] * dynamical.phase(atoms, [[1, 0, -2]]), rtol=0, atol=1e-12)
@@ -87,7 +89,7 @@ def test_hermitian_and_time_reversal(ff, atoms):
 
 def test_eigenvalues_of_the_supercell_are_those_of_its_commensurate_q(ff, atoms, phonon, commensurate):
     """Refolding: D(q) of the primitive cell against the Hessian of the supercell at Gamma."""
-    D = dynamical.dynamical_matrices(ff, atoms, commensurate)
+    D = dynamical.dynamical_matrices(ff, atoms, qpoints=commensurate)
     root = np.repeat(np.sqrt(phonon.supercell.masses), 3)
     n = len(root)
     whole = phonon.force_constants.transpose(0, 2, 1, 3).reshape(n, n) / np.outer(root, root)
@@ -106,7 +108,7 @@ def test_the_kernel_takes_values_turned_at_the_edges(atoms, monkeypatch):
         compiled.programs.clear()
         jax.clear_caches()
         monkeypatch.setattr(convolution, "KERNEL_CHANNELS", least)
-        calls.append(dynamical.dynamical_matrices(ff, atoms, [[0.13, 0.27, 0.41]]))
+        calls.append(dynamical.dynamical_matrices(ff, atoms, qpoints=[[0.13, 0.27, 0.41]]))
         programs = next(iter(compiled.programs.values()))[0].as_text()
         assert ("equijax_convolution" in programs) == (least == 16)
     np.testing.assert_allclose(*calls, rtol=0, atol=1e-12 * np.abs(calls[0]).max())
@@ -132,7 +134,7 @@ def test_stars_and_bands(ff):
     dynamical.force_constants(ff, phonon, symmetry=False)
     np.testing.assert_allclose(compact, phonon.force_constants, rtol=0, atol=1e-9)
     path = [np.array([[0, 0, 0], [1 / 3, 0, 1 / 3], [2 / 3, 0, 2 / 3]])]
-    exact = dynamical.band_structure(ff, phonon, path)
+    exact = dynamical.band_structure(ff, phonon, paths=path)
     interpolated = phonon.run_band_structure(path)
     np.testing.assert_allclose(exact.frequencies[0], interpolated.frequencies[0], rtol=0, atol=1e-4)
 
@@ -140,9 +142,11 @@ def test_stars_and_bands(ff):
 def test_derivatives(ff, atoms):
     """dD/dq by differentiation against differences of fourth order."""
     q, h = np.array([0.13, 0.27, 0.41]), 1e-4
-    _, dD = dynamical.derivatives(ff, atoms, [q])
+    _, dD = dynamical.derivatives(ff, atoms, qpoints=[q])
     steps = (atoms.cell.array @ np.eye(3)).T * h
-    far = dynamical.dynamical_matrices(ff, atoms, [q + sign * n * s for s in steps for n in (1, 2) for sign in (1, -1)])
+    far = dynamical.dynamical_matrices(
+        ff, atoms, qpoints=[q + sign * n * s for s in steps for n in (1, 2) for sign in (1, -1)]
+    )
     near, wide = far[0::4] - far[1::4], far[2::4] - far[3::4]
     np.testing.assert_allclose(dD[0], (8 * near - wide) / (12 * h), rtol=0, atol=1e-9)
 
@@ -153,12 +157,12 @@ def test_group_velocities_are_phonopys(ff, atoms):
 
     class Exact(DynamicalMatrix):
         def run(self, q):
-            self._dynamical_matrix = dynamical.dynamical_matrices(ff, atoms, [q])[0]
+            self._dynamical_matrix = dynamical.dynamical_matrices(ff, atoms, qpoints=[q])[0]
 
     cell = phonopy_of(atoms, np.eye(3, dtype=int))
     velocity = GroupVelocity(Exact(cell.supercell, cell.primitive, np.zeros((2, 2, 3, 3))), q_length=1e-3)
     velocity.run([q])
-    found = dynamical.group_velocities(ff, atoms, [q])
+    found = dynamical.group_velocities(ff, atoms, qpoints=[q])
     assert np.abs(found).max() > 0.01
     np.testing.assert_allclose(found, velocity.group_velocities, rtol=1e-3, atol=1e-3 * np.abs(found).max())
 
@@ -167,8 +171,8 @@ def test_refuses(ff, atoms):
     slab = atoms.copy()
     slab.pbc = [True, True, False]
     with pytest.raises(ValueError, match="all three"):
-        dynamical.dynamical_matrices(ff, slab, [[0, 0, 0]])
+        dynamical.dynamical_matrices(ff, slab, qpoints=[[0, 0, 0]])
     with pytest.raises(ValueError, match="qpoints"):
-        dynamical.dynamical_matrices(ff, atoms, [0, 0, 0])
+        dynamical.dynamical_matrices(ff, atoms, qpoints=[0, 0, 0])
     with pytest.raises(MemoryError, match="budget"):
-        dynamical.dynamical_matrices(ff, atoms, [[0, 0, 0]], compute=Compute(memory=1000))
+        dynamical.dynamical_matrices(ff, atoms, qpoints=[[0, 0, 0]], compute=Compute(memory=1000))

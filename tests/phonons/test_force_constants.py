@@ -50,7 +50,9 @@ def test_irreducible_displacements_give_the_dense_hessian(ff, phonon):
     atoms = force_constants.to_ase(phonon.supercell)
     tangents = hessian.unit_tangents(16, phonon.primitive.p2s_map)
     # two at a time: the program of the fixture
-    rows = np.concatenate([hessian.hvp(ff, atoms, tangents[i : i + 2]) for i in (0, 2, 4)]).reshape(2, 3, 16, 3)
+    rows = np.concatenate([hessian.hvp(ff, atoms, tangents=tangents[i : i + 2]) for i in (0, 2, 4)]).reshape(
+        2, 3, 16, 3
+    )
     np.testing.assert_allclose(phonon.force_constants, rows.transpose(0, 2, 1, 3), rtol=0, atol=EXACT)
 
 
@@ -82,7 +84,7 @@ def test_finite_differences_converge_to_them_quadratically(ff, phonon):
 def test_thermal_properties_are_phonopys(phonon):
     mesh = phonon.run_mesh((3, 3, 3), is_gamma_center=True)
     theirs = phonon.run_thermal_properties(temperatures=[0, 50, 300], exclude_gamma_acoustic=True)
-    ours = thermal.harmonic(mesh.qpoints, mesh.frequencies, mesh.weights, [0, 50, 300])
+    ours = thermal.harmonic(mesh.qpoints, mesh.frequencies, weights=mesh.weights, temperatures=[0, 50, 300])
     # the physical constants differ in the sixth digit
     np.testing.assert_allclose(ours.free_energy, theirs.free_energy, rtol=1e-5)
     np.testing.assert_allclose(ours.entropy, theirs.entropy, rtol=1e-5)
@@ -116,7 +118,7 @@ def test_a_structure_off_its_minimum_is_named():
 
 
 def test_a_structure_far_from_its_minimum_is_refused(ff, tmp_path, capsys, monkeypatch):
-    checkpoint.save(tmp_path / "model", ff.config, ff.variables, {"source": "test"})
+    checkpoint.save(tmp_path / "model", ff.config, variables=ff.variables, metadata={"source": "test"})
     moved = bulk("NaCl", "rocksalt", a=5.4)
     moved.positions[1] += [1.0, 0.0, 0.0]
     moved.write(tmp_path / "moved.extxyz")
@@ -132,7 +134,7 @@ def test_verdict_states_its_thresholds():
 
 @pytest.mark.filterwarnings("ignore:.*(looks polar|largest)")
 def test_a_run_writes_what_phonopy_reads_and_a_certificate(ff, phonon, tmp_path, capsys):
-    checkpoint.save(tmp_path / "model", ff.config, ff.variables, {"source": "test"})
+    checkpoint.save(tmp_path / "model", ff.config, variables=ff.variables, metadata={"source": "test"})
     bulk("NaCl", "rocksalt", a=5.4).write(tmp_path / "nacl.extxyz")
     common = [str(tmp_path / "nacl.extxyz"), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
     assert phonons.main([*common, "--supercell", "2", "2", "2", "--mesh", "4", "4", "4"]) == 0

@@ -40,7 +40,7 @@ def dense(ff, atoms):
     with jax.enable_x64(True):
         batch = jax.device_put(potential.cast(graph.from_atoms(atoms, ff.config), "float64"))
         variables = ff.device_variables("float64")
-        energy = jax.jit(jax.hessian(lambda r: potential.total_energy(ff.config, variables, batch, r)))
+        energy = jax.jit(jax.hessian(lambda r: potential.total_energy(ff.config, variables, graph=batch, positions=r)))
         return np.asarray(energy(batch.nodes.positions))
 
 
@@ -69,7 +69,7 @@ def test_a_budget_too_small_for_one_row_is_an_error_that_says_what_is_needed(ff,
 def test_tangents_are_linear_and_a_second_call_compiles_nothing(ff, atoms, full):
     tangents = np.random.default_rng(0).normal(size=(20, len(atoms), 3))
     before = set(compiled.programs)
-    found = hessian.hvp(ff, atoms, tangents)
+    found = hessian.hvp(ff, atoms, tangents=tangents)
     assert set(compiled.programs) == before
     np.testing.assert_allclose(found, np.einsum("bia,iajc->bjc", tangents, full), rtol=0, atol=10 * EXACT)
 
@@ -86,13 +86,13 @@ def test_float32_with_sums_in_float64(ff, atoms, full):
 
 def test_wrong_input_is_refused_before_work(ff, atoms):
     with pytest.raises(ValueError, match=r"shape \(1, 3\), expected \[B, 8, 3\]"):
-        hessian.hvp(ff, atoms, np.zeros((1, 3)))
+        hessian.hvp(ff, atoms, tangents=np.zeros((1, 3)))
     with pytest.raises(ValueError, match="not all finite"):
-        hessian.hvp(ff, atoms, np.full((1, 8, 3), np.nan))
+        hessian.hvp(ff, atoms, tangents=np.full((1, 8, 3), np.nan))
     with pytest.raises(IndexError, match=r"0\.\.7"):
         hessian.hessian(ff, atoms, rows=[8])
     with pytest.raises(ValueError, match="bfloat16"):
-        hessian.hvp(ff, atoms, np.zeros((1, 8, 3)), compute=Compute("bfloat16"))
+        hessian.hvp(ff, atoms, tangents=np.zeros((1, 8, 3)), compute=Compute("bfloat16"))
     unknown = atoms.copy()
     unknown.numbers[0] = 92
     with pytest.raises(ValueError, match="element U"):

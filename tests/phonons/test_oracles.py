@@ -23,12 +23,12 @@ def lennard_jones(r):
 
 @pytest.fixture(scope="module")
 def springs():
-    return testing.pair_forcefield(lambda r: 0.5 * STIFFNESS * (r - SPACING) ** 2, 1.5 * SPACING, (11, 17))
+    return testing.pair_forcefield(lambda r: 0.5 * STIFFNESS * (r - SPACING) ** 2, 1.5 * SPACING, species=(11, 17))
 
 
 @pytest.fixture(scope="module")
 def argon():
-    return testing.pair_forcefield(lennard_jones, 5.9, (18,))
+    return testing.pair_forcefield(lennard_jones, 5.9, species=(18,))
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,10 @@ def test_chain_of_equal_masses(springs):
     atoms, m = chain(["Na"], [20.0]), 20.0
     q = np.array([[0.5, 0, 0], [0.25, 0, 0], [0.13, 0, 0]])
     expected = to_thz(4 * STIFFNESS / m * np.sin(np.pi * q[:, 0]) ** 2)
-    exact = dynamical.frequencies(dynamical.dynamical_matrices(springs, atoms, q))
+    exact = dynamical.frequencies(dynamical.dynamical_matrices(springs, atoms, qpoints=q))
     np.testing.assert_allclose(exact[:, 2], expected, rtol=1e-10)
     np.testing.assert_allclose(exact[:, :2], 0, atol=1e-5)
-    phonon = force_constants.make_phonon(atoms, (4, 1, 1), "P")
+    phonon = force_constants.make_phonon(atoms, (4, 1, 1), primitive="P")
     force_constants.force_constants(springs, phonon)
     found = phonon.run_qpoints(q).frequencies  # springs reach one cell: interpolation is exact
     np.testing.assert_allclose(found[:, 2], expected, rtol=1e-6)  # phonopy's constants
@@ -69,10 +69,10 @@ def test_chain_of_two_masses(springs):
     atoms, q = chain(["Na", "Cl"], [m, M]), np.array([[0.5, 0, 0], [0.2, 0, 0], [0.07, 0, 0]])
     s, wave = 1 / m + 1 / M, 4 * np.sin(np.pi * q[:, 0]) ** 2 / (m * M)
     root = STIFFNESS * np.sqrt(s**2 - wave)
-    found = dynamical.frequencies(dynamical.dynamical_matrices(springs, atoms, q))
+    found = dynamical.frequencies(dynamical.dynamical_matrices(springs, atoms, qpoints=q))
     expected = to_thz(STIFFNESS * s + np.array([-root, root]).T)
     np.testing.assert_allclose(found[:, 4:], expected, rtol=1e-10)
-    velocity = dynamical.group_velocities(springs, atoms, [[1e-3, 0, 0]])[0, 4, 0]
+    velocity = dynamical.group_velocities(springs, atoms, qpoints=[[1e-3, 0, 0]])[0, 4, 0]
     sound = (
         2 * SPACING * np.sqrt(STIFFNESS / (2 * (m + M))) * units.SQRT_EV_A2_AMU_THZ * 2 * np.pi
     )  # THz A without 2 pi
@@ -97,7 +97,7 @@ def test_heat_capacity_and_entropy_of_a_crystal(crystal):
     """C_V -> k_B a mode, S = -dF/dT, through mesh and sums."""
     mesh = crystal.run_mesh((4, 4, 4), is_gamma_center=True)
     T = np.array([1e5, 39.99, 40.0, 40.01])
-    found = thermal.harmonic(mesh.qpoints, mesh.frequencies, mesh.weights, T)
+    found = thermal.harmonic(mesh.qpoints, mesh.frequencies, weights=mesh.weights, temperatures=T)
     assert found.gamma_acoustic_excluded == 3 and found.imaginary_excluded == 0
     per_mole = 1e3 * units.KB_EV_PER_K * units.KJ_PER_MOL_PER_EV
     np.testing.assert_allclose(found.heat_capacity[0], 3 * per_mole * (1 - 1 / 64), rtol=1e-6)
@@ -108,8 +108,8 @@ def test_heat_capacity_and_entropy_of_a_crystal(crystal):
 def test_gruneisen_parameters_of_a_scale_free_potential():
     """V = r^-n: every frequency goes as a^-(n + 2)/2, so every mode has -d ln w / d ln V = (n + 2) / 6."""
     n = 8
-    ff = testing.pair_forcefield(lambda r: (3.0 / r) ** n, 4.5, (18,))
-    found = gruneisen(ff, ARGON, (3, 3, 3), mesh=(3, 3, 3), strain=0.003)
+    ff = testing.pair_forcefield(lambda r: (3.0 / r) ** n, 4.5, species=(18,))
+    found = gruneisen(ff, ARGON, supercell=(3, 3, 3), mesh=(3, 3, 3), strain=0.003)
     moving = np.isfinite(found.parameters)
     assert moving.sum() > 6
     np.testing.assert_allclose(found.parameters[moving], (n + 2) / 6, rtol=1e-3)
@@ -118,7 +118,7 @@ def test_gruneisen_parameters_of_a_scale_free_potential():
 def test_thermal_expansion_of_argon(argon):
     """alpha_V = gamma C_V / (B V) with the mean Grueneisen parameter of the classical limit: phonopy's QHA obeys it."""
     cell, T = bulk("Ar", "fcc", a=5.4), np.array([0.0, 20.0, 30.0, 40.0, 50.0])
-    cells = series(argon, cell, (3, 3, 3), np.linspace(-0.05, 0.1, 7))
+    cells = series(argon, cell, supercell=(3, 3, 3), strains=np.linspace(-0.05, 0.1, 7))
     found = quasi_harmonic(*cells, temperatures=T, mesh=(5, 5, 5))
     assert (np.diff(found.equilibrium_volumes) > 0).all()
     alpha = found.thermal_expansion[2]
@@ -175,7 +175,7 @@ def test_sound_is_elasticity():
     }
     size = 1e-3  # 1/A without 2 pi
     k = size * np.array([np.array(d) / np.linalg.norm(d) for d in expected])
-    D = dynamical.dynamical_matrices(ff, atoms, k @ atoms.cell.array.T)
+    D = dynamical.dynamical_matrices(ff, atoms, qpoints=k @ atoms.cell.array.T)
     moduli = np.linalg.eigvalsh(D) * atoms.get_masses()[0] / atoms.cell.volume / (2 * np.pi * size) ** 2
     scale = np.abs([c11, c12, c44]).max()
     np.testing.assert_allclose(moduli, [sorted(row) for row in expected.values()], rtol=0, atol=1e-4 * scale)

@@ -44,11 +44,11 @@ def test_energy_of_a_small_distortion_is_half_omega_squared_amplitude_squared():
     """E = w^2 Q^2 / 2 per primitive cell in the smallest commensurate cell, at q without and with 2q = G."""
     ff, atoms = testing.random_forcefield(CONFIG), bulk("NaCl", "rocksalt", a=5.0)
     for q in ([1 / 3, 0, 0], [0.5, 0.5, 0.0]):
-        D = dynamical.dynamical_matrices(ff, atoms, [q])[0]
+        D = dynamical.dynamical_matrices(ff, atoms, qpoints=[q])[0]
         values, vectors = np.linalg.eigh(D)
         order = OrderParameter(np.array([q]), vectors[:, -1].reshape(1, 2, 3), 0.0)
         matrix = order_parameters.commensurate_cell(np.array([q]), atoms.cell.array)
-        cell, u = order_parameters.displaced(atoms, order, [1.0], matrix)
+        cell, u = order_parameters.displaced(atoms, order, direction=[1.0], matrix=matrix)
         images = [cell.copy() for _ in range(3)]
         h = 0.05
         for image, Q in zip(images, (-h, 0.0, h), strict=True):
@@ -68,7 +68,7 @@ def test_order_parameters_of_a_star(monkeypatch):
         return np.array([np.diag(row).astype(complex) for row in stiff])
 
     monkeypatch.setattr(bloch, "symmetric_matrices", matrices)
-    _, frequencies, orders = order_parameters.order_parameters(None, atoms, (2, 2, 2), threshold=0.2, symprec=1e-5)
+    _, frequencies, orders = order_parameters.order_parameters(None, atoms, mesh=(2, 2, 2), threshold=0.2, symprec=1e-5)
     assert len(orders) == 1 and orders[0].modes.shape == (6, 1, 3)
     assert orders[0].frequency == pytest.approx(frequencies.min())
     # single displacements of planes along one axis, doubling the cell

@@ -15,7 +15,7 @@ def test_interaction_range():
 
 def test_decay_and_measured_range():
     """Springs between nearest neighbours, 2.8 A apart, and nothing beyond."""
-    springs = testing.pair_forcefield(lambda r: 0.5 * (r - 2.8) ** 2, 3.3, (11, 17))
+    springs = testing.pair_forcefield(lambda r: 0.5 * (r - 2.8) ** 2, 3.3, species=(11, 17))
     phonon = force_constants.make_phonon(bulk("NaCl", "rocksalt", a=5.6), (2, 2, 2))
     force_constants.force_constants(springs, phonon)
     distance, size = ranges.decay(phonon)

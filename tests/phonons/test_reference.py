@@ -140,7 +140,7 @@ def test_symmetry_tolerance_of_the_file(crystal, tmp_path):
     _, _, expected = crystal
     cell = bulk("NaCl", "rocksalt", a=5.6, cubic=True)
     cell.set_cell(cell.cell.array @ np.diag([1, 1, 1 + 1e-5]), scale_atoms=True)
-    phonon = force_constants.make_phonon(cell, (-1, 1, 1, 1, -1, 1, 1, 1, -1), "F", symprec=1e-3)
+    phonon = force_constants.make_phonon(cell, (-1, 1, 1, 1, -1, 1, 1, 1, -1), primitive="F", symprec=1e-3)
     assert len(phonon.symmetry.symmetry_operations["rotations"]) == 48 * len(phonon.supercell) // 2
     displaced(phonon, springs(structures.to_ase(phonon.supercell)))
     assert len(phonon.dataset["first_atoms"]) == 2
@@ -282,7 +282,7 @@ def test_refusals(crystal, tmp_path):
 
 def test_a_model_against_its_own_phonons_with_born_charges(tmp_path):
     """Born charges count for the model too, and the crystal is called by folder and formula."""
-    ff = testing.pair_forcefield(lambda r: 0.5 * (r - 2.8) ** 2, 3.3, (11, 17))
+    ff = testing.pair_forcefield(lambda r: 0.5 * (r - 2.8) ** 2, 3.3, species=(11, 17))
     phonon = force_constants.make_phonon(NACL, (2, 2, 2))
     force_constants.force_constants(ff, phonon)
     phonon.nac_params = NAC | {"factor": 14.4}

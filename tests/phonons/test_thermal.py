@@ -26,7 +26,7 @@ def test_entropy_and_heat_capacity_are_derivatives_of_the_free_energy():
 
 
 def test_weights_repeat_a_q_vector():
-    weighted = thermal.harmonic(Q, V, [1.0, 3.0], [150.0])
+    weighted = thermal.harmonic(Q, V, weights=[1.0, 3.0], temperatures=[150.0])
     repeated = thermal.harmonic(Q[[0, 1, 1, 1]], V[[0, 1, 1, 1]], temperatures=[150.0])
     np.testing.assert_allclose(weighted.free_energy, repeated.free_energy)
 

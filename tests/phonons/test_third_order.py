@@ -35,15 +35,15 @@ def test_derivative_of_products_along_a_direction(ff, ph3):
     """Against fourth-order differences of the exact products; symmetric in the two directions."""
     atoms = force_constants.to_ase(ph3.supercell)
     u, *v = np.random.default_rng(0).normal(size=(5, len(atoms), 3))
-    found = hessian.hvp(ff, atoms, v, along=u)
+    found = hessian.hvp(ff, atoms, tangents=v, along=u)
     h, products = 1e-3, []
     for step in (h, -h, 2 * h, -2 * h):
         moved = atoms.copy()
         moved.positions += step * u
-        products.append(hessian.hvp(ff, moved, v))
+        products.append(hessian.hvp(ff, moved, tangents=v))
     near, far = (products[0] - products[1]) / (2 * h), (products[2] - products[3]) / (4 * h)
     np.testing.assert_allclose(found, (4 * near - far) / 3, rtol=0, atol=1e-6 * np.abs(found).max())
-    swapped = hessian.hvp(ff, atoms, [u] * 4, along=v[0])
+    swapped = hessian.hvp(ff, atoms, tangents=[u] * 4, along=v[0])
     np.testing.assert_allclose(swapped[0], found[0], rtol=0, atol=100 * EXACT)
 
 
@@ -80,7 +80,7 @@ def test_second_order_from_another_supercell(ff, ph3):
 
 
 def test_conductivity_from_end_to_end(ff, ph3, tmp_path, capsys):
-    checkpoint.save(tmp_path / "model", ff.config, ff.variables, {"source": "test"})
+    checkpoint.save(tmp_path / "model", ff.config, variables=ff.variables, metadata={"source": "test"})
     NACL.write(tmp_path / "nacl.extxyz")
     common = [str(tmp_path / "nacl.extxyz"), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
     options = "--supercell 2 2 2 --phonon-supercell 2 2 2 --mesh 3 3 3 --temperatures 300 600"

@@ -45,7 +45,7 @@ def files(tmp_path_factory):
     """model/ of Na and Cl, salt.extxyz (labelled), unknown.extxyz (an element it lacks), and what cannot be read."""
     folder = tmp_path_factory.mktemp("inputs")
     ff = testing.random_forcefield(testing.random_config(**SMALL))
-    checkpoint.save(folder / "model", ff.config, ff.variables, {})
+    checkpoint.save(folder / "model", ff.config, variables=ff.variables, metadata={})
     for name, atoms in {"salt": bulk("NaCl", "rocksalt", 5.6), "unknown": bulk("KCl", "rocksalt", 6.3)}.items():
         atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.zeros((2, 3)), stress=np.full(6, 1e-3))
         ase.io.write(folder / f"{name}.extxyz", [atoms] * 4)

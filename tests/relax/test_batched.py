@@ -31,7 +31,7 @@ def mixed():
     """Sizes, coordinations and elements in no order, a bad one in between."""
     broken = bulk("Si", cubic=True)
     broken.positions[3] = np.nan
-    return [rattled(), bulk("Si", a=5.4), broken, rattled("Si", "diamond", 5.2), bulk("Na", "bcc", a=4.1) * (2, 1, 1)]
+    return [rattled(), bulk("Si", a=5.4), broken, rattled("Si", "diamond", a=5.2), bulk("Na", "bcc", a=4.1) * (2, 1, 1)]
 
 
 def test_results_in_order_and_bad_structure_reported(ff):
@@ -49,7 +49,7 @@ def test_results_in_order_and_bad_structure_reported(ff):
 
 
 def test_non_finite_result_is_reported_and_stays_alone(ff):
-    images = [rattled("Si", "diamond", 5.2), rattled()]
+    images = [rattled("Si", "diamond", a=5.2), rattled()]
     good = ff.evaluate(images)[0]
     constants = {**ff.variables["constants"], "atomic_energies": np.array([[1.0, 1.0, np.nan]])}
     broken = ForceField(ff.config, {**ff.variables, "constants": constants}, {})
@@ -66,9 +66,9 @@ def test_a_thousand_crystals_fill_few_shapes():
     structures = []
     for i in range(1000):
         atoms = bulk("Al", rng.choice(["fcc", "bcc", "sc", "diamond"]), a=rng.uniform(3.2, 5.5), cubic=True)
-        structures.append(packing.structure(i, atoms, graph.neighbour_list(atoms, 5.0)))
+        structures.append(packing.structure(i, atoms, edges=graph.neighbour_list(atoms, 5.0)))
     pool = graph.SizePool()
-    batches = list(packing.batches(iter(structures), pool, 1, packing.BATCH_SLOTS["cpu"]))
+    batches = list(packing.batches(iter(structures), pool, known=1, budget=packing.BATCH_SLOTS["cpu"]))
     assert sorted(s.index for batch in batches for s in batch.members) == list(range(1000))
     assert len({batch.size for batch in batches}) <= 16
     assert all(batch.size.cost <= 1.1 * packing.BATCH_SLOTS["cpu"] for batch in batches)
@@ -84,9 +84,9 @@ def test_a_batch_is_ready_before_the_stream_ends():
     def endless():
         for i in itertools.count():
             taken.append(i)
-            yield packing.structure(i, atoms, edges)
+            yield packing.structure(i, atoms, edges=edges)
 
-    batches = packing.batches(endless(), graph.SizePool(), 2, 4096)
+    batches = packing.batches(endless(), graph.SizePool(), known=2, budget=4096)
     first, second = next(batches), next(batches)
     assert [s.index for s in (*first.members, *second.members)] == list(range(len(taken) - 1))
     assert first.size == second.size and first.size.cost <= 4096
@@ -94,11 +94,13 @@ def test_a_batch_is_ready_before_the_stream_ends():
 
 def test_a_structure_beyond_every_shape_does_not_inflate_the_others():
     """With the pool full, a batch is halved until known shapes hold it, and one large structure gets its own shape."""
-    small = [packing.structure(i, a, graph.neighbour_list(a, 4.0)) for i, a in enumerate([rattled(seed=1)] * 40)]
+    small = [packing.structure(i, a, edges=graph.neighbour_list(a, 4.0)) for i, a in enumerate([rattled(seed=1)] * 40)]
     large = rattled(repeat=(4, 3, 3))
     pool = graph.SizePool([graph.Size(16, 32, 2, 17)] * graph.MAX_SIZES)
     batches = list(
-        packing.batches([*small, packing.structure(40, large, graph.neighbour_list(large, 4.0))], pool, 2, 4096)
+        packing.batches(
+            [*small, packing.structure(40, large, edges=graph.neighbour_list(large, 4.0))], pool, known=2, budget=4096
+        )
     )
     assert sorted(s.index for b in batches for s in b.members) == list(range(41))
     (own,) = [b for b in batches if b.members[0].index == 40]
