@@ -148,7 +148,7 @@ def _byte_order(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], *
 class _Storages:
     """Typed one-dimensional arrays behind the tensors, read on first use."""
 
-    def __init__(self, archive: zipfile.ZipFile, entries: dict, folder: str, order: str):
+    def __init__(self, archive: zipfile.ZipFile, entries: dict, folder: str, order: str) -> None:
         self.archive, self.entries, self.folder, self.order = archive, entries, folder, order
         self.cache: dict[tuple[str, str], np.ndarray] = {}
 

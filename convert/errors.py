@@ -34,7 +34,7 @@ class Budget:
     Pickles are programs: a few bytes can copy or repeat anything built before. One budget is shared by all steps.
     """
 
-    def __init__(self, file_bytes: int = 0):
+    def __init__(self, file_bytes: int = 0) -> None:
         self.total = self.left = BASE_BYTES + BYTES_PER_FILE_BYTE * file_bytes
 
     def spend(self, size: int) -> None:

@@ -81,7 +81,7 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 class _Machine:
     """Stack, marks and memo of one pickle stream."""
 
-    def __init__(self, persistent_load: Builder, builders: dict[str, Builder], budget: Budget):
+    def __init__(self, persistent_load: Builder, builders: dict[str, Builder], budget: Budget) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, object] = {}
         self.budget = budget

@@ -27,7 +27,7 @@ class EquijaxCalculator(Calculator):
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
 
-    def __init__(self, forcefield: Potential, dtype: str = "float64", fast: bool = False, **kwargs: Any):
+    def __init__(self, forcefield: Potential, dtype: str = "float64", fast: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         Compute(dtype)  # refuses another
         compiled.use_cache()

@@ -5,10 +5,14 @@ import json
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from equijax.errors import InputError
 
+if TYPE_CHECKING:
+    import e3nn_jax
+
+T = TypeVar("T")
 INTERACTIONS = (
     "RealAgnosticInteractionBlock",
     "RealAgnosticResidualInteractionBlock",
@@ -35,7 +39,7 @@ class Compute:
     memory: int | None = None  # bytes a device may use; None for most of what is free
     progress: bool = False  # show a bar
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InputError(f"dtype {self.dtype!r}: expected {' or '.join(map(repr, DTYPES))}")
         if self.memory is not None and not self.memory > 0:
@@ -83,7 +87,7 @@ class ModelConfig:
     contraction_paths: tuple[tuple[tuple[int, ...], ...], ...]
     spline: Spline | None = None  # of a model that `equijax.specialise` made
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _one_of("interaction_first", self.interaction_first, allowed=INTERACTIONS)
         _one_of("interaction", self.interaction, allowed=INTERACTIONS)
         _one_of("radial_basis", self.radial_basis, allowed=RADIAL_BASES)
@@ -136,7 +140,7 @@ class ModelConfig:
         return json.dumps(self.to_dict(), indent=1)
 
 
-def _irreps(text: str):
+def _irreps(text: str) -> "e3nn_jax.Irreps":
     import e3nn_jax  # not at the top: with it come sympy and half of scipy, which no `--help` needs
 
     return e3nn_jax.Irreps(text)
@@ -147,7 +151,7 @@ def _one_of(name: str, value: str, *, allowed: tuple[str, ...]) -> None:
         raise InputError(f"{name} = {value!r} is not supported; expected one of {', '.join(allowed)}")
 
 
-def from_dict(cls: type, values: dict):
+def from_dict(cls: type[T], values: dict) -> T:
     """Build the frozen dataclass `cls` from the dict that `dataclasses.asdict` and JSON make of it.
 
     Raises:
@@ -166,7 +170,7 @@ def from_dict(cls: type, values: dict):
     return cls(**{k: _build(hints[k], v) for k, v in values.items()})
 
 
-def _build(hint: Any, value: Any):
+def _build(hint: Any, value: Any) -> Any:
     if isinstance(hint, types.UnionType) and value is not None:
         (hint,) = (h for h in typing.get_args(hint) if h is not types.NoneType)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
@@ -174,5 +178,5 @@ def _build(hint: Any, value: Any):
     return _tuples(value)
 
 
-def _tuples(value: Any):
+def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value

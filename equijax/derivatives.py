@@ -211,7 +211,7 @@ def gradient_and_virial(
 
 
 @partial(jax.jit, static_argnums=0)
-def _evaluate(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple) -> Derivatives:
+def _evaluate(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple) -> Derivatives:
     return energy_forces_stress(config, variables, graph=graph)
 
 
@@ -223,7 +223,7 @@ def evaluate(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, 
 def start(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, dtype: str = "float32") -> Derivatives:
     """The device's part of `evaluate`; returns before the device is done."""
     with jax.enable_x64(np.dtype(dtype) == np.float64):
-        return _evaluate(config, cast(variables, dtype), cast(graph, dtype))
+        return _evaluate(config, cast(variables, dtype), graph=cast(graph, dtype))
 
 
 def finish(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, started: Derivatives) -> Derivatives:

@@ -40,7 +40,7 @@ class ForceField:
     batch_pool: graph.SizePool = field(default_factory=graph.SizePool, repr=False)  # of `evaluate`
     _on_device: dict = field(default_factory=dict, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.head is not None:
             self._index_of(self.head)
 

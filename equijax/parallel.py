@@ -5,6 +5,7 @@ is one graph a device, and a process builds the graphs of its own devices alone.
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
 import jraph
@@ -14,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from equijax.errors import InputError
 
+T = TypeVar("T")
 EVERYWHERE, SPLIT = PartitionSpec(), PartitionSpec("data")
 
 
@@ -91,7 +93,7 @@ def stack(graphs: Sequence[jraph.GraphsTuple], mesh: Mesh) -> jraph.GraphsTuple:
     return jax.tree.map(lambda *x: jax.make_array_from_process_local_data(placed, np.stack(x)), *graphs)
 
 
-def replicate(tree, mesh: Mesh | None):
+def replicate(tree: T, mesh: Mesh | None) -> T:
     """Arrays on every device of the mesh, or on the default device."""
     if mesh is None:
         return jax.device_put(tree)

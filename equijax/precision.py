@@ -13,10 +13,13 @@ Positions, cells and neighbour lists are never rounded: an error of 2^-11 of a c
 
 from collections.abc import Callable
 from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+P, R = ParamSpec("P"), TypeVar("R")
 FULL = "highest"
 
 
@@ -25,7 +28,7 @@ def of_model() -> str:
     return str(jax.config.jax_default_matmul_precision or FULL)
 
 
-def require(dtype) -> None:
+def require(dtype: DTypeLike) -> None:
     """Refuse to compute in a dtype that JAX would silently lower.
 
     Raises:
@@ -35,16 +38,16 @@ def require(dtype) -> None:
         raise ValueError("float64 needs `with jax.enable_x64(True):` around this call: JAX would compute in float32")
 
 
-def exact(function: Callable) -> Callable:
+def exact(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: products inside are full float32, whatever the user chose (geometry)."""
     return jax.default_matmul_precision(FULL)(function)
 
 
-def chosen(function: Callable) -> Callable:
+def chosen(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: products inside have the precision `of_model` (the network)."""
 
     @wraps(function)
-    def with_precision(*args, **kwargs):
+    def with_precision(*args: P.args, **kwargs: P.kwargs) -> R:
         with jax.default_matmul_precision(of_model()):
             return function(*args, **kwargs)
 

@@ -56,7 +56,7 @@ class RattleConfig:
     seed: int = 0
     """Of all draws."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 1 <= self.number <= self.candidates:
             raise InputError(f"number {self.number} must be between 1 and the {self.candidates} candidates")
         if not self.rattle or min(self.rattle) < 0 or not 0 <= self.strain < 0.3:

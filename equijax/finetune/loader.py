@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jraph
 import numpy as np
@@ -12,7 +12,9 @@ from equijax import graph, parallel, potential
 from equijax.config import ModelConfig
 from equijax.data.items import Item, batch, plan, prepare, size_of, without_first_order
 from equijax.data.phonopy_files import ForceConstants, products, waves
+from equijax.graph.fields import Globals, Nodes
 
+Fields = TypeVar("Fields", Nodes, Globals)
 EVALUATION_SLOTS = 16384  # edge slots N*K in a batch without gradients
 # In edge slots. Compiling a training step often takes longer than the whole run:
 WASTE = 4.0  # a known shape is reused up to this factor,
@@ -105,7 +107,7 @@ def _batch(training: TrainingSet, groups: Sequence[Sequence[Item]]) -> Batch:
 def silent(g: jraph.GraphsTuple) -> jraph.GraphsTuple:
     """The same graph with every label masked: it adds nothing to loss, counts or gradient."""
 
-    def masked(fields):
+    def masked(fields: Fields) -> Fields:
         values = fields.labels._asdict()
         off = {k: np.zeros_like(v) for k, v in values.items() if k.endswith("_mask") and v is not None}
         return fields._replace(labels=fields.labels._replace(**off))

@@ -44,7 +44,7 @@ class Deviation(NamedTuple):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _sums(
-    config: ModelConfig, losses: loss.LossConfig, variables: dict, graph: jraph.GraphsTuple
+    config: ModelConfig, losses: loss.LossConfig, *, variables: dict, graph: jraph.GraphsTuple
 ) -> tuple[dict[str, tuple[jax.Array, jax.Array]], dict[str, Deviation]]:
     """Loss terms as (sum of numerators, count), and the deviation of each quantity."""
     found = derivatives.energy_forces_stress(config, variables, graph=graph)
@@ -77,7 +77,7 @@ def label_errors(
     terms: dict[str, np.ndarray] = {}
     errors = {name: np.zeros(3) for name in LABELS}
     for graph in graphs:
-        found_terms, found = jax.device_get(_sums(config, losses, variables, graph))
+        found_terms, found = jax.device_get(_sums(config, losses, variables=variables, graph=graph))
         for name, values in found_terms.items():
             terms[name] = terms.get(name, np.zeros(2)) + np.asarray(values, float)
         for name in LABELS:

@@ -170,11 +170,13 @@ def observe(state: TrainState, options: TrainConfig, *, value: float) -> TrainSt
     """Tell the plateau rule a validation loss."""
     if options.schedule != "plateau":
         return state
-    return state._replace(plateau=_observe(options, state.plateau, np.asarray(value, state.plateau.best_value.dtype)))
+    return state._replace(
+        plateau=_observe(options, state.plateau, value=np.asarray(value, state.plateau.best_value.dtype))
+    )
 
 
 @partial(jax.jit, static_argnums=0)
-def _observe(options: TrainConfig, state: Tree, value: np.ndarray) -> Tree:
+def _observe(options: TrainConfig, state: Tree, *, value: np.ndarray) -> Tree:
     return plateau(options).update((), state, value=value)[1]
 
 

@@ -16,7 +16,7 @@ MAX_RERUNS = 4  # of one block of steps, each with more room for neighbours
 class Lost(NotFinite):
     """A block of steps that cannot be completed; `step` is the last good one."""
 
-    def __init__(self, step: int, reason: str):
+    def __init__(self, step: int, reason: str) -> None:
         super().__init__(f"after step {step}: {reason}")
         self.step = step
 

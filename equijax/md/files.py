@@ -33,7 +33,7 @@ COLUMNS = ("step", "time_ps", *SCALARS)
 class ThermoLog:
     """Comma-separated values, one row a block; numbers are written so that they read back exactly."""
 
-    def __init__(self, path: Path, mark: int | None = None):
+    def __init__(self, path: Path, mark: int | None = None) -> None:
         self.file = outputs.open_at(path, mark)
         if mark is None:
             outputs.append(self.file, (",".join(COLUMNS) + "\n").encode())
@@ -55,7 +55,7 @@ class ThermoLog:
 class Extxyz:
     """Extended XYZ frames with energy, forces, momenta, step and time."""
 
-    def __init__(self, path: Path, atoms: ase.Atoms, mark: int | None = None):
+    def __init__(self, path: Path, atoms: ase.Atoms, mark: int | None = None) -> None:
         self.file = outputs.open_at(path, mark)
 
     def write(self, step: int, time_ps: float, atoms: ase.Atoms, *, energy: float, forces: np.ndarray) -> None:
@@ -83,7 +83,7 @@ class HDF5:
     Units: A, A/fs, eV/A, ps, eV; `edges` holds cell vectors as rows.
     """
 
-    def __init__(self, path: Path, atoms: ase.Atoms, mark: int | None = None):
+    def __init__(self, path: Path, atoms: ase.Atoms, mark: int | None = None) -> None:
         self.file = h5py.File(path, "w") if mark is None else _open_h5(path)
         if mark is None:
             self._create(atoms)

@@ -81,7 +81,7 @@ def continued(config: MDConfig, system: System, *, begun: dict[str, str], path: 
 class Files:
     """Thermo log and trajectory of each replica: in the output folder, or in folders of their own for several."""
 
-    def __init__(self, config: MDConfig, atoms: ase.Atoms, marks: list | None):
+    def __init__(self, config: MDConfig, atoms: ase.Atoms, marks: list | None) -> None:
         several = config.replicas > 1
         folders = [config.out / f"replica{b:03d}" if several else config.out for b in range(config.replicas)]
         self.config, self.logs, self.frames = config, [], []

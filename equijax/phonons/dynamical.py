@@ -182,7 +182,7 @@ def band_structure(
 class _Table(DynamicalMatrix):
     """phonopy's interface to dynamical matrices computed beforehand."""
 
-    def __init__(self, phonon: Phonopy, ff: Potential, qpoints: np.ndarray, compute: Compute):
+    def __init__(self, phonon: Phonopy, ff: Potential, qpoints: np.ndarray, compute: Compute) -> None:
         cells = phonon.primitive, phonon.supercell
         super().__init__(phonon.supercell, phonon.primitive, np.zeros((*map(len, cells), 3, 3)))
         matrices = dynamical_matrices(ff, primitive(phonon), qpoints=qpoints, compute=compute)
