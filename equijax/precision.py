@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 FULL = "highest"
 
 
