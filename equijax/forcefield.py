@@ -143,7 +143,7 @@ class ForceField:
         def attempt(i: int, function: Callable, *args: Any) -> Any:
             """The value; None, and an entry in the results, where it fails and errors are to be reported."""
             try:
-                return function(*args, called[i])
+                return function(*args, name=called[i])
             except (InputError, NotFinite) as error:
                 if errors == "raise":
                     raise
