@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import equijax
-from equijax import testing
-from equijax.md import blocks, run
+from equijax import md, testing
 
 STEPS, BLOCK = 200, 20
 
@@ -28,11 +27,11 @@ def simulation(ff, atoms, dtype: str):
 
     T = jnp.asarray(atoms.cell.array.T, dtype)
     displacement, shift = space.periodic_general(T)
-    neighbor_fn, energy_fn = run.energy_neighbor(displacement, T, ff, atoms.numbers)
-    init, apply = simulate.nve(energy_fn, shift, run.FS)
+    neighbor_fn, energy_fn = md.energy_neighbor(displacement, T, ff=ff, numbers=atoms.numbers)
+    init, apply = simulate.nve(energy_fn, shift, md.FS)
     R = jnp.asarray(atoms.get_scaled_positions(), dtype)
     neighbors, variables = neighbor_fn.allocate(R), ff.device_variables(dtype)
-    momenta = jnp.asarray(run.thermal_momenta(atoms, 300.0, 0), dtype)
+    momenta = jnp.asarray(md.thermal_momenta(atoms, 300.0, seed=0), dtype)
     mass = jnp.asarray(atoms.get_masses()[:, None], dtype)
     state = init(jax.random.PRNGKey(0), R, 0.0, mass=mass, momenta=momenta, neighbor=neighbors, variables=variables)
     energy = jax.jit(
@@ -47,8 +46,8 @@ def measure(ff, repeat: int, dtype: str) -> dict:
     with jax.enable_x64(dtype == "float64"):
         apply, state, neighbors, neighbor_fn, variables, energy = simulation(ff, atoms, dtype)
         marks = []
-        stepper = blocks.Stepper(apply, neighbor_fn, arguments={"variables": variables})
-        for step, s, n in blocks.run_blocks(stepper, state, neighbors, steps=STEPS, block=BLOCK):
+        stepper = md.Stepper(apply, neighbor_fn, arguments={"variables": variables})
+        for step, s, n in md.run_blocks(stepper, state, neighbors=neighbors, steps=STEPS, block=BLOCK):
             marks.append((step, float(energy(s, n)), time.perf_counter()))
         seconds = (marks[-1][2] - marks[0][2]) / (marks[-1][0] - marks[0][0])
         update = jax.jit(neighbor_fn.update)

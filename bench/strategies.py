@@ -26,7 +26,8 @@ import equijax
 from equijax import data
 from equijax.data import select
 from equijax.finetune import setup, strategies
-from equijax.finetune.options import FinetuneOptions, nested, resolve
+from equijax.finetune.defaults import resolve
+from equijax.finetune.options import FinetuneOptions, nested
 from equijax.finetune.run import assess, optimise, set_errors
 from equijax.finetune.setup import Setup
 

@@ -26,8 +26,8 @@ from equijax.adapters import lora
 from equijax.config import ModelConfig
 from equijax.data import items
 from equijax.finetune import trainer
-from equijax.finetune.loss import LossConfig
-from equijax.finetune.options import LORA_TARGETS, LOSS, TRAINING
+from equijax.finetune.defaults import LORA_TARGETS, LOSS, TRAINING
+from equijax.finetune.options import LossConfig
 from equijax.finetune.strategies import Trainable, count, fill
 
 

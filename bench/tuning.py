@@ -24,7 +24,8 @@ import strategies
 import tyro
 
 from equijax.finetune import setup
-from equijax.finetune.options import nested, resolve
+from equijax.finetune.defaults import resolve
+from equijax.finetune.options import nested
 from equijax.finetune.run import set_errors
 
 CAP = 10.0  # %, the aim for what is retained

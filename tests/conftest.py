@@ -57,6 +57,14 @@ TINY = {"channels": 4, "lmax": 1, "species": (11, 14, 17), "max_ell": 1, "correl
 
 # Imports are inside the fixtures: the tests of the converter's reader run without JAX.
 @pytest.fixture(scope="session")
+def ff():
+    """A small model with every kind of layer, of a few elements."""
+    from equijax import testing
+
+    return testing.random_forcefield(testing.random_config(channels=4))
+
+
+@pytest.fixture(scope="session")
 def student():
     """A tiny model of sodium, silicon and chlorine."""
     from equijax import testing

@@ -11,19 +11,9 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import BFGS
 
-from equijax import checkpoint, derivatives, load, testing
+from equijax import derivatives, testing
 from equijax.config import Compute
-
-
-@pytest.fixture(scope="module")
-def ff():
-    return testing.random_forcefield(testing.random_config(channels=4))
-
-
-def attached(ff, atoms, **options):
-    atoms = atoms.copy()
-    atoms.calc = ff.calculator(**options)
-    return atoms
+from tests.samples import attached
 
 
 def test_forces_and_stress_are_the_derivatives_of_the_energy(ff):
@@ -102,44 +92,3 @@ def test_stress_of_a_molecule_is_refused(ff):
         attached(ff, Atoms("NaCl", positions=[[0, 0, 0], [0, 0, 2.4]])).get_stress()
     flat = [Atoms("NaCl", positions=[[0, 0, 0], [0, 0, 2.4]]), Atoms("Na", cell=[5, 5, 0], pbc=(1, 1, 0))]
     assert all(np.isnan(found.stress).all() for found in ff.evaluate(flat))
-
-
-def test_heads_are_chosen_by_name():
-    ff = testing.random_forcefield(testing.random_config(channels=2, heads=("pbe", "r2scan")))
-    energies = {
-        head: attached(ff.with_head(head), testing.rattled()).get_potential_energy() for head in ff.config.heads
-    }
-    assert energies["pbe"] != energies["r2scan"]
-    for use in (lambda: ff.head_index, ff.calculator, lambda: ff.evaluate([testing.rattled()])):
-        with pytest.raises(ValueError, match="head None: expected one of pbe, r2scan"):
-            use()
-    with pytest.raises(ValueError, match="head 'hf': expected one of pbe, r2scan"):
-        ff.with_head("hf")
-
-
-def test_heads_share_arrays_and_are_loaded_by_name(tmp_path):
-    ff = testing.random_forcefield(testing.random_config(channels=2, heads=("pbe", "r2scan")))
-    checkpoint.save(tmp_path / "a", ff.config, variables=ff.variables, metadata={})
-    chosen = load(tmp_path / "a", head="r2scan")
-    assert (chosen.head, chosen.head_index, chosen.with_head("pbe").head_index) == ("r2scan", 1, 0)
-    assert chosen.with_head("pbe").device_variables() is chosen.device_variables()
-    with pytest.raises(ValueError, match="head 'hf': expected one of pbe, r2scan"):
-        load(tmp_path / "a", head="hf")
-
-
-def test_force_fields_can_be_keys(ff):
-    """They hold dicts of arrays: each is equal to itself alone."""
-    assert {ff: 1}[ff] == 1 and ff != ff.with_head("Default")
-
-
-def test_checkpoint_round_trip(ff, tmp_path):
-    checkpoint.save(tmp_path / "a", ff.config, variables=ff.variables, metadata={"source": "test"})
-    again = load(tmp_path / "a")
-    assert again.config == ff.config and again.metadata == {"source": "test"}
-    atoms = testing.rattled()
-    assert again.evaluate([atoms])[0].energy == ff.evaluate([atoms])[0].energy
-    checkpoint.save(tmp_path / "a", ff.config, variables=ff.variables, metadata={"source": "second"})
-    assert load(tmp_path / "a").metadata == {"source": "second"}
-    assert [p.name for p in tmp_path.iterdir()] == ["a"], "nothing is left beside"
-    with pytest.raises(FileNotFoundError, match="config.json"):
-        load(tmp_path)

@@ -153,3 +153,29 @@ def test_convert_imports_the_model_and_nothing_above_it(path):
     assert {room_of(m) for m in found} <= CONVERT_MAY_IMPORT
     if path.name not in CONVERT_WITH_TORCH:
         assert not {name.split(".")[0] for name in imported(path)} & TORCH
+
+
+# Tests that are about no single module, and why.
+SUBJECTS = {
+    "tests/convert/test_bounds.py": "hostile files, through all modules that read them",
+    "tests/parity": "comparisons with mace-torch, by what is compared",
+    "tests/phonons/test_oracles.py": "lattice dynamics known on paper, through several modules",
+    "tests/programs/test_startup.py": "what programs import before they answer",
+    "tests/test_docs.py": "documents",
+    "tests/test_imports.py": "the floor plan",
+    "tests/test_library_dtype.py": "float64 from every function that is asked for it",
+    "tests/test_signatures.py": "every signature",
+    "tests/test_outputs_of_folders.py": "folders that appear whole; files do in test_outputs.py",
+}
+
+
+def test_tests_are_named_after_modules():
+    """`tests/ROOM/test_NOUN.py` tests `equijax.ROOM.NOUN`, `tests/convert/test_NOUN.py` `convert.NOUN`."""
+    others = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        place, noun = path.relative_to(ROOT / "tests"), path.stem.removeprefix("test_")
+        room = (ROOT if place.parts[0] == "convert" else ROOT / "equijax") / place.parent
+        if not any((room / f"{name}.py").is_file() for name in (noun, f"__{noun}__")):
+            name = str(path.relative_to(ROOT))
+            others.add(next((subject for subject in SUBJECTS if name.startswith(subject)), name))
+    assert others == set(SUBJECTS), "name them after the module they test, or give a reason in SUBJECTS"

@@ -17,11 +17,12 @@ import pytest
 from equijax import checkpoint, outputs, testing
 from equijax import outputs as folders
 from equijax.adapters import files, lora
-from equijax.finetune import run
-from equijax.programs import demo
+from tests.samples import tree
 
 ROOT = Path(__file__).resolve().parents[1]
+
 SMALL = {"channels": 4, "lmax": 1, "species": (11, 17), "max_ell": 1, "correlation": (2, 2), "radial_mlp": (8,)}
+
 BOX = outputs.Kind("a box", "config.json", frozenset({"box"}), frozenset({"config.json", "content"}))
 
 
@@ -40,11 +41,6 @@ def save_adapter(path, ff):
 
 
 SAVERS = {"model": (save_model, "config.json"), "adapter": (save_adapter, "adapter.json")}
-
-
-def tree(path: Path) -> dict:
-    """Every file below a folder, hidden ones too, with its content."""
-    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
 def foreign(name: str, path: Path, document: str) -> None:
@@ -229,18 +225,3 @@ def test_a_full_disk_leaves_what_was_there(ff, tmp_path, kind, little_room, requ
     with pytest.raises(OSError, match="File too large"):
         save(tmp_path / "new", ff)
     assert not list(tmp_path.iterdir()) and not capfd.readouterr().err
-
-
-@pytest.mark.parametrize("where", ["other run", "foreign file"])
-def test_the_demo_replaces_only_its_own_fine_tuning(tmp_path, capsys, where):
-    path = tmp_path / "finetuned"
-    path.mkdir()
-    document = dict.fromkeys(run.RUN.keys, "") | {"model": str(tmp_path / "model")}
-    if where == "other run":
-        document["model"] = "/models/mine"
-    else:
-        (path / "notes.txt").write_text("years of work")
-    (path / "config.json").write_text(json.dumps(document))
-    before = tree(tmp_path)
-    assert demo.main(["--out", str(tmp_path)]) == 2
-    assert "refusing to replace" in capsys.readouterr().err and tree(tmp_path) == before

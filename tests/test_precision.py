@@ -7,13 +7,13 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from equijax import derivatives, graph, potential, precision
-from equijax.md import neighbours
+from equijax.md import boxes
 from equijax.md.potential import energy_in
 from equijax.testing import random_config, random_forcefield, rattled
 
 FF = random_forcefield(random_config(channels=2, max_ell=1, correlation=(2, 2), num_radial=4, radial_mlp=(8, 8)))
 ATOMS = rattled()
-SPACE = neighbours.Space(False, (True,) * 3, FF.config.r_max, 0.5)
+SPACE = boxes.Space(False, (True,) * 3, FF.config.r_max, 0.5)
 
 
 def products(jaxpr) -> list:

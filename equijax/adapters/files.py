@@ -38,7 +38,7 @@ def save(
       adapters: to save.
       base: the backbone as loaded, before any change of dtype: its fingerprint is stored.
       energies: [H, Z] eV isolated-atom energies that belong to the adapters, where they differ from the backbone's.
-      dataset_sha256: of the training data, see `equijax.data.sha256`.
+      dataset_sha256: of the training data, see `equijax.data.labelled.sha256`.
       metadata: anything JSON can hold.
 
     Raises:

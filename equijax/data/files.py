@@ -13,7 +13,8 @@ import numpy as np
 from ase.utils import string2index
 
 from equijax.data import phonopy_files
-from equijax.data.labelled import Keys, Labelled, from_values
+from equijax.data.labelled import Labelled, from_values
+from equijax.data.options import Keys
 from equijax.errors import InputError
 from equijax.structures import check_ordered
 

@@ -23,26 +23,6 @@ MAX_STRESS_EV_A3 = 6.0  # 1 TPa: no dataset of solids goes there, a stress in GP
 MIN_CORRELATION, MAX_FACTOR, MIN_STRESSES = 0.8, 3.0, 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class Keys:
-    """Names of the labels in a file, the same options in every program; "none" reads nothing."""
-
-    energy_key: str = "auto"
-    """Name of the total energy (eV) in extxyz files; auto: REF_energy, else ASE's own; none: do not read."""
-    forces_key: str = "auto"
-    """Name of the forces (eV/A); auto: REF_forces or REF_force, else forces or force."""
-    stress_key: str = "auto"
-    """Name of the stress (eV/A^3, positive under tension, as ASE's); auto: REF_stress, else stress."""
-    virials_key: str = "auto"
-    """Name of the virials (eV), stress = -virials / volume where there is no stress; auto: REF_virials or REF_virial,
-    else virials or virial."""
-    weight_key: str = "auto"
-    """Name of a structure's weight in the loss; auto: config_weight or weight, and config_energy_weight,
-    config_forces_weight, config_stress_weight and config_virials_weight for its labels."""
-    head_key: str = "auto"
-    """Name of the head of the model that a structure belongs to; auto: head."""
-
-
 @dataclass(frozen=True, eq=False)
 class Labelled:
     """One structure and what is known of it."""

@@ -1,7 +1,7 @@
 """Rattled, strained and relaxing supercells worth a DFT calculation."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from ase.optimize import FIRE
 from tqdm import tqdm
 
 from equijax import forcefield, outputs, structures
+from equijax.data.options import RattleConfig
 from equijax.data.select import descriptors, farthest
 from equijax.errors import InputError
 from equijax.graph.neighbours import check_atoms, neighbour_list
@@ -21,48 +22,6 @@ from equijax.potential import Potential
 MAX_ATTEMPTS = 50  # draws of one rattled structure before its shortest distance is given up
 FMAX = 0.02  # eV/A, where a relaxation ends
 MAX_STEP_A = 0.1
-
-
-@dataclass(frozen=True)
-class RattleConfig:
-    """Make rattled and strained supercells of a crystal and pick the ones that differ most."""
-
-    structure: Path
-    """Crystal: any file ASE reads (POSCAR, cif, extxyz, ...)."""
-    out: Path
-    """Folder for structures.extxyz, poscars/POSCAR-001 ... and report.json."""
-    number: int = 10
-    """Structures to pick."""
-    candidates: int = 100
-    """Structures to pick from."""
-    supercell: tuple[int, int, int] | None = None
-    """Repetitions along the cell vectors; by default the fewest that give --min-length."""
-    min_length: float = 8.0
-    """Smallest height of the supercell, A, where --supercell is not given."""
-    rattle: tuple[float, ...] = (0.02, 0.05, 0.1)
-    """Standard deviations of the displacements, A; candidates take them in turn."""
-    strain: float = 0.03
-    """Largest component of the symmetric strain; each candidate draws its own, 0 for none."""
-    min_distance: float = 0.7
-    """Shortest distance allowed, relative to the shortest in the crystal."""
-    model: Path | None = None
-    """Checkpoint: also take the frames of relaxations that start from rattled supercells."""
-    relaxations: int = 3
-    """Relaxations to take frames of, with --model."""
-    relaxation_steps: int = 30
-    """Steps of each."""
-    head: str | None = None
-    """Head of a model that has several."""
-    seed: int = 0
-    """Of all draws."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.number <= self.candidates:
-            raise InputError(f"number {self.number} must be between 1 and the {self.candidates} candidates")
-        if not self.rattle or min(self.rattle) < 0 or not 0 <= self.strain < 0.3:
-            raise InputError(f"rattle {self.rattle} must not be negative and strain {self.strain} be in [0, 0.3)")
-        if not 0 <= self.min_distance < 1:
-            raise InputError(f"min_distance {self.min_distance} must be in [0, 1)")
 
 
 class Picked(NamedTuple):

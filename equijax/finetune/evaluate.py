@@ -2,13 +2,11 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from equijax import data, forcefield, outputs, plots, tables
 from equijax.adapters import files
-from equijax.data import Keys, Labelled
+from equijax.data import Labelled
 from equijax.data.errors import (
     QUANTITIES,
     StructureErrors,
@@ -20,24 +18,7 @@ from equijax.data.errors import (
 )
 from equijax.data.labelled import sha256
 from equijax.errors import InputError
-
-
-@dataclass(frozen=True)
-class EvaluateConfig(Keys):
-    """Compare a model with labelled structures: table, parity plot, one CSV row per structure."""
-
-    model: Path
-    """Checkpoint directory."""
-    data: tuple[Path, ...]
-    """Labelled files: extxyz, any ASE trajectory, phonopy files."""
-    out: Path = Path("evaluation")
-    """Folder for structures.csv, parity.png and report.json."""
-    adapter: Path | None = None
-    """Fine-tuning adapter of this model to evaluate it with."""
-    head: str | None = None
-    """Head of a model that has several, for structures that name none."""
-    dtype: Literal["float32", "float64"] = "float32"
-    """Precision of the model."""
+from equijax.finetune.options import EvaluateConfig
 
 
 class Evaluation(NamedTuple):
@@ -58,7 +39,7 @@ def run(options: EvaluateConfig) -> Evaluation:
     started = time.perf_counter()
     ff = forcefield.load(options.model, head=options.head)
     ff = ff if options.adapter is None else files.attach(ff, options.adapter)
-    read = {str(path): data.read_file(path, options) for path in options.data}
+    read = {str(path): data.read_file(path, options.keys) for path in options.data}
     structures = [s for file in read.values() for s in file.structures]
     if not structures:
         raise InputError(f"{', '.join(read)}: nothing but isolated atoms, which set E0 and are not evaluated")

@@ -5,8 +5,7 @@ whatever value, and takes no part. A graph with q = 0 and no imaginary parts is 
 supercells and primitive cells share a batch.
 """
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,45 +14,11 @@ import jraph
 from equijax import derivatives, potential
 from equijax.config import ModelConfig
 from equijax.derivatives import Derivatives
-from equijax.errors import InputError
+from equijax.finetune.options import WEIGHTS, LossConfig
 
 # Conditional Huber of the universal loss: delta shrinks where the reference force is large (Batatia et al.,
 # arXiv:2401.00096, appendix): (|F| below, eV/A; factor on delta).
 FORCE_STEPS = ((100.0, 1.0), (200.0, 0.7), (300.0, 0.4), (jnp.inf, 0.1))
-WEIGHTS = {"energy": "energy_weight", "forces": "forces_weight", "stress": "stress_weight", "hvp": "hessian_weight"}
-TERMS = tuple(WEIGHTS)
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Weights of the terms and the penalty rho on every difference.
-
-    What is None takes the strategy's default, see `equijax.finetune.options.resolve`.
-    """
-
-    loss: Literal["mse", "mae", "huber", "universal"] | None = None
-    """Penalty on the differences."""
-    energy_weight: float | None = None
-    """Weight of energies per atom."""
-    forces_weight: float | None = None
-    """Weight of forces."""
-    stress_weight: float | None = None
-    """Weight of stresses."""
-    hessian_weight: float = 0.0
-    """Weight of force constants, from phonopy files in --train or by --replay-hessian."""
-    huber_delta: float = 0.01
-    """Where Huber turns linear, in the unit of each term."""
-
-    def __post_init__(self) -> None:
-        if self.loss is not None and self.loss not in PENALTIES:
-            raise InputError(f"loss {self.loss!r}: expected one of {', '.join(PENALTIES)}")
-        for name in (*WEIGHTS.values(), "huber_delta"):
-            if (value := getattr(self, name)) is not None and not value >= 0:
-                raise InputError(f"{name} = {value} must not be negative")
-
-    def weight(self, term: str) -> float:
-        """Weight of one of `TERMS`: on rho of eV/atom, eV/A, eV/A^3 and, for tangents in A, eV/A."""
-        return getattr(self, WEIGHTS[term])
 
 
 class Term(NamedTuple):
@@ -102,7 +67,7 @@ def active(graph: jraph.GraphsTuple, options: LossConfig) -> list[str]:
     """Terms that have a weight, and labels of that kind in the batch."""
     nodes, globals_ = graph.nodes.labels, graph.globals.labels
     labels = {"energy": globals_.energy, "forces": nodes.forces, "stress": globals_.stress, "hvp": nodes.hvp}
-    return [t for t in TERMS if options.weight(t) > 0 and labels[t] is not None]
+    return [t for t in WEIGHTS if options.weight(t) > 0 and labels[t] is not None]
 
 
 def mean(term: Term) -> jax.Array:

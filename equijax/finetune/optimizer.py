@@ -1,62 +1,14 @@
 """The update rule: clipping, optimizer, decay, schedule and the moving average, in optax."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from equijax.errors import InputError
+from equijax.finetune.options import TrainConfig
 
 EMA_RAMP = 10.0  # the average decays by at most (1 + t) / (10 + t) at step t, so that it forgets the start quickly
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to optimise; the learning rate is warmed up, scheduled and lowered inside the state, never at trace time.
-
-    What is None takes the strategy's default, see `equijax.finetune.options.resolve`.
-    """
-
-    optimizer: Literal["adamw", "amsgrad", "sgd", "schedule_free"] | None = None
-    """Update rule."""
-    lr: float | None = None
-    """Learning rate."""
-    weight_decay: float | None = None
-    """Decoupled; of what is trained only."""
-    schedule: Literal["constant", "cosine", "plateau"] | None = None
-    """Learning rate after warm-up."""
-    warmup: int = 10
-    """Steps of warm-up."""
-    clip: float | None = None
-    """Global gradient norm."""
-    ema: float | None = None
-    """Decay of the averaged weights; 0 evaluates the last ones."""
-    epochs: int | None = None
-    """Passes over the training set."""
-    patience: int = 50
-    """Evaluations without improvement before the run stops."""
-    plateau_factor: float = 0.5
-    """What the plateau schedule multiplies the learning rate by,"""
-    plateau_patience: int = 10
-    """after so many evaluations without improvement."""
-    evaluate_every: int = 1
-    """Epochs."""
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "clip"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise InputError(f"{name} = {value} must be positive")
-        for name in ("epochs", "patience", "evaluate_every", "plateau_patience"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"{name} = {value} must be at least 1")
-        if self.ema is not None and not 0 <= self.ema < 1:
-            raise InputError(f"ema = {self.ema} must be in [0, 1)")
-        if self.optimizer == "schedule_free" and self.schedule not in (None, "constant"):
-            raise InputError(
-                f"schedule_free needs schedule='constant', not {self.schedule!r}: it replaces the schedule"
-            )
 
 
 def optimizer(options: TrainConfig, total_steps: int) -> optax.GradientTransformation:

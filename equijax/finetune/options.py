@@ -1,18 +1,97 @@
-"""Every option of a fine-tuning run: one frozen dataclass of its own and of those that a module defines for itself."""
+"""Options of fine-tuning and of evaluation: frozen dataclasses, some made of others, whose flags all stay flat."""
 
 import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, get_args
 
-from equijax.data import Keys
+from equijax.data.options import Keys
 from equijax.errors import InputError
-from equijax.finetune.loss import LossConfig
-from equijax.finetune.optimizer import TrainConfig
 
+Penalty = Literal["mse", "mae", "huber", "universal"]
 Strategy = Literal["zero-shot", "scratch", "naive", "freeze", "delta", "lora", "multihead"]
+WEIGHTS = {"energy": "energy_weight", "forces": "forces_weight", "stress": "stress_weight", "hvp": "hessian_weight"}
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the terms and the penalty rho on every difference.
+
+    What is None takes the strategy's default, see `equijax.finetune.defaults`.
+    """
+
+    loss: Penalty | None = None
+    """Penalty on the differences."""
+    energy_weight: float | None = None
+    """Weight of energies per atom."""
+    forces_weight: float | None = None
+    """Weight of forces."""
+    stress_weight: float | None = None
+    """Weight of stresses."""
+    hessian_weight: float = 0.0
+    """Weight of force constants, from phonopy files in --train or by --replay-hessian."""
+    huber_delta: float = 0.01
+    """Where Huber turns linear, in the unit of each term."""
+
+    def __post_init__(self) -> None:
+        if self.loss is not None and self.loss not in get_args(Penalty):
+            raise InputError(f"loss {self.loss!r}: expected one of {', '.join(get_args(Penalty))}")
+        for name in (*WEIGHTS.values(), "huber_delta"):
+            if (value := getattr(self, name)) is not None and not value >= 0:
+                raise InputError(f"{name} = {value} must not be negative")
+
+    def weight(self, term: str) -> float:
+        """Weight of one of `WEIGHTS`: on rho of eV/atom, eV/A, eV/A^3 and, for tangents in A, eV/A."""
+        return getattr(self, WEIGHTS[term])
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to optimise; the learning rate is warmed up, scheduled and lowered inside the state, never at trace time.
+
+    What is None takes the strategy's default, see `equijax.finetune.defaults`.
+    """
+
+    optimizer: Literal["adamw", "amsgrad", "sgd", "schedule_free"] | None = None
+    """Update rule."""
+    lr: float | None = None
+    """Learning rate."""
+    weight_decay: float | None = None
+    """Decoupled; of what is trained only."""
+    schedule: Literal["constant", "cosine", "plateau"] | None = None
+    """Learning rate after warm-up."""
+    warmup: int = 10
+    """Steps of warm-up."""
+    clip: float | None = None
+    """Global gradient norm."""
+    ema: float | None = None
+    """Decay of the averaged weights; 0 evaluates the last ones."""
+    epochs: int | None = None
+    """Passes over the training set."""
+    patience: int = 50
+    """Evaluations without improvement before the run stops."""
+    plateau_factor: float = 0.5
+    """What the plateau schedule multiplies the learning rate by,"""
+    plateau_patience: int = 10
+    """after so many evaluations without improvement."""
+    evaluate_every: int = 1
+    """Epochs."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "clip"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise InputError(f"{name} = {value} must be positive")
+        for name in ("epochs", "patience", "evaluate_every", "plateau_patience"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"{name} = {value} must be at least 1")
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise InputError(f"ema = {self.ema} must be in [0, 1)")
+        if self.optimizer == "schedule_free" and self.schedule not in (None, "constant"):
+            raise InputError(
+                f"schedule_free needs schedule='constant', not {self.schedule!r}: it replaces the schedule"
+            )
 
 
 @dataclass(frozen=True)
@@ -109,60 +188,7 @@ class FinetuneOptions:
     """Continue the run in --out, bit for bit."""
 
 
-# Weights that belong to one element: changing only these leaves compounds of other elements exactly as they were, which
-# gives up some accuracy on the target and keeps nearly all of the rest (bench/strategies.py).
-LORA_TARGETS = ("node_embedding", r"interactions_\d+/skip_tp", r"products_\d+/contraction_l\d+")
-
-
 PARTS = {"keys": Keys, "loss": LossConfig, "training": TrainConfig}  # of FinetuneOptions: dataclasses of their own
-Part = TypeVar("Part", TrainConfig, LossConfig)
-# What a strategy trains best with: see bench/tuning.py.
-TRAINING = TrainConfig(
-    optimizer="amsgrad", lr=1e-3, weight_decay=0.0, schedule="cosine", clip=10.0, ema=0.99, epochs=12
-)
-LOSS = LossConfig(loss="huber", energy_weight=1.0, forces_weight=10.0, stress_weight=100.0)
-GENTLE = dataclasses.replace(TRAINING, ema=0.999, clip=1.0)
-DEFAULTS: dict[Strategy, tuple[TrainConfig, LossConfig]] = {
-    "zero-shot": (TRAINING, LOSS),
-    # 12 passes teach it little, and it has nothing to forget
-    "scratch": (dataclasses.replace(TRAINING, lr=1e-2, epochs=120), LOSS),
-    "naive": (GENTLE, LOSS),
-    "freeze": (GENTLE, LOSS),
-    "delta": (TRAINING, LOSS),
-    "lora": (dataclasses.replace(TRAINING, lr=2e-2), LOSS),
-    "multihead": (
-        dataclasses.replace(TRAINING, lr=3e-4, ema=0.999),
-        dataclasses.replace(LOSS, loss="universal"),
-    ),
-}
-
-
-def resolve(options: FinetuneOptions) -> FinetuneOptions:
-    """Fill what was left out with the strategy's defaults, and refuse what cannot work.
-
-    Raises:
-      InputError: options that contradict each other.
-    """
-    if not options.train and options.strategy != "zero-shot":
-        raise InputError("--train names no files")
-    if not 0 < options.valid_fraction < 1:
-        raise InputError(f"valid_fraction = {options.valid_fraction} must be between 0 and 1")
-    if options.strategy == "multihead" and not (options.replay or options.replay_self):
-        raise InputError("multihead keeps the old head by replay: give --replay or --replay-self")
-    if options.replay_hessian and not (options.replay_self and options.loss.hessian_weight > 0):
-        raise InputError("replay_hessian needs --replay-self and a --hessian-weight")
-    if options.batch_size < 1 or options.devices < 1:
-        raise InputError(f"batch_size {options.batch_size} and devices {options.devices} must be at least 1")
-    training, loss = DEFAULTS[options.strategy]
-    if options.training.optimizer == "schedule_free":
-        training = dataclasses.replace(training, schedule="constant")
-    return dataclasses.replace(options, training=_filled(options.training, training), loss=_filled(options.loss, loss))
-
-
-def _filled(given: Part, defaults: Part) -> Part:
-    """What is None in `given`, taken from `defaults`."""
-    missing = [f.name for f in dataclasses.fields(given) if getattr(given, f.name) is None]
-    return dataclasses.replace(given, **{name: getattr(defaults, name) for name in missing})
 
 
 def flat(options: FinetuneOptions) -> dict[str, object]:
@@ -195,3 +221,22 @@ def nested(values: Mapping[str, Any]) -> FinetuneOptions:
 def document(options: FinetuneOptions) -> dict:
     """JSON-serialisable options, as `--config` reads them."""
     return json.loads(json.dumps(flat(options), default=str))
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Compare a model with labelled structures: table, parity plot, one CSV row per structure."""
+
+    model: Path
+    """Checkpoint directory."""
+    data: tuple[Path, ...]
+    """Labelled files: extxyz, any ASE trajectory, phonopy files."""
+    keys: Keys = Keys()
+    out: Path = Path("evaluation")
+    """Folder for structures.csv, parity.png and report.json."""
+    adapter: Path | None = None
+    """Fine-tuning adapter of this model to evaluate it with."""
+    head: str | None = None
+    """Head of a model that has several, for structures that name none."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the model."""

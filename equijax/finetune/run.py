@@ -43,7 +43,7 @@ def run(options: FinetuneOptions) -> Result | None:
     """Fine-tune in `options.dtype` and write everything to `options.out`.
 
     Args:
-      options: from `options.resolve`.
+      options: from `equijax.finetune.defaults.resolve`.
 
     Returns:
       what report.json holds, or None if a signal stopped the run.

@@ -9,7 +9,8 @@ import numpy as np
 from equijax import potential, pytrees
 from equijax.adapters import lora
 from equijax.config import ModelConfig
-from equijax.finetune.options import LORA_TARGETS, FinetuneOptions
+from equijax.finetune.defaults import LORA_TARGETS
+from equijax.finetune.options import FinetuneOptions
 
 
 class Trainable(NamedTuple):

@@ -25,8 +25,8 @@ from equijax.config import ModelConfig
 from equijax.errors import NotFinite
 from equijax.finetune import loss
 from equijax.finetune.loader import Batch
-from equijax.finetune.loss import LossConfig
-from equijax.finetune.optimizer import TrainConfig, moving_average, optimizer, plateau
+from equijax.finetune.optimizer import moving_average, optimizer, plateau
+from equijax.finetune.options import LossConfig, TrainConfig
 from equijax.finetune.strategies import Trainable
 
 Tree = Any

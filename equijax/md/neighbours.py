@@ -1,17 +1,11 @@
 """Periodic neighbour list on the device: any cell, images included, symmetric, regular as in `equijax.graph`.
 
-Atoms are sorted by their bin of the cell, and empty bins cost nothing; the candidates of an atom are the bins within
-reach, each with the lattice translation S that brings it there, so that cells smaller than the cutoff need no special
-case. Row n of the list holds the neighbours of receiver n; `reverse` is the slot of the same pair seen from the sender.
-A list holds all pairs up to cutoff + skin and serves until atoms or cell have moved too far for that to cover the
-cutoff; each step keeps the slots within the cutoff (`within`), so the model never pays for the skin.
-
-Boxes follow JAX-MD: columns are the cell vectors (the transpose of ASE's rows), r = T s with s fractional.
+Row n of the list holds the neighbours of receiver n, found in `equijax.md.bins`; `reverse` is the slot of the same pair
+seen from the sender. A list holds all pairs up to cutoff + skin and serves until atoms or cell have moved too far for
+that to cover the cutoff; each step keeps the slots within the cutoff (`within`), so the model never pays for the skin.
 """
 
-import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,25 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from equijax import precision
-from equijax.errors import InputError
+from equijax.md import bins, boxes
 
 REBUILD = 0.7  # part of the skin that may be used up before the list is built again
-HEADROOM = 1.1  # slots and bin capacity allocated per slot needed
-MAX_BINS = 1024  # along a cell vector: numbers of bins fit 32 bits
-MAX_IMAGES = 10_000  # lattice translations looked at; a cell that needs more is refused
-SHRINK = 0.97  # bins are sized for a cell shrunk by this factor before they must be laid out again
 SHRINK_AGAIN = 0.85  # the same after an overflow, which a fast shrinking cell may have caused
-
-
-Array = np.ndarray | jax.Array
-
-
-class Grid(NamedTuple):
-    """Bins along each cell vector, how many to look at on either side, and atoms a bin holds: static."""
-
-    bins: tuple[int, int, int]
-    reach: tuple[int, int, int]
-    capacity: int
 
 
 @flax.struct.dataclass
@@ -56,7 +35,7 @@ class NeighborList:
     did_buffer_overflow: jax.Array  # [] bool: a row, a bin or the bins' reach was too small; the list is incomplete
     outran: jax.Array  # [] bool: at some update the positions had left the region the list covered
     slots: int = flax.struct.field(pytree_node=False)  # K, slots a row within the cutoff itself
-    grid: Grid = flax.struct.field(pytree_node=False)
+    grid: bins.Grid = flax.struct.field(pytree_node=False)
     update_fn: Callable = flax.struct.field(pytree_node=False)
 
     def update(self, position: jax.Array, **kwargs: Any) -> "NeighborList":
@@ -76,16 +55,7 @@ class NeighborFns(NamedTuple):
     update: Callable
 
 
-class Space(NamedTuple):
-    """Where atoms live: fractional or real coordinates, which directions are periodic, cutoff and skin in A."""
-
-    fractional: bool
-    periodic: tuple[bool, bool, bool]
-    cutoff: float
-    skin: float
-
-
-def neighbor_list(box: npt.ArrayLike, space: Space) -> NeighborFns:
+def neighbor_list(box: npt.ArrayLike, space: boxes.Space) -> NeighborFns:
     """Neighbour list functions with the interface of jax_md's; positions may be [N, 3] or, for replicas, [B, N, 3].
 
     Args:
@@ -104,13 +74,13 @@ def neighbor_list(box: npt.ArrayLike, space: Space) -> NeighborFns:
         """A fresh list; with `at_least`, larger in every capacity than that (overflowed) one."""
         position = jnp.asarray(position)
         T = cell(position, box)
-        shrink = SHRINK if at_least is None else SHRINK_AGAIN
-        grid = lay_out(np.asarray(position), np.asarray(T), space=space, shrink=shrink)
-        outer, slots = (grow(n) for n in _largest_rows(position, T, grid=grid, space=space))
+        shrink = bins.SHRINK if at_least is None else SHRINK_AGAIN
+        grid = bins.lay_out(np.asarray(position), np.asarray(T), space=space, shrink=shrink)
+        outer, slots = (bins.grow(n) for n in _largest_rows(position, T, grid=grid, space=space))
         if at_least is not None:
-            outer = max(outer, grow(1.4 * at_least.senders.shape[-1]))  # a shrinking cell gains a shell at once
-            slots = max(slots, grow(1.4 * at_least.slots))
-            grid = grid._replace(capacity=max(grid.capacity, grow(1.4 * at_least.grid.capacity)))
+            outer = max(outer, bins.grow(1.4 * at_least.senders.shape[-1]))  # a shrinking cell gains a shell at once
+            slots = max(slots, bins.grow(1.4 * at_least.slots))
+            grid = grid._replace(capacity=max(grid.capacity, bins.grow(1.4 * at_least.grid.capacity)))
         outran = jnp.zeros(position.shape[:-2], bool)
         fields = jax.jit(_build, static_argnums=(2, 3, 4))(position, T, grid, space, outer)
         return NeighborList(**fields._asdict(), outran=outran, slots=min(slots, outer), grid=grid, update_fn=update)
@@ -142,89 +112,27 @@ def _each(function: Callable, position: jax.Array) -> Callable:
     return jax.vmap(function) if position.ndim == 3 else function
 
 
-def lay_out(position: np.ndarray, T: np.ndarray, *, space: Space, shrink: float = SHRINK) -> Grid:
-    """Bins at least cutoff + skin wide where the cell is large enough, one bin and several images where it is not.
-
-    Raises:
-      InputError: a cell without volume, or one so thin that more than 10^5 images would be needed.
-    """
-    size = (space.cutoff + space.skin) / shrink
-    height = heights(T).reshape(-1, 3).min(0)  # smallest of the replicas
-    if not np.isfinite(height).all() or height.min() <= 0:
-        raise InputError(f"box {T.tolist()}: its columns must be three cell vectors that span a volume")
-    bins = [max(1, min(MAX_BINS, int(h / size))) if p else 1 for h, p in zip(height, space.periodic, strict=True)]
-    images = [math.ceil(size * b / h) if p else 0 for b, h, p in zip(bins, height, space.periodic, strict=True)]
-    if math.prod(2 * r + 1 for r in images) > MAX_IMAGES:
-        raise InputError(
-            f"box smaller than allowed: {height.round(3).tolist()} A between opposite faces against a cutoff of "
-            f"{space.cutoff} A would need more than {MAX_IMAGES} images; repeat the cell"
-        )
-    s = position if space.fractional else position @ np.swapaxes(inverse(T), -1, -2)
-    s = s.reshape(-1, *s.shape[-2:])
-    flat = (np.floor((s - np.floor(s)) * bins).astype(int) % bins) @ _strides(bins)
-    return Grid(tuple(bins), tuple(images), grow(max(np.unique(row, return_counts=True)[1].max() for row in flat)))
-
-
-def _strides(bins: Sequence[int] | np.ndarray) -> np.ndarray:
-    return np.array([bins[1] * bins[2], bins[2], 1], np.int32)
-
-
-def inverse(T: Array) -> Array:
-    """Inverse of [..., 3, 3] by cross products: a solver call would cost more than a step of a small model."""
-    xp = jnp if isinstance(T, jax.Array) else np
-    a, b, c = T[..., :, 0], T[..., :, 1], T[..., :, 2]
-    rows = xp.stack([xp.cross(b, c), xp.cross(c, a), xp.cross(a, b)], axis=-2)
-    return rows / (a * rows[..., 0, :]).sum(-1)[..., None, None]
-
-
-def heights(T: Array) -> Array:
-    """[..., 3] distances between opposite faces of the cell with column vectors T, in A."""
-    return 1.0 / ((inverse(T) ** 2).sum(-1)) ** 0.5
-
-
-def reach(T: jax.Array, grid: Grid) -> jax.Array:
-    """[3] distance that the bins looked at cover in each direction, A; infinite where nothing is periodic."""
-    images, bins = np.array(grid.reach), np.array(grid.bins)
-    return jnp.where(images > 0, images * heights(T) / bins, jnp.inf)
-
-
-def grow(n: float) -> int:
-    """Capacity to allocate for n entries."""
-    return math.ceil(n * HEADROOM) + 1
-
-
 @precision.exact
-def fractional(position: jax.Array, T: jax.Array, *, space: Space) -> jax.Array:
-    """Fractional coordinates [N, 3]."""
-    return position if space.fractional else position @ inverse(T).T
-
-
-def unwrap(s: jax.Array, s_ref: jax.Array, *, space: Space) -> jax.Array:
-    """Undo the jumps by whole cell vectors since `s_ref`, [N, 3]: shift functions may wrap atoms into the cell."""
-    return s - jnp.where(np.array(space.periodic), jnp.round(s - s_ref), 0.0)
-
-
-@precision.exact
-def skin_used(position: jax.Array, T: jax.Array, neighbors: NeighborList, space: Space) -> jax.Array:
+def skin_used(position: jax.Array, T: jax.Array, neighbors: NeighborList, space: boxes.Space) -> jax.Array:
     """Fraction of the skin used up since the list was built; above 1 a pair within the cutoff may be missing.
 
     With F the deformation of the cell since then and u the displacements beyond it, a pair now at distance d was at
     most |F^-1| (d + 2 max|u|) apart, and |F^-1| <= 1 + |F^-1 - 1|_Frobenius.
     """
     T0 = neighbors.reference_box
-    s_ref = fractional(neighbors.reference_position, T0, space=space)
-    u = (unwrap(fractional(position, T, space=space), s_ref, space=space) - s_ref) @ T.T
+    s_ref = boxes.fractional(neighbors.reference_position, T0, space=space)
+    u = (boxes.unwrap(boxes.fractional(position, T, space=space), s_ref, space=space) - s_ref) @ T.T
     largest = jnp.sqrt((u**2).sum(1).max())
-    back = T0 @ inverse(T) - jnp.eye(3, dtype=T.dtype)
+    back = T0 @ boxes.inverse(T) - jnp.eye(3, dtype=T.dtype)
     then = (1.0 + jnp.sqrt((back**2).sum())) * (space.cutoff + 2.0 * largest)
     return (then - space.cutoff) / space.skin
 
 
 @precision.exact
-def pair_vectors(position: jax.Array, T: jax.Array, *, neighbors: NeighborList, space: Space) -> jax.Array:
+def pair_vectors(position: jax.Array, T: jax.Array, *, neighbors: NeighborList, space: boxes.Space) -> jax.Array:
     """[N, L, 3] receiver minus sender in A."""
-    s_ref = fractional(neighbors.reference_position, neighbors.reference_box, space=space)
-    s = unwrap(fractional(position, T, space=space), s_ref, space=space)
+    s_ref = boxes.fractional(neighbors.reference_position, neighbors.reference_box, space=space)
+    s = boxes.unwrap(boxes.fractional(position, T, space=space), s_ref, space=space)
     return (s[:, None] - s[neighbors.senders] - neighbors.shifts) @ T.T
 
 
@@ -238,7 +146,7 @@ class Near(NamedTuple):
     complete: jax.Array  # [] False where a row needs more than K slots
 
 
-def within(position: jax.Array, T: jax.Array, *, neighbors: NeighborList, space: Space) -> Near:
+def within(position: jax.Array, T: jax.Array, *, neighbors: NeighborList, space: boxes.Space) -> Near:
     """The K slots a row that lie within the cutoff now."""
     n, size = neighbors.senders.shape
     k = neighbors.slots
@@ -264,21 +172,11 @@ def compact(mask: jax.Array, size: int) -> jax.Array:
     return jnp.full((n, size), m, jnp.int32).at[rows, where].set(columns, mode="drop", unique_indices=False)
 
 
-def _near(position: jax.Array, T: jax.Array, *, neighbors: NeighborList, space: Space) -> jax.Array:
+def _near(position: jax.Array, T: jax.Array, *, neighbors: NeighborList, space: boxes.Space) -> jax.Array:
     """[N, L] slots within the cutoff, decided alike from both ends of a pair."""
     v = pair_vectors(position, T, neighbors=neighbors, space=space)
     near = neighbors.mask & ((v**2).sum(-1) < space.cutoff**2)
     return near & jnp.take(near.reshape(-1), neighbors.reverse).reshape(near.shape)
-
-
-class Candidates(NamedTuple):
-    """All atoms in the bins within reach. J bins, M places a bin."""
-
-    s: jax.Array  # [N, 3] fractional, inside the cell
-    base: jax.Array  # [N, 3] whole cell vectors taken off for that
-    senders: jax.Array  # [N, J, M], N where there is none
-    image: jax.Array  # [N, J, 3] lattice translation of the bin
-    overflow: jax.Array  # [] bool: a bin holds more than its M places
 
 
 class Built(NamedTuple):
@@ -293,60 +191,27 @@ class Built(NamedTuple):
     did_buffer_overflow: jax.Array
 
 
-def _candidates(position: jax.Array, T: jax.Array, *, grid: Grid, space: Space) -> Candidates:
-    """Candidates for neighbours: all atoms in the bins within reach."""
-    bins = np.array(grid.bins, np.int32)
-    n = position.shape[0]
-    s = fractional(position, T, space=space)
-    base = jnp.where(np.array(space.periodic), jnp.floor(s), 0.0)
-    s = s - base
-    cell = jnp.where(np.array(space.periodic), jnp.clip((s * bins).astype(jnp.int32), 0, bins - 1), 0)
-    flat = cell @ _strides(bins)
-    order = jnp.argsort(flat, stable=True).astype(jnp.int32)
-    filled = flat[order]  # bin of each atom, ascending
-    fullest = jnp.arange(n) - jnp.searchsorted(filled, filled)
-    offsets = np.array(list(itertools.product(*(range(-r, r + 1) for r in grid.reach))), np.int32)  # [J, 3]
-    target = cell[:, None, :] + offsets
-    image = jnp.floor_divide(target, bins)
-    wanted = (target - image * bins) @ _strides(bins)  # [N, J]
-    first, last = jnp.searchsorted(filled, wanted), jnp.searchsorted(filled, wanted, side="right")
-    place = first[..., None] + jnp.arange(grid.capacity, dtype=jnp.int32)
-    senders = jnp.where(place < last[..., None], order[jnp.minimum(place, n - 1)], n)  # [N, J, capacity]
-    overflow = fullest.max() >= grid.capacity
-    return Candidates(s, base, senders, image, overflow)
-
-
-@precision.exact
-def _mask(c: Candidates, T: jax.Array, *, space: Space, cutoff: float) -> jax.Array:
-    """[N, J, capacity] candidates closer than `cutoff`, the atom itself excluded."""
-    n = c.s.shape[0]
-    v = c.s[:, None, None] - c.s[jnp.minimum(c.senders, n - 1)] - c.image[:, :, None]
-    r2 = ((v @ T.T) ** 2).sum(-1)
-    itself = (c.senders == jnp.arange(n)[:, None, None]) & ~c.image.any(-1)[:, :, None]
-    return (c.senders < n) & ~itself & (r2 < cutoff**2)
-
-
-def _largest_rows(position: jax.Array, T: jax.Array, *, grid: Grid, space: Space) -> list[int]:
+def _largest_rows(position: jax.Array, T: jax.Array, *, grid: bins.Grid, space: boxes.Space) -> list[int]:
     """Largest number of neighbours of any atom within cutoff + skin, and within the cutoff."""
 
     def count(position: jax.Array, T: jax.Array) -> jax.Array:
-        c = _candidates(position, T, grid=grid, space=space)
+        c = bins.candidates(position, T, grid=grid, space=space)
         cutoffs = (space.cutoff + space.skin, space.cutoff)
-        return jnp.stack([_mask(c, T, space=space, cutoff=cutoff).sum((1, 2)).max() for cutoff in cutoffs])
+        return jnp.stack([bins.closer(c, T, space=space, cutoff=cutoff).sum((1, 2)).max() for cutoff in cutoffs])
 
     largest = jax.jit(_each(count, position))(position, T)
     return [int(n) for n in largest.reshape(-1, 2).max(0)]
 
 
-def _build(position: jax.Array, T: jax.Array, grid: Grid, space: Space, size: int) -> Built:
+def _build(position: jax.Array, T: jax.Array, grid: bins.Grid, space: boxes.Space, size: int) -> Built:
     """The arrays of a `NeighborList` with `size` slots a row."""
     return _each(partial(_build_one, grid=grid, space=space, size=size), position)(position, T)
 
 
-def _build_one(position: jax.Array, T: jax.Array, grid: Grid, space: Space, size: int) -> Built:
+def _build_one(position: jax.Array, T: jax.Array, grid: bins.Grid, space: boxes.Space, size: int) -> Built:
     n = position.shape[0]
-    c = _candidates(position, T, grid=grid, space=space)
-    mask = _mask(c, T, space=space, cutoff=space.cutoff + space.skin).reshape(n, -1)
+    c = bins.candidates(position, T, grid=grid, space=space)
+    mask = bins.closer(c, T, space=space, cutoff=space.cutoff + space.skin).reshape(n, -1)
     chosen = compact(mask, size)
     used = chosen < mask.shape[1]
     chosen = jnp.minimum(chosen, mask.shape[1] - 1)
@@ -356,14 +221,14 @@ def _build_one(position: jax.Array, T: jax.Array, grid: Grid, space: Space, size
     image = jnp.where(used[..., None], image, 0)
     reverse, found = _reverse(senders, image, used=used, grid=grid)
     base = c.base.astype(jnp.int32)
-    too_coarse = (reach(T, grid) < space.cutoff + space.skin).any()  # the cell has shrunk below what was laid out
+    too_coarse = (bins.reach(T, grid) < space.cutoff + space.skin).any()  # the cell has shrunk below what was laid out
     # images of atoms inside the cell -> shifts between the positions as given
     shifts = jnp.where(used[..., None], image + base[:, None] - base[senders], 0)
     overflow = c.overflow | (mask.sum(1).max() > size) | too_coarse
     return Built(senders, shifts, used & found, reverse, position, T, overflow)
 
 
-def _reverse(senders: jax.Array, image: jax.Array, *, used: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
+def _reverse(senders: jax.Array, image: jax.Array, *, used: jax.Array, grid: bins.Grid) -> tuple[jax.Array, jax.Array]:
     """Slot of every pair in the sender's row, found by comparing with all of them; [N * L] and whether [N, L] it is."""
     n, size = senders.shape
     base = 2 * max(grid.reach) + 1

@@ -22,7 +22,7 @@ from equijax import precision
 from equijax.errors import InputError
 from equijax.graph.fields import Topology
 from equijax.graph.gather import gather_senders
-from equijax.md import neighbours
+from equijax.md import boxes, neighbours
 from equijax.potential import MASKED_LENGTH, Potential, cast
 
 
@@ -54,11 +54,11 @@ def energy_neighbor(
     """
     T = np.eye(3) if box is None else _matrix(np.asarray(box, np.float64))
     is_fractional, periodic = probe(displacement, T)
-    return energy_in(T, neighbours.Space(is_fractional, periodic, ff.config.r_max, skin), ff=ff, numbers=numbers)
+    return energy_in(T, boxes.Space(is_fractional, periodic, ff.config.r_max, skin), ff=ff, numbers=numbers)
 
 
 def energy_in(
-    T: np.ndarray, space: neighbours.Space, *, ff: Potential, numbers: npt.ArrayLike
+    T: np.ndarray, space: boxes.Space, *, ff: Potential, numbers: npt.ArrayLike
 ) -> tuple[neighbours.NeighborFns, Callable]:
     """`energy_neighbor` with the space given in so many words: cell T [3, 3] (columns) and `space`."""
     if not space.skin > 0:
@@ -105,7 +105,7 @@ def model_edges(
     T: jax.Array,
     *,
     neighbor: neighbours.NeighborList,
-    space: neighbours.Space,
+    space: boxes.Space,
     perturbation: jax.Array | None = None,
 ) -> tuple[jax.Array, neighbours.Near, jax.Array]:
     """Edge vectors [N, K, 3] of the slots within the cutoff, these slots, and whether all are there.
@@ -119,9 +119,9 @@ def model_edges(
         & ~neighbor.did_buffer_overflow
         & (neighbours.skin_used(still_R, still_T, neighbor, space) <= 1.0)
     )
-    s = neighbours.fractional(still_R, still_T, space=space)
-    s_ref = neighbours.fractional(neighbor.reference_position, neighbor.reference_box, space=space)
-    jumps = s - neighbours.unwrap(s, s_ref, space=space)
+    s = boxes.fractional(still_R, still_T, space=space)
+    s_ref = boxes.fractional(neighbor.reference_position, neighbor.reference_box, space=space)
+    jumps = s - boxes.unwrap(s, s_ref, space=space)
     unwrapped = R - jumps if space.fractional else R - jumps @ T.T
     difference = unwrapped[:, None] - gather_senders(unwrapped, edges.senders, edges.reverse)
     if space.fractional:

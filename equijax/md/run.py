@@ -16,7 +16,7 @@ from tqdm import tqdm
 from equijax import outputs
 from equijax.errors import InputError
 from equijax.forcefield import load
-from equijax.md import files, neighbours
+from equijax.md import bins, files, neighbours
 from equijax.md.blocks import Lost, Stepper, run_blocks
 from equijax.md.options import MDConfig
 from equijax.md.simulation import Observed, System, frame_of, inputs, observe_all, prepare
@@ -71,7 +71,7 @@ def continued(config: MDConfig, system: System, *, begun: dict[str, str], path: 
         )
     state = jax.tree.structure(jax.eval_shape(system.init, *system.start))
     arrays = [jnp.asarray(x) for x in leaves]
-    grid = neighbours.Grid(*(tuple(x) if isinstance(x, list) else x for x in document["grid"]))
+    grid = bins.Grid(*(tuple(x) if isinstance(x, list) else x for x in document["grid"]))
     neighbors = neighbours.NeighborList(
         *arrays[state.num_leaves :], slots=document["slots"], grid=grid, update_fn=system.neighbor_fn.update
     )

@@ -19,7 +19,7 @@ from ase.io.jsonio import encode
 from equijax import checkpoint, derivatives, graph, precision, structures, units
 from equijax.constraints import free_components, refuse_fixed
 from equijax.errors import InputError, MissingExtra
-from equijax.md import neighbours
+from equijax.md import boxes, neighbours
 from equijax.md.momenta import rigid_motions, starting_momenta
 from equijax.md.options import MDConfig
 from equijax.md.potential import energy_in
@@ -70,7 +70,7 @@ def prepare(config: MDConfig, ff: Potential) -> System:
             atoms, name, why="npt scales all positions with the cell; use nvt or nve, or remove the constraints"
         )
     cell = complete_cell(atoms.cell.array)
-    space = neighbours.Space(False, tuple(bool(p) for p in atoms.pbc), ff.config.r_max, config.skin)
+    space = boxes.Space(False, tuple(bool(p) for p in atoms.pbc), ff.config.r_max, config.skin)
     neighbor_fn, energy_fn = energy_in(cell.T, space, ff=ff, numbers=atoms.numbers)
     rows = [ff.config.species.index(z) for z in atoms.numbers]
     e0 = np.asarray(ff.variables["constants"]["atomic_energies"], np.float64)[ff.head_index, rows].sum()

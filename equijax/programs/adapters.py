@@ -8,9 +8,6 @@ from typing import Annotated
 
 import tyro
 
-from equijax import checkpoint, forcefield, outputs, tables
-from equijax.adapters.files import attach, info, load
-from equijax.adapters.lora import table
 from equijax.programs import runner
 
 
@@ -45,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _merge(options: Merge) -> int:
+    # here and below, after the options, so that --help waits for neither JAX nor ASE
+    from equijax import checkpoint, forcefield, outputs
+    from equijax.adapters.files import attach
+
     outputs.check_replaceable(options.out, outputs.MODEL)
     merged = attach(forcefield.load(options.model), options.adapter)
     checkpoint.save(options.out, merged.config, variables=merged.variables, metadata=merged.metadata)
@@ -52,6 +53,10 @@ def _merge(options: Merge) -> int:
 
 
 def _info(options: Info) -> int:
+    from equijax import forcefield, tables
+    from equijax.adapters.files import info, load
+    from equijax.adapters.lora import table
+
     document = info(options.adapter)
     print(json.dumps({k: v for k, v in document.items() if k != "ranks"}, indent=1))
     if options.model is None:

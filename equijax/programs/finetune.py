@@ -5,14 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
 import yaml
 
-from equijax import parallel
 from equijax.errors import InputError
-from equijax.finetune import report
-from equijax.finetune.options import FinetuneOptions, option_names, resolve
-from equijax.finetune.run import run, say
+from equijax.finetune.defaults import resolve
+from equijax.finetune.options import FinetuneOptions, option_names
 from equijax.programs import runner
 
 
@@ -20,6 +17,10 @@ from equijax.programs import runner
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; prints the final table."""
     options = resolve(parse(sys.argv[1:] if argv is None else argv))
+    from equijax import parallel  # these after the options, so that --help waits for no JAX
+    from equijax.finetune import report
+    from equijax.finetune.run import run, say
+
     if options.distributed:
         parallel.join(options.coordinator, options.processes, process=options.process)
     result = run(options)
@@ -39,7 +40,7 @@ def parse(argv: Sequence[str]) -> FinetuneOptions:
     stored = _stored(Path(argv[argv.index("--config") + 1])) if "--config" in argv[:-1] else {}
     given = {a.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for a in argv if a[:2] == "--"}
     flags = [x for name, value in stored.items() if name not in given for x in _flag(name, value)]
-    return runner.options(tyro.conf.OmitArgPrefixes[FinetuneOptions], argv + flags, name="equijax finetune")
+    return runner.options(FinetuneOptions, argv + flags, name="equijax finetune")
 
 
 def _stored(file: Path) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def options(kind: Any, argv: Sequence[str] | None, *, name: str, positional: str
         kind = dataclasses.make_dataclass(
             kind.__name__, marked, bases=(kind,), frozen=True, namespace={"__doc__": kind.__doc__}
         )
-    chosen = tyro.cli(kind, args=argv, prog=name)
+    chosen = tyro.cli(kind, args=argv, prog=name, config=(tyro.conf.OmitArgPrefixes,))  # flags are flat
     from equijax import compiled  # after the options: JAX
 
     _vesin_without_torch()

@@ -6,7 +6,8 @@ import pytest
 from ase.build import bulk
 
 from equijax import checkpoint, data, testing
-from equijax.data.rattle import RattleConfig, make_supercell, rattled, relaxations, shortest_distance
+from equijax.data.options import RattleConfig
+from equijax.data.rattle import make_supercell, rattled, relaxations, shortest_distance
 from equijax.errors import InputError
 from equijax.programs import rattle
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from equijax.finetune.defaults import TRAINING
 from equijax.finetune.optimizer import moving_average
-from equijax.finetune.options import TRAINING
 
 
 def test_average_forgets_the_start_quickly_then_holds():

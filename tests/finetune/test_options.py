@@ -5,24 +5,28 @@ import json
 from pathlib import Path
 
 import pytest
-import tyro
 
 from equijax import data
-from equijax.finetune import evaluate
-from equijax.finetune.loss import LossConfig
-from equijax.finetune.optimizer import TrainConfig
-from equijax.finetune.options import LOSS, PARTS, FinetuneOptions, document, flat, nested, option_names, resolve
-from equijax.programs import finetune
+from equijax.finetune.defaults import LOSS, resolve
+from equijax.finetune.options import (
+    PARTS,
+    EvaluateConfig,
+    FinetuneOptions,
+    LossConfig,
+    TrainConfig,
+    document,
+    flat,
+    nested,
+    option_names,
+)
+from equijax.programs import finetune, runner
 
 
 def test_programs_share_the_key_options():
     flags = ["--virials-key", "v", "--weight-key", "w", "--head-key", "none", "--energy-key", "E"]
     tune = finetune.parse(["--model", "m", "--train", "t", "--out", "o", *flags])
-    test = tyro.cli(evaluate.EvaluateConfig, args=["--model", "m", "--data", "t", *flags])
-    expected = data.Keys(virials_key="v", weight_key="w", head_key="none", energy_key="E")
-    names = [f.name for f in dataclasses.fields(data.Keys)]
-    assert isinstance(test, data.Keys)
-    assert tune.keys == data.Keys(**{name: getattr(test, name) for name in names}) == expected
+    test = runner.options(EvaluateConfig, ["--model", "m", "--data", "t", *flags], name="equijax evaluate")
+    assert tune.keys == test.keys == data.Keys(virials_key="v", weight_key="w", head_key="none", energy_key="E")
 
 
 def test_every_option_is_defined_once():

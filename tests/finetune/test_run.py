@@ -22,7 +22,7 @@ from equijax import potential, pytrees
 from equijax.adapters import files
 from equijax.finetune import loader, setup, strategies
 from equijax.finetune import run as run_module
-from equijax.finetune.options import resolve
+from equijax.finetune.defaults import resolve
 from equijax.finetune.report import Log, summary
 from equijax.finetune.run import RUN
 from equijax.phonons import force_constants

@@ -14,7 +14,7 @@ from equijax.adapters import files
 from equijax.config import Compute
 from equijax.errors import InputError
 from equijax.finetune import report, run, setup
-from equijax.finetune.options import resolve
+from equijax.finetune.defaults import resolve
 from equijax.programs import evaluate, finetune
 
 OFFSET = -100.0  # eV/atom

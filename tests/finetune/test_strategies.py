@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from equijax.finetune import strategies
-from equijax.finetune.options import FinetuneOptions, resolve
+from equijax.finetune.defaults import resolve
+from equijax.finetune.options import FinetuneOptions
 
 
 def test_naive_and_scratch_start_where_they_should(student):

@@ -19,7 +19,7 @@ from equijax.adapters import lora
 from equijax.data.items import prepare
 from equijax.finetune import loader, trainer
 from equijax.finetune import optimizer as optimizer_module
-from equijax.finetune.options import LOSS, TRAINING
+from equijax.finetune.defaults import LOSS, TRAINING
 from equijax.finetune.strategies import Trainable
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,15 +1,12 @@
-"""The potential itself: symmetry, smoothness, finite derivatives, the monomial contraction against the dense U."""
+"""The model: symmetry, smoothness, finite derivatives, number of parameters."""
 
 import jax
 import numpy as np
 import pytest
 from ase import Atoms
 
-from equijax import couplings, graph, potential, testing
+from equijax import graph, potential, testing
 from equijax.config import Compute
-from equijax.derivatives import energy_forces_stress
-from equijax.nn import blocks
-from equijax.nn.contraction import polynomial
 
 VARIANTS = {
     "0b3": {},
@@ -36,11 +33,6 @@ def test_energy_is_invariant_and_forces_rotate(variant, dtype):
         testing.rattled(),
         tolerance=testing.TOLERANCE[dtype],
     )
-
-
-@pytest.fixture(scope="module")
-def ff():
-    return testing.random_forcefield(testing.random_config(channels=4))
 
 
 def test_every_derivative_up_to_third_order_is_finite_and_matches_differences(ff):
@@ -101,55 +93,7 @@ def test_energy_force_and_curvature_are_continuous_at_the_cutoff(ff):
     np.testing.assert_allclose(inside[2], outside[2], atol=2e-3)
 
 
-def test_isolated_atom_has_its_reference_energy(ff):
-    out = ff.evaluate([Atoms("Na")], compute=Compute())[0]
-    far = ff.evaluate([Atoms("Na2", positions=[[0, 0, 0], [0, 0, 50.0]])], compute=Compute("float64"))[0]
-    assert not out.forces.any()
-    np.testing.assert_allclose(far.energy, 2 * out.energy, rtol=1e-14)
-
-
-@pytest.mark.parametrize("degree", [1, 2, 3])
-@pytest.mark.parametrize("L", [0, 1, 2])
-def test_monomials_equal_the_dense_contraction(L, degree):
-    lmax, channels = 3, 3
-    rng = np.random.default_rng(L + 10 * degree)
-    u = couplings.u_tensor(lmax, L, degree=degree)
-    A = rng.normal(size=(5, (lmax + 1) ** 2, channels))
-    w = rng.normal(size=(2, u.shape[-1], channels))
-    slot = np.array([0, 1, 1, 0, 1])
-    letters = "ijk"[:degree]
-    expected = np.einsum(f"M{letters}p,npc,{','.join(f'n{x}c' for x in letters)}->nMc", u, w[slot], *[A] * degree)
-    coefficients = np.einsum("qp,zpc->zqc", couplings.compress_u(u, lmax, L=L), w)
-    with jax.enable_x64(True):
-        got = polynomial(
-            jax.numpy.asarray(A),
-            jax.numpy.asarray(coefficients),
-            tables=[couplings.monomials(lmax, L, degree=degree)],
-            slot=slot,
-        )
-    np.testing.assert_allclose(got, expected, atol=1e-12)
-
-
-def test_a_u_tensor_in_another_basis_is_refused():
-    u = couplings.u_tensor(3, 1, degree=2)
-    rotated = np.roll(u, 1, axis=1)
-    with pytest.raises(ValueError, match="equivariance demands"):
-        couplings.compress_u(rotated, 3, L=1)
-
-
 def test_published_shape_has_the_published_number_of_parameters():
     config = testing.random_config(channels=128, species=tuple(range(1, 90)), num_radial=10, r_max=6.0)
     params = potential.init_variables(config)["params"]
     assert sum(p.size for p in jax.tree.leaves(params)) == 9_063_204
-
-
-def test_summing_by_sender_species_first_changes_nothing(ff, monkeypatch):
-    """The first interaction's reassociated form against the convolution of any features."""
-    batch = graph.from_atoms([testing.structures()[name] for name in ("perovskite", "slab")], ff.config)
-    with jax.enable_x64(True):
-        run = lambda: energy_forces_stress(ff.config, ff.device_variables("float64"), graph=batch)  # noqa: E731
-        by_species = jax.jit(lambda: run())()
-        monkeypatch.setattr(blocks, "MAX_DENSE_SPECIES", 0)  # gathers each atom's weights, convolves edge by edge
-        by_edge = jax.jit(lambda: run())()
-    for a, b in zip(by_species, by_edge, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-13)

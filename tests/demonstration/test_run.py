@@ -4,11 +4,29 @@ import json
 
 import pytest
 
-from equijax import plots
+from equijax.finetune import run
 from equijax.programs import demo
+from tests.samples import tree
+
+
+@pytest.mark.parametrize("where", ["other run", "foreign file"])
+def test_the_demo_replaces_only_its_own_fine_tuning(tmp_path, capsys, where):
+    path = tmp_path / "finetuned"
+    path.mkdir()
+    document = dict.fromkeys(run.RUN.keys, "") | {"model": str(tmp_path / "model")}
+    if where == "other run":
+        document["model"] = "/models/mine"
+    else:
+        (path / "notes.txt").write_text("years of work")
+    (path / "config.json").write_text(json.dumps(document))
+    before = tree(tmp_path)
+    assert demo.main(["--out", str(tmp_path)]) == 2
+    assert "refusing to replace" in capsys.readouterr().err and tree(tmp_path) == before
+
 
 # README of the bundled data: 0.01 A finite differences with mace-torch on the same supercells and mesh
 FREQUENCY_MAE_THZ = {"Si (diamond)": 0.594, "NaCl (rocksalt)": 0.162}
+
 FORCE_MAE_MEV_PER_A = {"Si-dia_test": 72, "NaCl-rs_test": 14}
 
 
@@ -39,9 +57,3 @@ def test_a_failed_conversion_stops_the_demo(tmp_path, capfd):
     with pytest.raises(SystemExit, match="2"):
         demo.main(["--model", "no_such.model", "--out", str(tmp_path)])
     assert "there is no file no_such.model" in capfd.readouterr().err
-
-
-def test_labels_at_a_jump_of_the_path_share_a_tick():
-    labels = ["G", "X", "U", "K", "G", "L", "W", "X"]
-    connections = [True, False, True, True, True, False]
-    assert plots.tick_labels(labels, connections) == ["G", "X", "U|K", "G", "L", "W", "X"]

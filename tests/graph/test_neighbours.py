@@ -1,23 +1,18 @@
-"""Wide vacuum, stray atoms, atoms many cells away: right neighbours, float32 digits kept, never a dead interpreter."""
+"""Neighbours against ASE; wide vacuum, stray atoms, atoms many cells away; refused input; never a dead interpreter."""
 
 import subprocess
 import sys
 
 import ase.io
-import jax
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import fcc111
+from ase.build import bulk, fcc111
 from ase.neighborlist import neighbor_list
 
-from equijax import graph, potential, testing
-from equijax.config import Compute
-from equijax.potential import Evaluated
+from equijax import graph, testing
+from tests.samples import CONFIG
 
-FF = testing.random_forcefield(
-    testing.random_config(channels=2, max_ell=1, correlation=(2, 2), num_radial=3, radial_mlp=(8, 8), readout_mlp=4)
-)
 CLUSTER = testing.structures()["molecule"]
 
 
@@ -69,6 +64,7 @@ EXTREME = {
     "flat": Atoms("Na", cell=[5, 5, 0], pbc=True),
     "not a number": Atoms("Na2", [[0, 0, 0], [0, 0, np.nan]]),
 }
+
 PROGRAM = """
 import sys, ase.io
 from equijax import graph
@@ -100,57 +96,31 @@ def test_too_elongated_is_refused_in_one_line():
         graph.neighbour_list(atoms, 4.0)
 
 
-def moved(atoms: Atoms, kind: str) -> Atoms:
-    atoms = atoms.copy()
-    if kind == "far":
-        atoms.positions += [1e5, -1e5, 7e4]
-    else:  # other cells, a different one for each atom
-        atoms.positions += np.random.default_rng(0).integers(-20_000, 20_000, (len(atoms), 3)) @ atoms.cell.array
-    return atoms
+@pytest.mark.parametrize("name", testing.structures())
+def test_neighbours_agree_with_ase(name):
+    atoms = testing.structures()[name]
+    edges = graph.neighbour_list(atoms, CONFIG.r_max)
+    i, j, S = neighbor_list("ijS", atoms, CONFIG.r_max)
+    expected = sorted(zip(i, j, *S.T, strict=True))
+    assert sorted(zip(edges.receivers, edges.senders, *edges.shifts.T, strict=True)) == expected
+    assert np.array_equal(edges.reverse[edges.reverse], np.arange(len(i)))
 
 
-@pytest.mark.parametrize("kind", ["far", "unwrapped"])
-def test_float32_does_not_depend_on_where_atoms_are(kind):
-    """Calculator and batches, energy, forces and stress: to the rounding of float32 at the origin."""
-    atoms = testing.rattled()
-    for evaluate in (lambda a: FF.evaluate([a])[0], single):
-        here, there = evaluate(atoms), evaluate(moved(atoms, kind))
-        for name, tolerance in {"energy": 1e-5, "forces": 1e-5, "stress": 1e-7}.items():
-            np.testing.assert_allclose(getattr(there, name), getattr(here, name), rtol=0, atol=tolerance, err_msg=name)
+BAD = {
+    "element": (Atoms("NaU", positions=[[0, 0, 0], [0, 0, 3]]), r"atom 1 of element U"),
+    "overlap": (
+        Atoms("NaNaCl", positions=[[0, 0, 0], [2, 0, 0], [2, 0, 0.01]]),
+        r"atoms 1 and 2 \(Na, Cl\) are 0.01 A",
+    ),
+    "nan": (Atoms("NaCl", positions=[[0, 0, 0], [0, 0, np.nan]]), r"atom 1 at non-finite"),
+    "infinite cell": (Atoms("Na", cell=[np.inf, 1, 1], pbc=True), r"cell is not finite"),
+    "flat cell": (Atoms("Na", cell=[[3, 0, 0], [3, 0, 0], [0, 0, 3]], pbc=True), r"span no volume"),
+    "empty": (Atoms(), r"no atoms"),
+}
 
 
-def single(atoms: Atoms) -> Evaluated:
-    """The calculator's results."""
-    atoms.calc = FF.calculator("float32")
-    energies = atoms.get_potential_energies()
-    return Evaluated(atoms.get_potential_energy(), energies, atoms.get_forces(), atoms.get_stress())
-
-
-def test_vectors_follow_positions():
-    """The graph's own vectors serve its positions; others change them, with the right derivative."""
-    atoms = moved(testing.rattled(), "far")
-    g = graph.from_atoms(atoms, FF.config)
-    step = np.random.default_rng(1).normal(scale=1e-3, size=g.nodes.positions.shape)
-    with jax.enable_x64(True):
-        vectors = np.asarray(potential.edge_vectors(FF.config, g, positions=g.nodes.positions + step))
-    r = g.nodes.positions + step
-    plain = r[g.receivers] - r[g.senders] - g.edges.shifts @ atoms.cell.array
-    mask = g.edges.mask
-    assert mask.any()
-    np.testing.assert_allclose(vectors.reshape(-1, 3)[mask], plain[mask], atol=1e-9)
-
-
-@pytest.mark.parametrize("kind", ["plain", "specialised"])
-def test_large_isolated_energies_lose_nothing_in_float32(kind):
-    """E0 of a heavy element, -1e5 eV, is known to eV / 10^6 in the float32 calculator, batches and dynamics alike."""
-    constants = {**FF.variables["constants"], "atomic_energies": FF.variables["constants"]["atomic_energies"] - 1e5}
-    ff = type(FF)(FF.config, {**FF.variables, "constants": constants}, {})
-    reference, heavy = FF, ff
-    if kind == "specialised":
-        reference, heavy = FF.specialise(["Na", "Cl"]), ff.specialise(["Na", "Cl"])
-    atoms = testing.rattled()
-    expected = reference.evaluate([atoms], compute=Compute())[0].energy - 8e5
-    found = heavy.evaluate([atoms])[0].energy
-    atoms.calc = heavy.calculator("float32")
-    for energy in (found, atoms.get_potential_energy(), atoms.get_potential_energies().sum()):
-        assert abs(energy - expected) / 8 < 1e-5
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_by_name(name):
+    atoms, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        graph.from_atoms([bulk("Na"), atoms], CONFIG)

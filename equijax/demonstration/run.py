@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -21,8 +21,10 @@ from tqdm import tqdm
 import equijax
 from equijax import forcefield, outputs, plots, tables
 from equijax.config import Compute
+from equijax.demonstration.options import DemoConfig
 from equijax.finetune import run as run_module
-from equijax.finetune.options import nested, resolve
+from equijax.finetune.defaults import resolve
+from equijax.finetune.options import nested
 from equijax.finetune.run import RUN
 from equijax.forcefield import ForceField
 from equijax.phonons import force_constants
@@ -37,20 +39,6 @@ TEMPERATURE_K = 300.0
 TUNED = "Si-dia"  # the crystal to fine-tune on
 TASKS = len(LABELLED) + len(CRYSTALS) + 3  # evaluate, phonons, fine-tune, phonons again, plot
 EARLIER = replace(RUN, optional=RUN.optional | {f"{TUNED}_phonopy_params.yaml"})
-
-
-@dataclass(frozen=True)
-class DemoConfig:
-    """Convert a MACE model, evaluate it, fine-tune it on ten structures of silicon, draw phonons before and after."""
-
-    model: str | None = None
-    """A torch .model file or the name of a published model; the small bundled model by default."""
-    out: Path = Path("demo_output")
-    """Folder for everything the demo makes."""
-    head: str | None = None
-    """Head of a model that has several."""
-    epochs: int | None = None
-    """Passes of the fine-tuning over its ten structures."""
 
 
 class Demonstration(NamedTuple):
