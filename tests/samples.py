@@ -9,6 +9,8 @@ from equijax import testing
 from equijax.forcefield import ForceField
 
 CONFIG = testing.random_config(channels=4)
+SMALL = {"channels": 4, "lmax": 1, "species": (11, 17), "max_ell": 1, "correlation": (2, 2), "radial_mlp": (8,)}
+CHEAP = {"channels": 2, "max_ell": 1, "correlation": (2, 2), "num_radial": 4, "radial_mlp": (8, 8)}
 
 
 def tree(path: Path) -> dict:

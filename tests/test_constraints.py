@@ -57,8 +57,8 @@ def test_fixed_atoms_stay_and_the_others_relax(name):
     free = free_components(atoms)
     alone, report = symmetric.relax(FF, atoms, fmax=1e-5, cell=False)
     (batched,) = relax(FF, [atoms], fmax=1e-5, steps=2000)
-    assert report["converged"] and batched.converged
-    assert report["max_free_force_eV_A"] <= 1e-5 < 1e-3 < report["max_force_eV_A"]
+    assert report.converged and batched.converged
+    assert report.residuals.max_free_force_eV_A <= 1e-5 < 1e-3 < report.residuals.max_force_eV_A
     for found in (alone, batched.atoms):
         np.testing.assert_array_equal(found.positions[~free], atoms.positions[~free])
         assert np.abs(found.positions - atoms.positions)[free].max() > 0.01
@@ -70,7 +70,7 @@ def test_fixed_atoms_stay_and_the_others_relax(name):
 
 def test_without_constraints_the_symmetry_is_kept():
     atoms, report = symmetric.relax(FF, bulk("Al", a=4.1), fmax=1e-4)
-    assert report["space_group_after"] == "Fm-3m (225)" and "max_free_force_eV_A" not in report
+    assert report.space_group_after == "Fm-3m (225)" and "max_free_force_eV_A" not in report.document()
 
 
 def test_a_cell_with_fixed_atoms_and_other_constraints_are_refused():

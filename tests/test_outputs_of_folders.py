@@ -17,11 +17,10 @@ import pytest
 from equijax import checkpoint, outputs, testing
 from equijax import outputs as folders
 from equijax.adapters import files, lora
-from tests.samples import tree
+from tests.samples import SMALL, tree
 
 ROOT = Path(__file__).resolve().parents[1]
 
-SMALL = {"channels": 4, "lmax": 1, "species": (11, 17), "max_ell": 1, "correlation": (2, 2), "radial_mlp": (8,)}
 
 BOX = outputs.Kind("a box", "config.json", frozenset({"box"}), frozenset({"config.json", "content"}))
 

@@ -10,8 +10,10 @@ from equijax import derivatives, graph, potential, precision
 from equijax.md import boxes
 from equijax.md.potential import energy_in
 from equijax.testing import random_config, random_forcefield, rattled
+from tests.samples import CHEAP
 
-FF = random_forcefield(random_config(channels=2, max_ell=1, correlation=(2, 2), num_radial=4, radial_mlp=(8, 8)))
+FF = random_forcefield(random_config(**CHEAP))
+
 ATOMS = rattled()
 SPACE = boxes.Space(False, (True,) * 3, FF.config.r_max, 0.5)
 

@@ -9,7 +9,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from equijax import checkpoint, data, forcefield, plots, structures, testing
-from equijax.phonons import dynamical, force_constants, soft_modes, thermal, third_order
+from equijax.phonons import dynamical, force_constants, phases, thermal, third_order
 from equijax.phonons import stars as stars_module
 from equijax.programs import evaluate, expansion, kappa, md, modes, phonons, rattle
 from equijax.relax import symmetric
@@ -131,9 +131,9 @@ def test_dynamical_matrices_of_a_left_handed_cell():
 
 def test_relaxation_of_a_left_handed_cell():
     right, left = (symmetric.relax(SPRINGS, atoms, fmax=1e-4) for atoms in (tetragonal(), swapped(tetragonal())))
-    assert right[1]["converged"] and left[1]["converged"]
+    assert right.report.converged and left.report.converged
     assert left[0].cell.volume == pytest.approx(right[0].cell.volume, rel=1e-6)
-    assert left[1]["space_group_after"] == right[1]["space_group_after"]
+    assert left.report.space_group_after == right.report.space_group_after
 
 
 def test_third_order_of_a_left_handed_cell_and_a_negative_supercell():
@@ -188,7 +188,7 @@ def test_isotopes_keep_their_places():
         np.testing.assert_allclose(frequencies[star], frequencies[star[:1]].repeat(len(star), 0), rtol=0, atol=1e-6)
     same = dynamical.symmetric_matrices(ARGON, exact, qpoints=bloch_mesh)
     np.testing.assert_allclose(same, D, rtol=0, atol=1e-10)
-    assert sorted(soft_modes._primitive(atoms).get_masses()) == [36.0, 38.0, 40.0, 40.0]
+    assert sorted(phases.primitive(atoms).get_masses()) == [36.0, 38.0, 40.0, 40.0]
 
 
 def distinct_mesh(n):

@@ -12,7 +12,7 @@ ff = equijax.load("model")
 
 # float64, keeps the space group
 atoms, report = symmetric.relax(ff, bulk("Si", "diamond", a=5.43), fmax=1e-5)
-print(f"a = {np.sqrt(2) * atoms.cell.lengths()[0]:.4f} A, {report['space_group_after']}, {report['steps']} steps")
+print(f"a = {np.sqrt(2) * atoms.cell.lengths()[0]:.4f} A, {report.space_group_after}, {report.steps} steps")
 
 # a phonopy.Phonopy with exact force constants: no displacement step, nothing symmetrised
 phonon = phonons.make_phonon(atoms, (3, 3, 3))

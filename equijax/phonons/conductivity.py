@@ -11,10 +11,10 @@ from typing import Any
 import ase
 import numpy as np
 
-from equijax import forcefield, graph, outputs, plots, structures, tables
+from equijax import outputs, plots, tables
 from equijax.config import Compute
 from equijax.errors import InputError
-from equijax.phonons import born, certificate, force_constants, projection, third_order
+from equijax.phonons import born, certificate, crystal, force_constants, projection, third_order
 from equijax.phonons.certificate import timed
 from equijax.phonons.options import KappaConfig
 from equijax.relax import symmetric
@@ -32,8 +32,7 @@ def run(config: KappaConfig) -> dict:
       ImportError: phono3py is not installed.
     """
     seconds: dict[str, float] = {}
-    ff, atoms = forcefield.load(config.model, head=config.head), structures.read(config.structure)
-    graph.check_atoms(atoms, ff.config, name=str(config.structure))
+    ff, atoms = crystal.prepare(config)
     if min(config.temperatures, default=-1.0) <= 0:
         raise InputError(f"temperatures {config.temperatures}: expected positive numbers")
     if set(config.mesh) == {1}:
@@ -43,18 +42,15 @@ def run(config: KappaConfig) -> dict:
     report: dict = {"relaxation": None}
     if config.relax:
         with timed(seconds, "relaxation"):
-            atoms, report["relaxation"] = symmetric.relax(
+            atoms, relaxation = symmetric.relax(
                 ff, atoms, fmax=config.fmax, symprec=config.symprec, compute=Compute(progress=True)
             )
+        report["relaxation"] = relaxation.document()
         ph3 = _phono3py(config, atoms)
     with timed(seconds, "forces"):
-        residual = symmetric.static_residuals(ff, atoms)
-    if not config.allow_unrelaxed:
-        symmetric.refuse_unrelaxed(residual, str(config.structure))
-    notes = symmetric.warn_unrelaxed(residual) + symmetric.warn_fixed(atoms) + born.warn_polar(ph3)
-    memory = None if config.memory is None else int(config.memory * 1e9)
+        report |= crystal.rest(ff, atoms, config=config, phonon=ph3)
     with timed(seconds, "force constants"):
-        third_order.force_constants(ff, ph3, compute=Compute(config.dtype, memory, progress=True))
+        third_order.force_constants(ff, ph3, compute=crystal.compute(config))
     raw = third_order.residuals(ph3)
     if raw.scale_eV_A3 < SMALLEST_EV_A3:
         raise InputError(
@@ -68,14 +64,8 @@ def run(config: KappaConfig) -> dict:
         ph3.fc2 = projection.project(ph3.fc2, second)
     with timed(seconds, "conductivity"):
         conductivity, frequencies = solve(ph3, config)
-    report |= certificate.provenance(ff) | {
-        "formula": atoms.get_chemical_formula(),
-        "space_group": symmetric.space_group(atoms, config.symprec),
+    report |= {
         "options": asdict(config),
-        "supercell_atoms": len(ph3.supercell),
-        "dtype": config.dtype,
-        "residual": residual.document(),
-        "warnings": notes,
         "raw_residuals": raw._asdict(),
         "projection": config.projection,
         "lowest_THz": float(frequencies.min()),

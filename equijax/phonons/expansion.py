@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from equijax import forcefield, graph, outputs, plots, structures, tables
+from equijax import outputs, plots, tables
 from equijax.config import Compute
-from equijax.phonons import certificate, force_constants, volumes
+from equijax.phonons import certificate, crystal, force_constants, volumes
 from equijax.phonons.certificate import timed
 from equijax.phonons.options import ExpansionConfig
 from equijax.relax import symmetric
@@ -22,8 +22,7 @@ def run(config: ExpansionConfig) -> dict:
       InputError, MemoryError, FileNotFoundError: unusable input, before work starts.
     """
     seconds: dict[str, float] = {}
-    ff, atoms = forcefield.load(config.model, head=config.head), structures.read(config.structure)
-    graph.check_atoms(atoms, ff.config, name=str(config.structure))
+    ff, atoms = crystal.prepare(config)
     phonon = force_constants.make_phonon(atoms, config.supercell)
     for mesh in (config.gruneisen_mesh, config.mesh):
         force_constants.check_mesh(phonon.supercell, phonon.primitive, mesh=mesh)
@@ -50,7 +49,7 @@ def run(config: ExpansionConfig) -> dict:
     report = certificate.provenance(ff) | {
         "formula": atoms.get_chemical_formula(),
         "options": asdict(config),
-        "relaxation": relaxation,
+        "relaxation": relaxation.document(),
         "mean_gruneisen": float(np.average(modes.parameters[moving], weights=weights[moving])),
         "lowest_THz": float(modes.frequencies[moving].min()),
         "table": columns,

@@ -4,13 +4,12 @@ import ase.io
 import numpy as np
 from phonopy import Phonopy
 
-from equijax import forcefield, graph, outputs, plots, structures
+from equijax import outputs, plots
 from equijax.config import Compute
-from equijax.phonons import born, certificate, force_constants
+from equijax.phonons import born, certificate, crystal, force_constants
 from equijax.phonons.certificate import timed
 from equijax.phonons.options import PhononsConfig
 from equijax.phonons.thermal import gamma_acoustic, harmonic, write_dos
-from equijax.potential import Potential
 from equijax.relax import symmetric
 
 
@@ -22,18 +21,14 @@ def run(config: PhononsConfig) -> dict:
       InputError, MemoryError, FileNotFoundError: unusable input, before work starts.
     """
     seconds: dict[str, float] = {}
-    ff = forcefield.load(config.model, head=config.head)
-    atoms = structures.read(config.structure)
-    phonon = force_constants.make_phonon(atoms, config.supercell, primitive=config.primitive, symprec=config.symprec)
+    ff, atoms = crystal.prepare(config)
+    phonon = _phonopy(config, atoms)  # with its Born charges, so that a bad file is known before work starts
     force_constants.check_mesh(phonon.supercell, phonon.primitive, mesh=config.mesh)
-    graph.check_atoms(atoms, ff.config, name=str(config.structure))
     ff = ff.specialise(atoms.numbers) if config.fast else ff
-    if config.born is not None:
-        born.set_born(phonon, config.born)  # once here, so that a bad file is known before work starts
     report: dict = {"relaxation": None}
     if config.relax:
         with timed(seconds, "relaxation"):
-            atoms, report["relaxation"] = symmetric.relax(
+            atoms, relaxation = symmetric.relax(
                 ff,
                 atoms,
                 fmax=config.fmax,
@@ -41,19 +36,20 @@ def run(config: PhononsConfig) -> dict:
                 symprec=config.symprec,
                 compute=Compute(progress=True),
             )
-        phonon = force_constants.make_phonon(
-            atoms, config.supercell, primitive=config.primitive, symprec=config.symprec
-        )
-        if config.born is not None:
-            born.set_born(phonon, config.born)
+        report["relaxation"] = relaxation.document()
+        phonon = _phonopy(config, atoms)
     with outputs.beside(config.out / "structure.extxyz") as part:
         ase.io.write(part, atoms)
     with timed(seconds, "forces"):
-        report |= describe(ff, atoms, phonon=phonon, config=config)
+        report |= crystal.rest(ff, atoms, config=config, phonon=phonon)
+    report |= {
+        "supercell_matrix": phonon.supercell_matrix,
+        "projection": config.projection,
+        "spot_check": None,
+        "born": config.born,
+    }
     with timed(seconds, "force constants"):
-        memory = None if config.memory is None else int(config.memory * 1e9)
-        compute = Compute(config.dtype, memory, progress=True)
-        force_constants.force_constants(ff, phonon, full=config.full, compute=compute)
+        force_constants.force_constants(ff, phonon, full=config.full, compute=crystal.compute(config))
     report["raw_residuals"] = force_constants.residuals(phonon)._asdict()
     if config.check:
         with timed(seconds, "spot check"):
@@ -68,24 +64,11 @@ def run(config: PhononsConfig) -> dict:
     return report
 
 
-def describe(ff: Potential, atoms: ase.Atoms, *, phonon: Phonopy, config: PhononsConfig) -> dict:
-    """Certificate entries known before the force constants, warnings included."""
-    residual = symmetric.static_residuals(ff, atoms)
-    if not config.allow_unrelaxed:
-        symmetric.refuse_unrelaxed(residual, str(config.structure))
-    notes = symmetric.warn_unrelaxed(residual) + symmetric.warn_fixed(atoms) + born.warn_polar(phonon)
-    return {
-        "formula": atoms.get_chemical_formula(),
-        "space_group": symmetric.space_group(atoms, config.symprec),
-        "supercell_matrix": phonon.supercell_matrix,
-        "supercell_atoms": len(phonon.supercell),
-        "dtype": config.dtype,
-        "residual": residual.document(),
-        "warnings": notes,
-        "projection": config.projection,
-        "spot_check": None,
-        "born": config.born,
-    } | certificate.provenance(ff)
+def _phonopy(config: PhononsConfig, atoms: ase.Atoms) -> Phonopy:
+    phonon = force_constants.make_phonon(atoms, config.supercell, primitive=config.primitive, symprec=config.symprec)
+    if config.born is not None:
+        born.set_born(phonon, config.born)
+    return phonon
 
 
 def results(phonon: Phonopy, config: PhononsConfig) -> dict:

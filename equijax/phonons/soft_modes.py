@@ -8,22 +8,19 @@ import numpy as np
 import spglib
 from tqdm import tqdm
 
-from equijax import forcefield, graph, outputs, plots, structures, tables
+from equijax import outputs, plots, structures, tables
 from equijax.config import Compute
 from equijax.constraints import refuse_fixed
 from equijax.errors import InputError
-from equijax.phonons import order_parameters
+from equijax.phonons import crystal, order_parameters
 from equijax.phonons.options import ModesConfig
 from equijax.phonons.order_parameters import OrderParameter
+from equijax.phonons.phases import NAMED_AT_A, Followed, Led, Phase, Scan, describe, heights, primitive, same
 from equijax.potential import Potential
 from equijax.relax import symmetric
 
-TOLERANCES_A = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)  # at which space groups are named
-NAMED_AT_A = 1e-2  # the one in the table, and at which a phase is reduced to its primitive cell
 SCAN_A = np.array([0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0])  # largest displacement in E(Q)
-FOLLOWED = ("parent", "from_space_group", "q", "frequency_THz", "Q_min", "well_meV_atom")  # what led to a phase
 SHALLOWEST_EV = 1e-6  # per atom: wells below this are noise
-SAME_ENERGY_EV = 2e-5  # per atom: phases of one space group closer than this are one
 COLUMNS = {  # of the table: key of a phase, title
     "round": "round",
     "parent": "from",
@@ -40,22 +37,19 @@ COLUMNS = {  # of the table: key of a phase, title
 }
 
 
-class Scan(NamedTuple):
-    """E(Q) of a distortion, per atom of its supercell, and its lowest minimum; Q_min = 0 where nothing is lower."""
-
-    Q: list[float]  # A sqrt(amu) per primitive cell, ascending
-    energy_meV_atom: list[float]  # against the undistorted cell
-    Q_min: float  # A sqrt(amu)
-    well_meV_atom: float  # how deep, positive
-    cells: int  # primitive cells in the supercell
-
-
 class Scores(NamedTuple):
     """How well predicted phases match reference phases; 0 where undefined."""
 
     precision: float  # TP / (TP + FP)
     recall: float  # TP / (TP + FN)
     F1: float  # their harmonic mean
+
+
+class Search(NamedTuple):
+    """What a search found."""
+
+    phases: list[Phase]  # the first one is the structure itself, relaxed
+    scans: list[Followed]
 
 
 @outputs.locked
@@ -65,10 +59,8 @@ def run(config: ModesConfig) -> dict:
     Raises:
       InputError, FileNotFoundError: unusable input, before work starts.
     """
-    atoms = structures.read(config.structure)
-    ff = forcefield.load(config.model, head=config.head)
+    ff, atoms = crystal.prepare(config)
     known = structures.read_all(config.reference) if config.reference else []
-    graph.check_atoms(atoms, ff.config, name=str(config.structure))
     if not atoms.pbc.all():
         raise InputError(f"{config.structure}: periodic along {atoms.pbc.tolist()}, phonons need all three directions")
     if min(config.mesh) < 1 or config.threshold <= 0:
@@ -76,74 +68,75 @@ def run(config: ModesConfig) -> dict:
     phases, scans = search(ff, atoms, config=config)
     for i, phase in enumerate(phases):
         with outputs.beside(config.out / f"phase_{i}.extxyz") as part:
-            ase.io.write(part, phase["atoms"])
+            ase.io.write(part, phase.atoms)
         with outputs.beside(config.out / f"phase_{i}.vasp") as part:
-            ase.io.write(part, phase["atoms"], format="vasp", direct=True)
-    plots.draw_scans(config.out / "energy_of_Q.png", scans)
+            ase.io.write(part, phase.atoms, format="vasp", direct=True)
     report = {
         "model": str(config.model),
-        "phases": [{k: v for k, v in p.items() if k != "atoms"} for p in phases],
-        "scans": scans,
+        "phases": [phase.document() for phase in phases],
+        "scans": [scan.document() for scan in scans],
     }
+    plots.draw_scans(config.out / "energy_of_Q.png", report["scans"])
     if known:
-        found = {label(p["atoms"]) for p in phases[1:] if p["stable"]}
+        found = {label(phase.atoms) for phase in phases[1:] if phase.stable}
         report["scores"] = scores(found, {label(a) for a in known})._asdict()
     outputs.write_json(config.out / "report.json", report)
-    outputs.write_text(config.out / "table.txt", table(phases) + "\n")
+    outputs.write_text(config.out / "table.txt", table(report["phases"]) + "\n")
     return report
 
 
-def search(ff: Potential, atoms: ase.Atoms, *, config: ModesConfig) -> tuple[list[dict], list[dict]]:
-    """Phases reached from `atoms`, the first one itself relaxed; and the E(Q) scans.
+def search(ff: Potential, atoms: ase.Atoms, *, config: ModesConfig) -> Search:
+    """Phases reached from `atoms`, and the E(Q) scans on the way.
 
-    A phase: atoms, round, parent (index), space_group, space_groups by tolerance, from_space_group, q of the mode
-    followed, its frequency_THz, Q_min (A sqrt(amu)) and well_meV_atom of the scan, energy_meV_atom against the first
-    phase, converged, lowest_THz of its own spectrum on mesh, stable (None where it was not looked at).
+    Raises:
+      InputError: atoms that are fixed.
     """
     refuse_fixed(
         atoms, atoms.get_chemical_formula(), why="modes are followed with all atoms free; remove the constraints"
     )
-    start = _primitive(atoms)
+    start = primitive(atoms)
     start, report = symmetric.relax(ff, start, fmax=config.fmax, cell=not config.fixed_cell, steps=config.steps)
-    extent = np.array(config.mesh) * _heights(start)
-    entry = {"round": 0} | dict.fromkeys(FOLLOWED)
-    phases, scans = [_phase(ff, start, report=report, entry=entry, first=None)], []
+    extent = np.array(config.mesh) * heights(start)
+    phases: list[Phase] = [describe(ff, start, report=report, led=Led(), before=None)]
+    scans: list[Followed] = []
     current = [0]
     for number in range(config.rounds + 1):
         before = len(phases)
         for parent in current:
-            orders = _spectrum(ff, phases[parent], extent=extent, config=config)
+            phases[parent], orders = _spectrum(ff, phases[parent], extent=extent, config=config)
             if number < config.rounds:
                 _follow(ff, phases, scans=scans, parent=parent, orders=orders[: config.max_modes], config=config)
-        new = sorted(range(before, len(phases)), key=lambda i: phases[i]["energy_meV_atom"])
+        new = sorted(range(before, len(phases)), key=lambda i: phases[i].energy_meV_atom)
         # the lowest new phases are looked at next round; the others are left without a verdict
         current = new[: config.keep]
         if not current:
             break
-    return phases, scans
+    return Search(phases, scans)
 
 
-def _spectrum(ff: Potential, phase: dict, *, extent: np.ndarray, config: ModesConfig) -> list[OrderParameter]:
-    """Order parameters of a phase's unstable modes; its verdict is entered into the phase."""
-    mesh = np.maximum(1, np.ceil(extent / _heights(phase["atoms"]) - 0.1)).astype(int)
+def _spectrum(
+    ff: Potential, phase: Phase, *, extent: np.ndarray, config: ModesConfig
+) -> tuple[Phase, list[OrderParameter]]:
+    """The phase with its verdict, and the order parameters of its unstable modes."""
+    mesh = np.maximum(1, np.ceil(extent / heights(phase.atoms) - 0.1)).astype(int)
     _, frequencies, orders = order_parameters.order_parameters(
-        ff, phase["atoms"], mesh=mesh, threshold=config.threshold, symprec=symmetric.SYMPREC_A
+        ff, phase.atoms, mesh=mesh, threshold=config.threshold, symprec=symmetric.SYMPREC_A
     )
-    phase |= {"mesh": mesh.tolist(), "lowest_THz": float(frequencies.min()), "stable": not orders}
-    return orders
+    verdict = phase._replace(mesh=mesh.tolist(), lowest_THz=float(frequencies.min()), stable=not orders)
+    return verdict, orders
 
 
 def _follow(
     ff: Potential,
-    phases: list[dict],
+    phases: list[Phase],
     *,
-    scans: list[dict],
+    scans: list[Followed],
     parent: int,
     orders: Sequence[OrderParameter],
     config: ModesConfig,
 ) -> None:
     """Append the phases that the modes `orders` of a phase lead to."""
-    atoms = phases[parent]["atoms"]
+    atoms = phases[parent].atoms
     for order in orders:
         found = order_parameters.distinct(
             atoms, order, max_atoms=config.max_atoms, num_random=config.random_directions, seed=config.seed
@@ -159,23 +152,15 @@ def _follow(
             q = sorted(
                 {tuple(np.round(p, 4).tolist()) for p, c in zip(order.qpoints, direction, strict=True) if abs(c) > 0}
             )
-            led = {
-                "parent": parent,
-                "from_space_group": phases[parent]["space_group"],
-                "q": q,
-                "frequency_THz": order.frequency,
-                "Q_min": scan.Q_min,
-                "well_meV_atom": scan.well_meV_atom,
-            }
-            scans.append(scan._asdict() | led | {"distorted_space_group": group})
+            led = Led(parent, phases[parent].space_group, q, order.frequency, scan.Q_min, scan.well_meV_atom)
+            scans.append(Followed(scan, led, group))
             if scan.well_meV_atom > 1e3 * SHALLOWEST_EV:
                 cell.positions += scan.Q_min * u
                 relaxed, report = symmetric.relax(
                     ff, cell, fmax=config.fmax, cell=not config.fixed_cell, steps=config.steps
                 )
-                entry = {"round": phases[parent]["round"] + 1} | led
-                phase = _phase(ff, _primitive(relaxed), report=report, entry=entry, first=phases[0])
-                if not any(_same(phase, other) for other in phases):
+                phase = describe(ff, primitive(relaxed), report=report, led=led, before=(phases[0], phases[parent]))
+                if not any(same(phase, other) for other in phases):
                     phases.append(phase)
 
 
@@ -217,52 +202,6 @@ def _energies(ff: Potential, cell: ase.Atoms, *, u: np.ndarray, amplitudes: np.n
         image.positions += amplitude * u
         images.append(image)
     return np.array([found.energy for found in ff.evaluate(images, compute=Compute())]) / len(cell)
-
-
-def _phase(ff: Potential, atoms: ase.Atoms, *, report: dict, entry: dict, first: dict | None) -> dict:
-    """The entry of a relaxed structure, before its spectrum is known."""
-    energy = ff.evaluate([atoms], compute=Compute())[0].energy / len(atoms)
-    named = {str(t): symmetric.space_group(atoms, t) for t in TOLERANCES_A}
-    zero = energy if first is None else first["energy_eV_atom"]
-    return entry | {
-        "atoms": atoms,
-        "space_group": named[str(NAMED_AT_A)],
-        "space_groups": named,
-        "num_atoms": len(atoms),
-        "energy_eV_atom": energy,
-        "energy_meV_atom": 1e3 * (energy - zero),
-        "converged": report["converged"],
-        "max_force_eV_A": report["max_force_eV_A"],
-        "mesh": None,
-        "lowest_THz": None,
-        "stable": None,
-    }
-
-
-def _same(a: dict, b: dict) -> bool:
-    """The same energy and the same space group at one of the tolerances from that of the table upwards."""
-    names = (str(t) for t in TOLERANCES_A if t >= NAMED_AT_A)
-    return abs(a["energy_eV_atom"] - b["energy_eV_atom"]) < SAME_ENERGY_EV and any(
-        a["space_groups"][t] == b["space_groups"][t] for t in names
-    )
-
-
-def _primitive(atoms: ase.Atoms) -> ase.Atoms:
-    """The primitive cell at `NAMED_AT_A`, isotopes apart, without moving atoms onto symmetry; relaxation does that."""
-    kinds = structures.isotopes(atoms.numbers, atoms.get_masses())
-    cell = (atoms.cell.array, atoms.get_scaled_positions(), kinds)
-    primitive = spglib.standardize_cell(cell, to_primitive=True, no_idealize=True, symprec=NAMED_AT_A)
-    if primitive is None:
-        raise RuntimeError(f"spglib found no primitive cell of {atoms.get_chemical_formula()} at {NAMED_AT_A} A")
-    lattice, positions, found = primitive
-    like = [int(np.flatnonzero(kinds == kind)[0]) for kind in found]  # an atom of the same element and mass
-    masses = atoms.get_masses()[like] if atoms.has("masses") else None
-    return ase.Atoms(atoms.numbers[like], cell=lattice, scaled_positions=positions, pbc=True, masses=masses)
-
-
-def _heights(atoms: ase.Atoms) -> np.ndarray:
-    """Distances between parallel faces of the cell, A."""
-    return 1.0 / np.linalg.norm(atoms.cell.reciprocal().array, axis=1)
 
 
 def label(atoms: ase.Atoms, symprec: float = NAMED_AT_A) -> tuple[str, int]:

@@ -41,6 +41,32 @@ class Residuals(NamedTuple):
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
+class Relaxation(NamedTuple):
+    """How a relaxation went."""
+
+    residuals: Residuals  # at its end
+    converged: bool
+    fmax_eV_A: float  # as asked
+    steps: int
+    seconds: float
+    energy_change_eV_atom: float
+    volume_change_percent: float
+    space_group_before: str | None  # None where not periodic in three directions
+    space_group_after: str | None
+
+    def document(self) -> dict[str, object]:
+        """By name, the residuals among the rest, for reports."""
+        values = self._asdict()
+        return values.pop("residuals").document() | values
+
+
+class Relaxed(NamedTuple):
+    """What `relax` returns."""
+
+    atoms: ase.Atoms  # with the constraints of the structure given, no calculator
+    report: Relaxation
+
+
 def relax(
     ff: Potential,
     atoms: ase.Atoms,
@@ -50,7 +76,7 @@ def relax(
     steps: int = 500,
     symprec: float | None = SYMPREC_A,
     compute: Compute = Compute(),
-) -> tuple[ase.Atoms, dict]:
+) -> Relaxed:
     """Relax ions, and the cell if asked, with ASE's BFGS, in float64 by default.
 
     Args:
@@ -61,10 +87,6 @@ def relax(
       steps: at most.
       symprec: A; the structure is refined to its space group at this, then keeps that group. None: as it is.
       compute: dtype; progress shows step and largest force.
-
-    Returns:
-      (atoms, report): report holds the document of `residuals`, converged, steps, energy change, volume change and the
-      space group before and after.
 
     Raises:
       InputError: a structure the model cannot describe, a cell relaxation without three periodic directions or with
@@ -93,19 +115,20 @@ def relax(
         for converged in optimiser.irun(fmax=fmax, steps=steps):  # noqa: B007
             bar.update(optimiser.nsteps - bar.n)
             bar.set_postfix(fmax=f"{np.linalg.norm(relaxed.get_forces(), axis=1).max():.1e} eV/A")
-    report = residuals(relaxed).document() | {
-        "converged": bool(converged),
-        "fmax_eV_A": fmax,
-        "steps": int(optimiser.nsteps),
-        "seconds": time.perf_counter() - start,
-        "energy_change_eV_atom": (relaxed.get_potential_energy() - energy) / len(relaxed),
-        "volume_change_percent": 100.0 * (relaxed.cell.volume / volume - 1.0) if volume else 0.0,
-        "space_group_before": before,
-        "space_group_after": space_group(relaxed, named_at),
-    }
+    report = Relaxation(
+        residuals(relaxed),
+        bool(converged),
+        fmax_eV_A=fmax,
+        steps=int(optimiser.nsteps),
+        seconds=time.perf_counter() - start,
+        energy_change_eV_atom=(relaxed.get_potential_energy() - energy) / len(relaxed),
+        volume_change_percent=100.0 * (relaxed.cell.volume / volume - 1.0) if volume else 0.0,
+        space_group_before=before,
+        space_group_after=space_group(relaxed, named_at),
+    )
     relaxed.set_constraint(atoms.constraints)
     relaxed.calc = None
-    return relaxed, report
+    return Relaxed(relaxed, report)
 
 
 def _fixed(atoms: ase.Atoms) -> list[FixCartesian]:

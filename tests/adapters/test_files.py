@@ -12,20 +12,12 @@ from equijax.adapters import files, lora
 from equijax.errors import InputError
 from equijax.forcefield import ForceField
 from equijax.programs import adapters
-
-ROWS = (0, 2)  # Na and Cl
+from tests.adapters.samples import trained
 
 
 @pytest.fixture
 def base(student) -> ForceField:
     return student
-
-
-def trained(base, rank: int | float = 1, seed: int = 0, rows=ROWS, scale: float = 0.1) -> lora.Adapters:
-    """Adapters with random numbers in place of every zero."""
-    start = lora.init_lora(base.variables["params"], rank, alpha=2.0, rows=rows)
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: (scale * rng.normal(size=x.shape)).astype(np.float32), start)
 
 
 def test_directory_round_trip_merge_and_refusal(base, tmp_path, capsys):

@@ -13,20 +13,12 @@ from equijax.adapters import lora
 from equijax.config import Compute
 from equijax.errors import InputError
 from equijax.forcefield import ForceField
-
-ROWS = (0, 2)  # Na and Cl
+from tests.adapters.samples import ROWS, trained
 
 
 @pytest.fixture
 def base(student) -> ForceField:
     return student
-
-
-def trained(base, rank: int | float = 1, seed: int = 0, rows=ROWS, scale: float = 0.1) -> lora.Adapters:
-    """Adapters with random numbers in place of every zero."""
-    start = lora.init_lora(base.variables["params"], rank, alpha=2.0, rows=rows)
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: (scale * rng.normal(size=x.shape)).astype(np.float32), start)
 
 
 def with_params(base, params) -> ForceField:

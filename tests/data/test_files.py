@@ -17,29 +17,7 @@ from equijax.derivatives import Derivatives
 from equijax.errors import InputError
 from equijax.finetune import loss
 from equijax.units import GPA_PER_EV_A3
-
-CONFIG = testing.random_config(
-    channels=4, lmax=1, species=(11, 14, 17), max_ell=1, correlation=(2, 2), radial_mlp=(8,), heads=("a", "b")
-)
-ENERGY, STRESS = -25.0, np.array([0.01, 0.02, 0.03, 0.004, 0.005, 0.006])
-FORCES = np.arange(24.0).reshape(8, 3) / 10
-
-
-def frame(arrays=None, results=None, **info) -> ase.Atoms:
-    """Salt with these labels."""
-    atoms = testing.rattled()
-    atoms.info |= info
-    for name, x in (arrays or {}).items():
-        atoms.arrays[name] = x
-    if results:
-        atoms.calc = SinglePointCalculator(atoms, **results)
-    return atoms
-
-
-def written(path, *images):
-    ase.io.write(path, list(images), format="extxyz")
-    return path
-
+from tests.data.samples import CONFIG, ENERGY, FORCES, STRESS, frame, written
 
 VIRIALS = -voigt_6_to_full_3x3_stress(STRESS) * testing.rattled().get_volume()
 SPELLINGS = {

@@ -5,34 +5,12 @@ import ase.io
 import numpy as np
 import pytest
 from ase.build import bulk
-from ase.calculators.singlepoint import SinglePointCalculator
 
 from equijax import data, graph, potential, testing
 from equijax.data import select
 from equijax.data.items import batch, plan, prepare, size_of
 from equijax.errors import InputError
-
-VARIABLES = {"constants": {"atomic_energies": np.array([[-1.0, -2.0, -3.0], [1.0, 2.0, 3.0]])}}
-E0 = VARIABLES["constants"]["atomic_energies"]
-CONFIG = testing.random_config(
-    channels=4, lmax=1, species=(11, 14, 17), max_ell=1, correlation=(2, 2), radial_mlp=(8,), heads=("a", "b")
-)
-
-
-def frame(arrays=None, results=None, **info) -> ase.Atoms:
-    """Salt with these labels."""
-    atoms = testing.rattled()
-    atoms.info |= info
-    for name, x in (arrays or {}).items():
-        atoms.arrays[name] = x
-    if results:
-        atoms.calc = SinglePointCalculator(atoms, **results)
-    return atoms
-
-
-def written(path, *images):
-    ase.io.write(path, list(images), format="extxyz")
-    return path
+from tests.data.samples import CONFIG, E0, VARIABLES, frame, written
 
 
 def test_messages_name_file_and_frame_of_the_user(tmp_path):

@@ -1,35 +1,14 @@
-"""The evaluate and rattle commands on small models and structures."""
+"""Rattled, strained and relaxing structures, picked and written."""
 
 import ase.io
 import numpy as np
 import pytest
 from ase.build import bulk
 
-from equijax import checkpoint, data, testing
 from equijax.data.options import RattleConfig
 from equijax.data.rattle import make_supercell, rattled, relaxations, shortest_distance
 from equijax.errors import InputError
 from equijax.programs import rattle
-
-
-@pytest.fixture(scope="module")
-def model(student):
-    return student
-
-
-@pytest.fixture(scope="module")
-def labelled(model, tmp_path_factory):
-    """model/, and salt.extxyz: 4 structures labelled by the model, energies wrong by +0.1 eV/atom, forces by +0.2."""
-    path = tmp_path_factory.mktemp("evaluate")
-    checkpoint.save(path / "model", model.config, variables=model.variables, metadata={"source": "random"})
-    images = [testing.rattled(seed=i) for i in range(4)]
-    wrong = []
-    for atoms, found in zip(images, model.evaluate(images), strict=True):
-        values = {"energy": found.energy - 0.8, "forces": found.forces - 0.2, "stress": found.stress}
-        wrong.append(data.to_atoms(data.Labelled(atoms, **values)))
-    wrong[3].calc.results.pop("stress")
-    ase.io.write(path / "salt.extxyz", wrong)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -72,16 +51,16 @@ def test_rattled_supercells(salt, tmp_path, capsys):
     assert "POSCAR-001 and more already" in capsys.readouterr().err
 
 
-def test_supercell_is_long_enough_and_frames_of_relaxations_join(salt, labelled, model, tmp_path):
+def test_supercell_is_long_enough_and_frames_of_relaxations_join(salt, folder, student, tmp_path):
     assert len(make_supercell(ase.io.read(salt), None, min_length=8.0)) == 64
     primitive = make_supercell(bulk("Si", a=5.43), None, min_length=9.0)  # heights of 3.135 A
     assert len(primitive) == 2 * 27
     argv = ["--structure", str(salt), "--out", str(tmp_path), "--number", "3", "--candidates", "3", "--min-length", "5",
-            "--model", str(labelled / "model"), "--relaxations", "1", "--relaxation-steps", "2"]  # fmt: skip
+            "--model", str(folder / "model"), "--relaxations", "1", "--relaxation-steps", "2"]  # fmt: skip
     assert rattle.main(argv) == 0
     assert len(ase.io.read(tmp_path / "structures.extxyz", ":")) == 3
-    options = RattleConfig(salt, tmp_path, model=labelled / "model", relaxations=1, relaxation_steps=2)
-    frames = relaxations(model, ase.io.read(salt), options=options)
+    options = RattleConfig(salt, tmp_path, model=folder / "model", relaxations=1, relaxation_steps=2)
+    frames = relaxations(student, ase.io.read(salt), options=options)
     assert [kind for _, kind in frames] == [f"relaxation 1, step {i}" for i in range(3)]
     assert np.abs(frames[0][0].positions - frames[2][0].positions).max() > 1e-4
 

@@ -16,6 +16,7 @@ from equijax.errors import InputError
 from equijax.finetune import report, run, setup
 from equijax.finetune.defaults import resolve
 from equijax.programs import evaluate, finetune
+from tests.data.samples import lone, written
 
 OFFSET = -100.0  # eV/atom
 
@@ -121,15 +122,6 @@ def test_a_run_of_a_library_user_is_in_float64(folder, arguments, tmp_path):
     found = start.evaluate([s.atoms for s in structures], compute=Compute())
     expected = np.mean([np.abs(f.forces - s.forces) for f, s in zip(found, structures, strict=True)])
     assert result.before.errors["valid"].forces_mae == pytest.approx(expected, rel=1e-10)
-
-
-def written(path, *images):
-    ase.io.write(path, list(images), format="extxyz")
-    return path
-
-
-def lone(symbol, energy, **info) -> ase.Atoms:
-    return ase.Atoms(symbol, info={"REF_energy": energy, "config_type": "IsolatedAtom", **info})
 
 
 def test_isolated_atoms_alone_are_nothing_to_train_on(tmp_path):

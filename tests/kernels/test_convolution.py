@@ -9,15 +9,13 @@ from equijax import couplings, graph
 from equijax.kernels import build, convolution
 from equijax.nn import convolution as nn_convolution
 from equijax.nn.convolution import convolve
+from tests.kernels.samples import RTOL, derivatives, needs_compiler
 
 N, K, C = 6, 5, 16
 PATHS = tuple(tuple(p) for p in couplings.conv_paths(1, 2, out_lmax=2))
 SHAPES = ((N, K, len(PATHS), C), (N, K, 9), (N, 4, C), (N, sum(2 * p[2] + 1 for p in PATHS), C))
 J, TABLE_ROWS = 3, 10
 TABLE_SHAPES = ((N, K, J), *SHAPES[1:3], (TABLE_ROWS, len(PATHS), C), SHAPES[3])
-RTOL = {"float32": 5e-6, "float64": 1e-13}  # relative to the largest entry
-
-needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler on this machine")
 
 
 def random_graph(seed=0):
@@ -54,32 +52,7 @@ def gradient(f, weight):
     )
 
 
-def hvp(f, weight):
-    return lambda x, t: jax.jvp(gradient(f, weight), x, t)[1]
-
-
-def third(f, weight):
-    contract = lambda x, t: sum(jnp.vdot(a, b) for a, b in zip(hvp(f, weight)(x, t), t, strict=True))  # noqa: E731
-    return lambda x, t: jax.grad(contract)(x, t)
-
-
-def over_tangents(derivative):
-    return lambda f, weight: (
-        lambda x, t: jax.vmap(lambda *s: derivative(f, weight)(x, s))(*[jnp.stack([a, -a]) for a in t])
-    )
-
-
-def linearized(f, weight):
-    return lambda x, t: jax.vmap(jax.linearize(gradient(f, weight), *x)[1])(*[jnp.stack([a, 2 * a]) for a in t])
-
-
-DERIVATIVES = {
-    "value": lambda f, weight: lambda x, t: f(*x),
-    "gradient": lambda f, weight: lambda x, t: gradient(f, weight)(*x),
-    "batched hvp": over_tangents(hvp),
-    "linearized": linearized,
-    "third": third,
-    "batched third": over_tangents(third),
+DERIVATIVES = derivatives(gradient) | {
     "batch of some operands": lambda f, w: (
         lambda x, t: jax.vmap(gradient(f, w), (0, None, 0))(t[0][None], x[1], t[2][None])
     ),

@@ -6,17 +6,15 @@ import numpy as np
 import pytest
 
 from equijax import couplings
-from equijax.kernels import build, polynomial
+from equijax.kernels import polynomial
 from equijax.kernels import polynomial as kernel
 from equijax.nn import contraction
+from tests.kernels.samples import RTOL, derivatives, needs_compiler
 
 N, U, LMAX, DEGREE = 5, 3, 1, 3
-RTOL = {"float32": 5e-6, "float64": 1e-13}  # relative to the largest entry
 SLOT = jnp.asarray([0, 2, 2, 0, 1], jnp.int32)
 TABLES = [couplings.monomials(LMAX, 1, degree=degree) for degree in range(1, DEGREE + 1)]
 TABLE = polynomial.terms(TABLES, (LMAX + 1) ** 2)
-
-needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler on this machine")
 
 
 def random_point(dtype, channels):
@@ -32,33 +30,8 @@ def gradient(f, weight):
     return jax.grad(lambda w, x: jnp.sum(jnp.tanh(0.1 * f(w, x) * weight) + 1e-2 * f(jnp.sin(w), x) ** 2), (0, 1))
 
 
-def hvp(f, weight):
-    return lambda x, t: jax.jvp(gradient(f, weight), x, t)[1]
-
-
-def third(f, weight):
-    contract = lambda x, t: sum(jnp.vdot(a, b) for a, b in zip(hvp(f, weight)(x, t), t, strict=True))  # noqa: E731
-    return lambda x, t: jax.grad(contract)(x, t)
-
-
-def over_tangents(derivative):
-    return lambda f, weight: (
-        lambda x, t: jax.vmap(lambda *s: derivative(f, weight)(x, s))(*[jnp.stack([a, -a]) for a in t])
-    )
-
-
-def linearized(f, weight):
-    return lambda x, t: jax.vmap(jax.linearize(gradient(f, weight), *x)[1])(*[jnp.stack([a, 2 * a]) for a in t])
-
-
-DERIVATIVES = {
-    "value": lambda f, weight: lambda x, t: f(*x),
-    "gradient": lambda f, weight: lambda x, t: gradient(f, weight)(*x),
-    "hvp in x": lambda f, weight: lambda x, t: hvp(f, weight)(x, (jnp.zeros_like(x[0]), t[1])),
-    "batched hvp": over_tangents(hvp),
-    "linearized": linearized,
-    "third": third,
-    "batched third": over_tangents(third),
+DERIVATIVES = derivatives(gradient) | {
+    "hvp in x": lambda f, weight: lambda x, t: jax.jvp(gradient(f, weight), x, (jnp.zeros_like(x[0]), t[1]))[1],
     "forward twice": lambda f, weight: lambda x, t: jax.jvp(lambda *y: jax.jvp(f, y, t)[1], x, t)[1],
     "batch of x": lambda f, weight: lambda x, t: jax.vmap(gradient(f, weight), (None, 0))(x[0], t[1][None]),
     "batch of w": lambda f, weight: lambda x, t: jax.vmap(gradient(f, weight), (0, None))(t[0][None], x[1]),
@@ -96,7 +69,7 @@ def test_fallback_of_every_member(monkeypatch):
     x, t, weight = random_point("float32", 16)
     monkeypatch.setattr(kernel, "target", lambda *a: None)
     f, g = (lambda w, x, f=f: f(w, x, SLOT, TABLE) for f in (polynomial.evaluate, polynomial.plain))
-    program = jax.jit(lambda f, x, t: over_tangents(hvp)(f, weight)(x, t), static_argnums=0)
+    program = jax.jit(lambda f, x, t: DERIVATIVES["batched hvp"](f, weight)(x, t), static_argnums=0)
     for a, b in zip(program(f, x, t), program(g, x, t), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=RTOL["float32"] * np.abs(b).max())
 

@@ -17,9 +17,9 @@ from equijax.programs import phonons
 from equijax.relax import symmetric
 from equijax.relax import symmetric as relax
 from equijax.testing import TOLERANCE, random_config, random_forcefield
+from tests.phonons.samples import SMALL
 
 EXACT = TOLERANCE["float64"]["hessian"]
-SMALL = {"channels": 4, "max_ell": 1, "correlation": (2, 2), "radial_mlp": (8,), "num_radial": 4}
 
 
 @pytest.fixture(scope="module")

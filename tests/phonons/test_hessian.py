@@ -14,9 +14,9 @@ from equijax import compiled, graph, potential
 from equijax.config import Compute
 from equijax.phonons import hessian
 from equijax.testing import TOLERANCE, random_config, random_forcefield, rattled
+from tests.phonons.samples import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = {"channels": 4, "max_ell": 1, "correlation": (2, 2), "radial_mlp": (8,), "num_radial": 4}  # compiles fast
 EXACT = TOLERANCE["float64"]["hessian"]
 
 

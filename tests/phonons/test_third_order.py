@@ -12,9 +12,9 @@ from equijax.config import Compute
 from equijax.phonons import conductivity, force_constants, hessian, third_order
 from equijax.programs import kappa
 from equijax.testing import TOLERANCE, random_config, random_forcefield
+from tests.phonons.samples import SMALL
 
 EXACT = TOLERANCE["float64"]["hessian"]
-SMALL = {"channels": 4, "max_ell": 1, "correlation": (2, 2), "radial_mlp": (8,), "num_radial": 4}
 NACL = bulk("NaCl", "rocksalt", a=5.4)
 
 

@@ -19,9 +19,9 @@ from equijax import __main__, checkpoint, structures, testing
 from equijax.errors import InputError, MissingExtra, NotFinite
 from equijax.finetune import trainer
 from equijax.programs import runner
+from tests.samples import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = {"channels": 4, "lmax": 1, "species": (11, 17), "max_ell": 1, "correlation": (2, 2), "radial_mlp": (8,)}
 # What each program is called with; STRUCTURE, MODEL and OUT stand for files, and bad ones take their place.
 CALLS = {
     "adapters": "merge STRUCTURE --model MODEL --out OUT",

@@ -1,0 +1,63 @@
+"""What runs on a crystal begin with: the model and the structure, whether it is at rest, how to compute."""
+
+from typing import NamedTuple
+
+import ase
+from phonopy import Phonopy
+
+from equijax import forcefield, graph, structures
+from equijax.config import Compute
+from equijax.forcefield import ForceField
+from equijax.phonons import born, certificate
+from equijax.phonons.options import CrystalConfig, ForceConstantsConfig
+from equijax.potential import Potential
+from equijax.relax import symmetric
+
+
+class Start(NamedTuple):
+    """What a run is about."""
+
+    ff: ForceField
+    atoms: ase.Atoms
+
+
+def prepare(config: CrystalConfig) -> Start:
+    """The model and the crystal as it is in its file.
+
+    Raises:
+      FileNotFoundError, InputError: there is none, or the model does not know its elements.
+    """
+    ff, atoms = forcefield.load(config.model, head=config.head), structures.read(config.structure)
+    graph.check_atoms(atoms, ff.config, name=str(config.structure))
+    return Start(ff, atoms)
+
+
+def rest(ff: Potential, atoms: ase.Atoms, *, config: ForceConstantsConfig, phonon: Phonopy) -> dict:
+    """Certificate entries known before the force constants, warnings included.
+
+    Args:
+      ff: the model.
+      atoms: the crystal, relaxed or not.
+      config: of the run.
+      phonon: its supercell, a Phonopy or a Phono3py.
+
+    Raises:
+      InputError: forces so large that there is no harmonic analysis, unless the options allow it.
+    """
+    residual = symmetric.static_residuals(ff, atoms)
+    if not config.allow_unrelaxed:
+        symmetric.refuse_unrelaxed(residual, str(config.structure))
+    notes = symmetric.warn_unrelaxed(residual) + symmetric.warn_fixed(atoms) + born.warn_polar(phonon)
+    return certificate.provenance(ff) | {
+        "formula": atoms.get_chemical_formula(),
+        "space_group": symmetric.space_group(atoms, config.symprec),
+        "supercell_atoms": len(phonon.supercell),
+        "dtype": config.dtype,
+        "residual": residual.document(),
+        "warnings": notes,
+    }
+
+
+def compute(config: ForceConstantsConfig) -> Compute:
+    """How force constants are computed: precision, bytes, with a progress bar."""
+    return Compute(config.dtype, None if config.memory is None else int(config.memory * 1e9), progress=True)
