@@ -17,6 +17,7 @@ COMMANDS = {
     **{f"-m equijax.{name} --help": HEAVY for name in ("expansion", "kappa", "md", "modes", "phonons")},
     "-c import\tequijax": HEAVY,
     "-c import\tequijax;equijax.load;equijax.ForceField": LATER,
+    "-c import\tequijax.phonons.run,equijax.calculator,equijax.nn.mace": {"e3nn_jax", "sympy", "torch"},
 }
 
 
