@@ -27,7 +27,7 @@ import tyro
 from ase.build import bulk
 from ase.spacegroup import crystal
 
-from equijax import compiled, forcefield, testing
+from equijax import executables, forcefield, testing
 from equijax.phonons import force_constants, hessian
 
 HESSIAN_ROWS = 6  # of mace-torch's Hessian that are timed
@@ -104,7 +104,7 @@ def row(ff, name: str, with_torch: bool) -> dict:
     phonon = force_constants.make_phonon(make(), (repeat,) * 3)
     cold = seconds(lambda: force_constants.force_constants(ff, phonon))
     warm = best(lambda: force_constants.force_constants(ff, phonon))
-    temporary = max(needed for _, needed in compiled.programs.values()) / 1e9
+    temporary = max(needed for _, needed in executables.programs.values()) / 1e9
     fast = ff.specialise(phonon.supercell.numbers)
     force_constants.force_constants(fast, phonon)
     fast_warm = best(lambda: force_constants.force_constants(fast, phonon))
@@ -162,7 +162,7 @@ def memory_row(ff, name: str, fast: bool) -> dict:
     ff = ff.specialise(set(make().numbers)) if fast else ff
     phonon = force_constants.make_phonon(make(), (repeat,) * 3)
     took = seconds(lambda: force_constants.force_constants(ff, phonon))
-    (needed,) = {needed for _, needed in compiled.programs.values()}
+    (needed,) = {needed for _, needed in executables.programs.values()}
     return {
         "crystal": f"{name}, fast" if fast else name,
         "atoms": len(phonon.supercell),

@@ -1,4 +1,4 @@
-"""Compiled programs: a bounded number in memory, sized to what a device has free; and what is kept of them on disk.
+"""Where compiled programs are kept, and how much of a device they may use.
 
 EQUIJAX_CACHE names another folder than the user's own (`~/.cache/equijax`, $XDG_CACHE_HOME/equijax); "off" keeps
 nothing that XLA compiles (EQUIJAX_KERNELS is the switch of the C++ kernels).
@@ -11,47 +11,56 @@ import platform
 import shutil
 import stat
 import subprocess
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import platformdirs
 import psutil
 
 MAX_BYTES = 1 << 29  # of programs kept, the least recently used go first; one takes 0.1 to 2 MB
-MAX_PROGRAMS = 16  # alive at once: XLA on CPU runs out of memory maps when there are hundreds
 CHUNK_SLOTS = {"cpu": 4096}  # by backend, measured with bench/phonons.py
 ACCELERATOR_SLOTS = 1 << 19
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 OFF = "off"
 log = logging.getLogger(__name__)
-programs: OrderedDict[Hashable, "Program"] = OrderedDict()
+PROGRAMS = "programs"  # folder of `equijax.executables`
+_places: dict[str, Path] = {}  # folders in use
 
 
 def use_cache() -> None:
-    """Keep what XLA compiles from now on, and take it from there in the next process.
+    """Keep compiled programs from now on, and take them from there in the next process.
 
     Programs and the ASE calculator call this; `import equijax` changes nothing of a user's JAX, and a cache that the
-    user chose (JAX_COMPILATION_CACHE_DIR, jax_compilation_cache_dir) or switched off stays as it is. Where there is no
-    safe place, one line says so and nothing is kept.
+    user chose for JAX (JAX_COMPILATION_CACHE_DIR, jax_compilation_cache_dir) stays as it is, with `equijax.executables`
+    beside it; where the user switched JAX's off nothing is kept. Where there is no safe place, one line says so.
     """
-    chosen = jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache
-    if chosen or os.environ.get("EQUIJAX_CACHE") == OFF:
+    if not jax.config.jax_enable_compilation_cache or os.environ.get("EQUIJAX_CACHE") == OFF:
         return
     try:
         # a home folder may serve several kinds of processor
-        path = folder(f"xla-{hashlib.sha256(processor().encode()).hexdigest()[:12]}")
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise PermissionError(f"{path} cannot be written to: set EQUIJAX_CACHE")
+        xla = _writable(f"xla-{hashlib.sha256(processor().encode()).hexdigest()[:12]}")
+        _places[PROGRAMS] = _writable(PROGRAMS)
     except OSError as error:
         log.warning("compiled programs are not kept for the next time: %s", error)
         return
-    jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many small ones take seconds together
-    jax.config.update("jax_compilation_cache_dir", str(path))
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many small ones take seconds together
+        jax.config.update("jax_compilation_cache_dir", str(xla))
+
+
+def programs_folder() -> Path | None:
+    """Folder of compiled programs; None where none are kept."""
+    off = not jax.config.jax_enable_compilation_cache or os.environ.get("EQUIJAX_CACHE") == OFF
+    return None if off else _places.get(PROGRAMS)
+
+
+def _writable(name: str) -> Path:
+    path = folder(name)
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path} cannot be written to: set EQUIJAX_CACHE")
+    return path
 
 
 @cache
@@ -87,61 +96,6 @@ def folder(name: str) -> Path:
     if found.st_mode & WRITABLE_BY_OTHERS:
         raise PermissionError(f"{path} can be written to by others: chmod go-w {path}, if you trust what is in it")
     return path
-
-
-class Program(NamedTuple):
-    """A compiled program and what it needs beside its arguments."""
-
-    call: jax.stages.Compiled
-    temporary: int  # bytes on a device
-
-
-def program(key: Hashable, lower: Callable[[], jax.stages.Lowered]) -> Program:
-    """The program of `key`, compiled unless it is among the `MAX_PROGRAMS` that were used last."""
-    if key not in programs:
-        call = lower().compile()
-        programs[key] = Program(call, call.memory_analysis().temp_size_in_bytes)
-        while len(programs) > MAX_PROGRAMS:
-            programs.popitem(last=False)
-    programs.move_to_end(key)
-    return programs[key]
-
-
-def fitting(
-    key: tuple, lower: Callable[[int], jax.stages.Lowered], *, chunk: int, memory: int, one: str
-) -> tuple[jax.stages.Compiled, int]:
-    """The program that does the most at once within `memory`.
-
-    Args:
-      key: of the program, but for the chunk.
-      lower: makes the program for a chunk.
-      chunk: what one call should do, if memory allows; rounded up to a power of two, so that programs are few.
-      memory: bytes of a device for temporary arrays.
-      one: what a chunk of 1 is, for the message.
-
-    Returns:
-      the program and its chunk.
-
-    Raises:
-      MemoryError: a chunk of 1 needs more than `memory`.
-    """
-    chunk = 1 << (chunk - 1).bit_length()
-    while True:
-        found = program((*key, chunk), partial(lower, chunk))
-        if found.temporary <= memory:
-            return found.call, chunk
-        if chunk == 1:
-            raise MemoryError(
-                f"{one} needs {found.temporary / 1e9:.2f} GB a device, the budget is {memory / 1e9:.2f} GB: raise the "
-                "memory option, use float32 or a smaller cell"
-            )
-        fits = max(1, int(chunk * memory / found.temporary))
-        chunk = min(chunk // 2, 1 << (fits.bit_length() - 1))
-
-
-def shapes(tree: Any) -> tuple:
-    """Shapes and dtypes of the arrays of a pytree: what the key of a program that takes it must hold."""
-    return tuple((x.shape, x.dtype.name) for x in jax.tree.leaves(tree))
 
 
 def chunk_slots() -> int:

@@ -2,15 +2,13 @@
 
 import dataclasses
 import json
+import re
 import types
 import typing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from equijax.errors import InputError
-
-if TYPE_CHECKING:
-    import e3nn_jax
 
 T = TypeVar("T")
 INTERACTIONS = (
@@ -22,6 +20,7 @@ INTERACTIONS = (
 RADIAL_BASES = ("bessel", "gaussian", "chebyshev")
 DISTANCE_TRANSFORMS = ("none", "agnesi", "soft")
 GATES = ("silu", "tanh", "abs", "none")
+IRREPS = re.compile(r"((?P<mul>\d+)x)?(?P<l>\d+)(?P<parity>[eo])")
 
 
 DTYPES = ("float32", "float64")
@@ -104,19 +103,19 @@ class ModelConfig:
                 f"correlation {self.correlation} must have one entry for each of the "
                 f"{self.num_interactions} interactions"
             )
-        for mul, ir in _irreps(self.hidden_irreps):
-            if ir.p != (-1) ** ir.l or mul != self.channels:
+        for mul, l, parity in _irreps(self.hidden_irreps):
+            if parity != "eo"[l % 2] or mul != self.channels:
                 raise InputError(
                     f"hidden_irreps {self.hidden_irreps!r}: need the same multiplicity of natural-parity "
                     "irreps (0e, 1o, 2e, ...), one of each l"
                 )
-        if [ir.l for _, ir in _irreps(self.hidden_irreps)] != list(range(self.hidden_lmax + 1)):
+        if [part.l for part in _irreps(self.hidden_irreps)] != list(range(self.hidden_lmax + 1)):
             raise InputError(f"hidden_irreps {self.hidden_irreps!r} must hold every l from 0 up, once")
 
     @property
     def channels(self) -> int:
         """Multiplicity C of every hidden irrep."""
-        return next(iter(_irreps(self.hidden_irreps))).mul
+        return _irreps(self.hidden_irreps)[0].mul
 
     @property
     def hidden_lmax(self) -> int:
@@ -140,10 +139,20 @@ class ModelConfig:
         return json.dumps(self.to_dict(), indent=1)
 
 
-def _irreps(text: str) -> "e3nn_jax.Irreps":
-    import e3nn_jax  # not at the top: with it come sympy and half of scipy, which no `--help` needs
+class Irreps(NamedTuple):
+    """Some copies of one irreducible representation of O(3)."""
 
-    return e3nn_jax.Irreps(text)
+    mul: int
+    l: int
+    parity: str  # "e" or "o"
+
+
+def _irreps(text: str) -> list[Irreps]:
+    """ "128x0e+128x1o" as `Irreps`; not by e3nn_jax, with which come sympy and half of scipy."""
+    found = [IRREPS.fullmatch(part.strip()) for part in text.split("+")]
+    if None in found:
+        raise InputError(f"hidden_irreps {text!r}: expected terms such as 128x0e, joined by +")
+    return [Irreps(int(m["mul"] or 1), int(m["l"]), m["parity"]) for m in found if m]
 
 
 def _one_of(name: str, value: str, *, allowed: tuple[str, ...]) -> None:

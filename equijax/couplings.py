@@ -3,8 +3,10 @@
 Everything here depends on degrees l alone, runs once at trace time and is cached.
 """
 
+from fractions import Fraction
 from functools import lru_cache
-from itertools import combinations_with_replacement, permutations
+from itertools import combinations_with_replacement, permutations, product
+from math import factorial, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -21,11 +23,79 @@ class Path(NamedTuple):
     l3: int
 
 
+@lru_cache
 def clebsch_gordan(l1: int, l2: int, l3: int) -> np.ndarray:
-    """[2 l1 + 1, 2 l2 + 1, 2 l3 + 1] real coupling sqrt(2 l3 + 1) * w3j, e3nn's "component" normalisation."""
-    import e3nn_jax as e3nn  # not at the top: see config.py
+    """[2 l1 + 1, 2 l2 + 1, 2 l3 + 1] real coupling sqrt(2 l3 + 1) * w3j, e3nn's "component" normalisation.
 
-    return np.asarray(e3nn.clebsch_gordan(l1, l2, l3), np.float64) * np.sqrt(2 * l3 + 1)
+    The coefficients of complex harmonics (Racah's formula; Varshalovich et al. 1988, 8.2.1, Eq. 3) in the real basis
+    (`_real_basis`). Not taken from e3nn_jax, whose import takes longer than a small calculation; a test compares them.
+    """
+    complex_ = np.array(
+        [[[_racah(l1, l2, j3=l3, m1=a, m2=b, m3=c) for c in _range(l3)] for b in _range(l2)] for a in _range(l1)]
+    )
+    Q1, Q2, Q3 = (_real_basis(l) for l in (l1, l2, l3))
+    real = np.einsum("ai,bj,ck,abc->ijk", Q1, Q2, Q3.conj(), complex_).real
+    real.flags.writeable = False  # shared by all who ask
+    return real
+
+
+def _range(l: int) -> range:
+    return range(-l, l + 1)
+
+
+def _racah(j1: int, j2: int, *, j3: int, m1: int, m2: int, m3: int) -> float:
+    """<j1 m1 j2 m2 | j3 m3>"""
+    if m3 != m1 + m2 or not abs(j1 - j2) <= j3 <= j1 + j2:
+        return 0.0
+    f = factorial
+    outside = Fraction(
+        (2 * j3 + 1) * f(j3 + j1 - j2) * f(j3 - j1 + j2) * f(j1 + j2 - j3) * f(j3 + m3) * f(j3 - m3),
+        f(j1 + j2 + j3 + 1),
+    ) * (f(j1 - m1) * f(j1 + m1) * f(j2 - m2) * f(j2 + m2))
+    inside = Fraction(0)
+    for k in range(max(0, j2 - j3 - m1, j1 - j3 + m2), min(j1 + j2 - j3, j1 - m1, j2 + m2) + 1):
+        rest = f(j1 + j2 - j3 - k) * f(j1 - m1 - k) * f(j2 + m2 - k) * f(j3 - j2 + m1 + k) * f(j3 - j1 - m2 + k)
+        inside += Fraction((-1) ** k, f(k) * rest)
+    return float(inside) * sqrt(outside)
+
+
+def _real_basis(l: int) -> np.ndarray:
+    """[2l+1, 2l+1] complex harmonics (rows) in terms of real ones, with the phase (-i)^l that makes couplings real."""
+    Q = np.zeros((2 * l + 1, 2 * l + 1), complex)
+    Q[l, l] = 1.0
+    for m in range(1, l + 1):
+        Q[l - m, [l + m, l - m]] = sqrt(0.5), -1j * sqrt(0.5)
+        Q[l + m, [l + m, l - m]] = (-1) ** m * sqrt(0.5), (-1) ** m * 1j * sqrt(0.5)
+    return (-1j) ** l * Q
+
+
+class Harmonics(NamedTuple):
+    """Real spherical harmonics up to l as products of d = max(1, l) linear forms: Y(u) = prod_i ([1, u] A_i) M."""
+
+    linear: np.ndarray  # [d, 4, monomials] A
+    mix: np.ndarray  # [monomials, m] M
+
+
+@lru_cache
+def harmonics(lmax: int) -> Harmonics:
+    """Those of unit vectors (x, y, z), l = 0..lmax in e3nn's order, |Y_l|^2 = 2l + 1 ("component").
+
+    Y_l is Y_{l-1} coupled with Y_1, a tensor of degree l: its sums over permutations are the coefficients of monomials.
+    """
+    degree = max(1, lmax)
+    monomials = list(combinations_with_replacement(range(4), degree))  # of (1, x, y, z)
+    row = {factors: i for i, factors in enumerate(monomials)}
+    mix = np.zeros((len(monomials), (lmax + 1) ** 2))
+    tensor = np.ones((1,))  # Y_l, [2l+1, 3, ..., 3]
+    for l in range(lmax + 1):
+        if l > 0:
+            tensor = np.einsum("a...,abc->c...b", tensor, clebsch_gordan(l - 1, 1, l)) if l > 1 else np.eye(3)
+            pole = tensor[(l, *[1] * l)]  # at u = y, where m = 0 alone is not zero
+            tensor = tensor / pole
+        for index in product(range(3), repeat=l):
+            factors = tuple(sorted((*[0] * (degree - l), *(i + 1 for i in index))))
+            mix[row[factors], l * l : (l + 1) ** 2] += sqrt(2 * l + 1) * tensor[(slice(None), *index)]
+    return Harmonics(np.eye(4)[:, np.array(monomials).T].swapaxes(0, 1), mix)
 
 
 @lru_cache

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
-from equijax import potential
+from equijax import executables, potential
 from equijax.config import ModelConfig
 from equijax.graph.gather import gather_senders, sum_to_senders
 from equijax.potential import cast, isolated_energies, per_graph
@@ -223,7 +223,9 @@ def evaluate(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, 
 def start(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, dtype: str = "float32") -> Derivatives:
     """The device's part of `evaluate`; returns before the device is done."""
     with jax.enable_x64(np.dtype(dtype) == np.float64):
-        return _evaluate(config, cast(variables, dtype), graph=cast(graph, dtype))
+        arguments = cast(variables, dtype), cast(graph, dtype)
+        key = ("energy_forces_stress", config, executables.shapes(arguments))
+        return executables.program(key, lambda: _evaluate.lower(config, *arguments)).call(*arguments)
 
 
 def finish(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, started: Derivatives) -> Derivatives:

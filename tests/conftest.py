@@ -14,6 +14,7 @@ MAX_MEMORY_MAPS = 20_000  # XLA on CPU crashes at the kernel's usual limit of 65
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("EQUIJAX_CACHE", "off")  # programs of functions that tests replace
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 settings.register_profile(

@@ -1,5 +1,6 @@
 """Compiled programs on disk: turned on by programs and the calculator alone, in a safe place, shared by crystals."""
 
+import json
 import os
 import subprocess
 import sys
@@ -28,6 +29,7 @@ def cache(monkeypatch, tmp_path):
     before = {name: getattr(jax.config, name) for name in (FOLDER, SIZE, SECONDS)}
     jax.config.update(FOLDER, None)
     monkeypatch.setenv("EQUIJAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiled, "_places", {})
     yield tmp_path
     for name, value in before.items():
         jax.config.update(name, value)
@@ -54,16 +56,20 @@ def test_who_turns_it_on(cache, start):
     STARTS[start]()
     assert folder_in_use().parent == cache and folder_in_use().stat().st_mode & 0o777 == 0o700
     assert jax.config.jax_compilation_cache_max_size == compiled.MAX_BYTES
+    assert compiled.programs_folder() == cache / "programs"
 
 
 def test_a_users_own_choice_stays(cache, monkeypatch):
     jax.config.update(FOLDER, "of/the/user")
     compiled.use_cache()
     assert jax.config.jax_compilation_cache_dir == "of/the/user"
-    jax.config.update(FOLDER, None)
+    assert compiled.programs_folder() == cache / "programs"
+
+
+def test_nothing_is_kept_where_it_is_switched_off(cache, monkeypatch):
     monkeypatch.setenv("EQUIJAX_CACHE", "off")
     compiled.use_cache()
-    assert jax.config.jax_compilation_cache_dir is None
+    assert jax.config.jax_compilation_cache_dir is None and compiled.programs_folder() is None
     assert not list(cache.iterdir())
 
 
@@ -103,29 +109,44 @@ def work(name: str) -> None:
     force_constants.spot_check(ff, phonon)
 
 
-def test_another_crystal_in_another_process_compiles_nothing(tmp_path):
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """Folder of the cache, and of a process for each crystal in turn: what JAX counted, and functions it traced."""
     script = f"""
-import sys, collections, importlib.util, jax
+import sys, collections, importlib.util, json, jax
 spec = importlib.util.spec_from_file_location("compiled_tests", {__file__!r})
 tests = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tests)
 tests.compiled.use_cache()
-counts = collections.Counter()
+counts, traced = collections.Counter(), set()
 jax.monitoring.register_event_listener(lambda event, **_: counts.update([event.split("/")[-1]]))
+jax.monitoring.register_event_duration_secs_listener(lambda event, _, fun_name=None, **more: traced.add(fun_name))
 tests.work(sys.argv[1])
-print(counts["compile_requests_use_cache"], counts["cache_hits"], counts["cache_misses"])
+print(json.dumps([counts, [name for name in traced if name]]))
 """
-    root = Path(compiled.__file__).parent.parent
-    env = os.environ | {"EQUIJAX_CACHE": str(tmp_path), "PYTHONPATH": str(root)}
+    path, root = tmp_path_factory.mktemp("cache"), Path(compiled.__file__).parent.parent
+    env = os.environ | {"EQUIJAX_CACHE": str(path), "PYTHONPATH": str(root)}
     env.pop("JAX_COMPILATION_CACHE_DIR")
-    counts = {}
+    found = []
     for name in CRYSTALS:
         done = subprocess.run([sys.executable, "-c", script, name], capture_output=True, text=True, env=env)
         assert done.returncode == 0, done.stderr[-2000:]
-        counts[name] = tuple(map(int, done.stdout.split()[-3:]))
-    (_, _, first), (requests, hits, misses) = counts.values()
-    assert first > 0
-    assert requests == hits > 0 and misses == 0, counts
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    return path, found
+
+
+def test_another_crystal_in_another_process_compiles_nothing(processes):
+    _, ((first, _), (second, _)) = processes
+    assert first["cache_misses"] > 0
+    assert second["compile_requests_use_cache"] == second["cache_hits"] and "cache_misses" not in second, second
+
+
+def test_another_crystal_in_another_process_traces_no_program(processes):
+    folder, ((_, first), (_, second)) = processes
+    assert {"push_tangents", "_evaluate"} <= {name.split(" ")[0] for name in first}
+    assert not {name for name in second if "push" in name or "evaluate" in name}
+    names = {path.name.split("-")[0] for path in (folder / "programs").iterdir()}
+    assert names == {"push_tangents", "energy_forces_stress"}
 
 
 GB = 1 << 30

@@ -15,6 +15,7 @@ LAYERS = (
     {"tables"},
     {"graph"},
     {"kernels"},
+    {"executables"},
     {"nn"},
     {"potential"},
     {"derivatives", "checkpoint"},

@@ -28,7 +28,8 @@ MODES = ("auto", "off", "require")
 REGISTERS = (("avx512f", 64), ("avx", 32))
 log = logging.getLogger(__name__)
 _locks: defaultdict = defaultdict(threading.Lock)
-_registered: set[str] = set()
+registered: set[str] = set()  # keys of the kernels that XLA knows
+refused: list[str] = []  # why kernels that were wanted could not be had
 
 
 def mode() -> str:
@@ -82,15 +83,29 @@ def target(name: str, source: str) -> str | None:
     with _locks[name, source]:  # who needs a kernel that another thread is compiling waits for it
         try:
             key = _key(cxx, name, source=source)
-            library = _kept(key) or _compile(cxx, name, source=source, key=key)
-            symbol = ctypes.CDLL(str(library)).handler
+            if _kept(key) is None:
+                _compile(cxx, name, source=source, key=key)
+            register(key)
         except OSError as error:
             return _without(f"the {name} kernel is not available: {error}")
-        # the key is part of the name: a program in JAX's compilation cache never meets another version of its kernel
-        if key not in _registered:
-            jax.ffi.register_ffi_target(f"equijax_{key}", jax.ffi.pycapsule(symbol), platform="cpu")
-            _registered.add(key)
+    # the key is part of the name: a program in a cache never meets another version of its kernel
     return f"equijax_{key}"
+
+
+def register(key: str) -> bool:
+    """Hand the library of a kernel to XLA; whether there is one in the cache.
+
+    Raises:
+      OSError: the library cannot be loaded.
+    """
+    if key in registered:
+        return True
+    library = _kept(key)
+    if library is not None:
+        handler = jax.ffi.pycapsule(ctypes.CDLL(str(library)).handler)
+        jax.ffi.register_ffi_target(f"equijax_{key}", handler, platform="cpu")
+        registered.add(key)
+    return library is not None
 
 
 def _key(cxx: str, name: str, *, source: str) -> str:
@@ -114,7 +129,7 @@ def _kept(key: str) -> Path | None:
     return None
 
 
-def _compile(cxx: str, name: str, *, source: str, key: str) -> Path:
+def _compile(cxx: str, name: str, *, source: str, key: str) -> None:
     """Build the library beside its place, then move it there.
 
     Raises:
@@ -132,9 +147,7 @@ def _compile(cxx: str, name: str, *, source: str, key: str) -> Path:
             errors = [line for line in result.stderr.splitlines() if "error" in line] or [result.stderr[-200:]]
             raise ChildProcessError(f"{cxx} failed: {errors[0].strip()}")
         built.chmod(0o700)
-        library = folder / f"{key}_{_digest(built.read_bytes())}.so"
-        os.replace(built, library)
-    return library
+        os.replace(built, folder / f"{key}_{_digest(built.read_bytes())}.so")
 
 
 @cache
@@ -146,4 +159,5 @@ def _without_compiler() -> bool:
 def _without(message: str) -> None:
     if mode() == "require":
         raise RuntimeError(f"EQUIJAX_KERNELS=require: {message}")
+    refused.append(message)
     log.warning("%s; XLA computes the same numbers, slower", message)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from equijax import couplings, precision
 from equijax.config import ModelConfig
 from equijax.graph.fields import Topology
 from equijax.nn.blocks import Geometry, Interaction, Product, readout
@@ -59,10 +60,11 @@ class MACE(nn.Module):
         return scale[head] * (pair + learned) + shift[head]
 
 
+@precision.exact
 def edge_harmonics(config: ModelConfig, vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Lengths [N, K] A and real spherical harmonics [N, K, m] of edge vectors [N, K, 3], "component" normalised."""
-    import e3nn_jax as e3nn  # not at the top: see config.py
-
     r = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
-    irreps = e3nn.Irreps.spherical_harmonics(config.max_ell)
-    return r, e3nn.spherical_harmonics(irreps, vectors / r[..., None], False, normalization="component").array
+    u, Y = vectors / r[..., None], couplings.harmonics(config.max_ell)
+    # products with constant matrices, at any order of derivative: few operations for XLA to compile
+    forms = [u @ jnp.asarray(A[1:], u.dtype) + jnp.asarray(A[0], u.dtype) for A in Y.linear]
+    return r, math.prod(forms[1:], start=forms[0]) @ jnp.asarray(Y.mix, u.dtype)

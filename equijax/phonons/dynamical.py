@@ -27,7 +27,7 @@ from phonopy.phonon.band_structure import BandStructure
 from phonopy.phonon.degeneracy import degenerate_sets
 from tqdm import tqdm
 
-from equijax import compiled, potential, structures, units
+from equijax import compiled, executables, potential, structures, units
 from equijax.config import Compute
 from equijax.derivatives import WaveKind, wave_columns
 from equijax.errors import InputError
@@ -264,8 +264,8 @@ def _program(
         shapes = (jax.ShapeDtypeStruct((chunk, *shape), positions.dtype) for shape in ((3,), positions.shape))
         return _columns.lower(kind, *arguments, *shapes)
 
-    return compiled.fitting(
-        (*kind, *compiled.shapes(arguments[1])),
+    return executables.fitting(
+        ("wave_columns", kind, executables.shapes(arguments[1])),
         lower,
         chunk=max(1, min(compiled.chunk_slots() // width, num)),
         memory=compiled.default_memory() if memory is None else memory,

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from equijax import compiled, graph, potential
+from equijax import compiled, executables, graph, potential
 from equijax.config import Compute
 from equijax.derivatives import push_tangents
 from equijax.errors import InputError
@@ -241,8 +241,8 @@ def _program(
         return jitted.lower(variables, batch, jax.ShapeDtypeStruct(shape, "float64", sharding=split), 1)
 
     wanted = max(FEW_TANGENTS, -(-num // len(devices)))
-    program, chunk = compiled.fitting(
-        (config, compute.dtype, len(devices), *compiled.shapes(batch)),
+    program, chunk = executables.fitting(
+        ("push_tangents", config, compute.dtype, len(devices), executables.shapes(batch)),
         lower,
         chunk=max(1, min(compiled.chunk_slots() // len(batch.senders), wanted)),
         memory=compiled.default_memory() if compute.memory is None else compute.memory,

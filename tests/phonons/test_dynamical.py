@@ -11,7 +11,7 @@ from phonopy.harmonic.dynmat_to_fc import get_commensurate_points
 from phonopy.phonon.group_velocity import GroupVelocity
 from phonopy.structure.atoms import PhonopyAtoms
 
-from equijax import compiled, testing
+from equijax import executables, testing
 from equijax.config import Compute
 from equijax.kernels import build
 from equijax.nn import convolution
@@ -105,11 +105,11 @@ def test_the_kernel_takes_values_turned_at_the_edges(atoms, monkeypatch):
     ff = testing.random_forcefield(testing.random_config(**options))
     calls = []
     for least in (16, 1000):
-        compiled.programs.clear()
+        executables.programs.clear()
         jax.clear_caches()
         monkeypatch.setattr(convolution, "KERNEL_CHANNELS", least)
-        calls.append(dynamical.dynamical_matrices(ff, atoms, qpoints=[[0.13, 0.27, 0.41]]))
-        programs = next(iter(compiled.programs.values()))[0].as_text()
+        calls.append(dynamical.dynamical_matrices(ff, atoms, [[0.13, 0.27, 0.41]]))
+        programs = next(iter(executables.programs.values()))[0].as_text()
         assert ("equijax_convolution" in programs) == (least == 16)
     np.testing.assert_allclose(*calls, rtol=0, atol=1e-12 * np.abs(calls[0]).max())
 

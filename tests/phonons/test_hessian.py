@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from equijax import compiled, graph, potential
+from equijax import executables, graph, potential
 from equijax.config import Compute
 from equijax.phonons import hessian
 from equijax.testing import TOLERANCE, random_config, random_forcefield, rattled
@@ -68,9 +68,9 @@ def test_a_budget_too_small_for_one_row_is_an_error_that_says_what_is_needed(ff,
 
 def test_tangents_are_linear_and_a_second_call_compiles_nothing(ff, atoms, full):
     tangents = np.random.default_rng(0).normal(size=(20, len(atoms), 3))
-    before = set(compiled.programs)
-    found = hessian.hvp(ff, atoms, tangents=tangents)
-    assert set(compiled.programs) == before
+    before = set(executables.programs)
+    found = hessian.hvp(ff, atoms, tangents)
+    assert set(executables.programs) == before
     np.testing.assert_allclose(found, np.einsum("bia,iajc->bjc", tangents, full), rtol=0, atol=10 * EXACT)
 
 
@@ -79,7 +79,7 @@ def test_float32_with_sums_in_float64(ff, atoms, full):
     found = hessian.hessian(ff, atoms, compute=Compute("float32"))
     assert 0 < np.abs(found - full).max() < 1e-5 * np.abs(full).max()
     np.testing.assert_allclose(found.sum(2), 0, rtol=0, atol=1e-6 * np.abs(full).max())
-    (program, _), *_ = [p for key, p in compiled.programs.items() if "float32" in key and key[0] == ff.config]
+    (program, _), *_ = [p for key, p in executables.programs.items() if "float32" in key and key[1] == ff.config]
     wide = {shape for shape in re.findall(r"f64\[([\d,]+)\]", program.as_text()) if int(shape.split(",")[-1]) > 3}
     assert not wide
 

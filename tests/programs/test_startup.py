@@ -18,6 +18,7 @@ STARTS = {
     **{f"-m equijax.{name} --help": HEAVY for name in COMMANDS},
     "-c import\tequijax": HEAVY,
     "-c import\tequijax;equijax.load;equijax.ForceField": LATER,
+    "-c import\tequijax.phonons.run,equijax.calculator,equijax.nn.mace": {"e3nn_jax", "sympy", "torch"},
 }
 
 

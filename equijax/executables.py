@@ -1,0 +1,210 @@
+"""Compiled programs: a bounded number in memory, and kept on disk so that the next process neither traces nor compiles.
+
+JAX's own compilation cache (`equijax.compiled`) spares the compiler alone: to find a program there, JAX must trace and
+lower it first, which takes longer than the work of a small crystal. Here a program is found by what it was made from:
+configuration, shapes, equijax's own source, the versions of JAX, the devices and the processor.
+
+What is read back is a pickle with machine code, so it is executed: it lies in a folder that only this user can write
+to, and whoever can write there could as well change the user's Python. EQUIJAX_CACHE=off keeps and reads nothing.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import os
+import pickle
+import tempfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend
+import jaxlib
+from jax.experimental import serialize_executable
+
+from equijax import compiled, precision
+from equijax.kernels import build
+
+MAX_PROGRAMS = 16  # alive at once: XLA on CPU runs out of memory maps when there are hundreds
+PLAIN = (str, bytes, int, float, type(None))  # what a key on disk may hold, in tuples and dataclasses
+SUFFIX = ".program"
+log = logging.getLogger(__name__)
+programs: OrderedDict[Hashable, "Program"] = OrderedDict()
+
+
+class Program(NamedTuple):
+    """A compiled program and what it needs beside its arguments."""
+
+    call: jax.stages.Compiled
+    temporary: int  # bytes on a device
+
+
+class Kept(NamedTuple):
+    """What a file holds of a program."""
+
+    kernels: tuple[str, ...]  # that XLA must know before it reads the machine code
+    devices: tuple[int, ...]  # ids
+    temporary: int
+    executable: tuple  # of `serialize_executable`
+
+
+class Unusable(Exception):
+    """A file on disk cannot be used; the message says why."""
+
+
+def program(key: tuple, lower: Callable[[], jax.stages.Lowered]) -> Program:
+    """The program of `key`: in memory among the `MAX_PROGRAMS` that were used last, on disk, or compiled now.
+
+    Args:
+      key: the name of a function, then all that its program depends on beside the process: static arguments, `shapes`
+        of the others. Where all of it is plain values in tuples and dataclasses, the program is kept on disk.
+      lower: traces it.
+    """
+    key = (*key, precision.of_model(), jax.config.jax_enable_x64)
+    if key not in programs:
+        path = _path(key)
+        programs[key] = (path and _read(path)) or _compile(path, lower)
+        while len(programs) > MAX_PROGRAMS:
+            programs.popitem(last=False)
+    programs.move_to_end(key)
+    return programs[key]
+
+
+def fitting(
+    key: tuple, lower: Callable[[int], jax.stages.Lowered], *, chunk: int, memory: int, one: str
+) -> tuple[jax.stages.Compiled, int]:
+    """The program that does the most at once within `memory`.
+
+    Args:
+      key: of the program, but for the chunk.
+      lower: makes the program for a chunk.
+      chunk: what one call should do, if memory allows; rounded up to a power of two, so that programs are few.
+      memory: bytes of a device for temporary arrays.
+      one: what a chunk of 1 is, for the message.
+
+    Returns:
+      the program and its chunk.
+
+    Raises:
+      MemoryError: a chunk of 1 needs more than `memory`.
+    """
+    chunk = 1 << (chunk - 1).bit_length()
+    while True:
+        found = program((*key, chunk), partial(lower, chunk))
+        if found.temporary <= memory:
+            return found.call, chunk
+        if chunk == 1:
+            raise MemoryError(
+                f"{one} needs {found.temporary / 1e9:.2f} GB a device, the budget is {memory / 1e9:.2f} GB: raise the "
+                "memory option, use float32 or a smaller cell"
+            )
+        fits = max(1, int(chunk * memory / found.temporary))
+        chunk = min(chunk // 2, 1 << (fits.bit_length() - 1))
+
+
+def shapes(tree: Any) -> tuple:
+    """Shapes and dtypes of the arrays of a pytree: what the key of a program that takes it must hold."""
+    return tuple((x.shape, x.dtype.name) for x in jax.tree.leaves(tree))
+
+
+def _path(key: tuple) -> Path | None:
+    """Where the program of `key` is kept; None where nothing is, or the key does not say all of it."""
+    folder = compiled.programs_folder()
+    if folder is None or jax.process_count() > 1 or not _plain(key):
+        return None
+    text = repr((key, _environment()))
+    return folder / f"{key[0]}-{hashlib.sha256(text.encode()).hexdigest()[:32]}{SUFFIX}"
+
+
+def _plain(value: object) -> bool:
+    """Whether the text of a value is all there is to it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = tuple(getattr(value, f.name) for f in dataclasses.fields(value))
+    return all(map(_plain, value)) if isinstance(value, tuple) else isinstance(value, PLAIN)
+
+
+def _environment() -> tuple:
+    """What machine code depends on beside the function and its arguments."""
+    backend = jax.extend.backend.get_backend()
+    return (
+        *(_source(), jax.__version__, jaxlib.__version__, backend.platform, backend.platform_version),
+        *(tuple((d.id, d.device_kind) for d in jax.local_devices()), str(jax.config.jax_default_device)),
+        *(os.environ.get("XLA_FLAGS"), compiled.processor(), build.mode(), build.compiler()),
+    )
+
+
+@cache
+def _source() -> str:
+    """Digest of this package's own code."""
+    root, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".cc", ".h")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _compile(path: Path | None, lower: Callable[[], jax.stages.Lowered]) -> Program:
+    call = lower().compile()
+    made = Program(call, call.memory_analysis().temp_size_in_bytes)
+    if path is not None and not build.refused:  # without its kernels it is no program for the next time
+        try:
+            _write(path, made)
+        except (OSError, ValueError, NotImplementedError) as error:  # a full disk; JAX cannot serialise it
+            log.warning("a compiled program is not kept for the next time: %s", error)
+    return made
+
+
+def _write(path: Path, made: Program) -> None:
+    """Beside its place, then moved there; the oldest go where all together are more than the cache may hold."""
+    devices = tuple(d.id for d in made.call.runtime_executable().local_devices())
+    executable = serialize_executable.serialize(made.call)
+    kept = Kept(tuple(sorted(build.registered)), devices, made.temporary, executable)
+    body = zlib.compress(pickle.dumps(kept), level=1)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
+        part.write(hashlib.sha256(body).digest() + body)
+    os.replace(part.name, path)
+    stamped = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in path.parent.glob(f"*{SUFFIX}"))
+    excess = sum(size for _, size, _ in stamped) - compiled.MAX_BYTES
+    for _, size, old in stamped[:-1]:
+        if excess > 0:
+            old.unlink(missing_ok=True)
+            excess -= size
+
+
+def _read(path: Path) -> Program | None:
+    """The program of a file; None where there is none, or, which is said, none that can be used."""
+    if not path.is_file():
+        return None
+    try:
+        kept = _checked(path)
+        os.utime(path)  # the least recently used go first
+        devices = [d for d in jax.local_devices() if d.id in kept.devices]
+        call = serialize_executable.deserialize_and_load(
+            *kept.executable, backend=jax.extend.backend.get_backend(), execution_devices=devices
+        )
+    except (Unusable, OSError, pickle.PickleError, jax.errors.JaxRuntimeError) as error:
+        log.warning("%s is made again: %s", path, error)
+        return None
+    return Program(call, kept.temporary)
+
+
+def _checked(path: Path) -> Kept:
+    """What a file holds, its kernels made known to XLA.
+
+    Raises:
+      Unusable: the file is another user's, or was damaged; a kernel is gone.
+    """
+    status = path.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & compiled.WRITABLE_BY_OTHERS:
+        raise Unusable("it is not this user's alone")
+    content = path.read_bytes()
+    if hashlib.sha256(content[32:]).digest() != content[:32]:
+        raise Unusable("it was damaged")
+    kept = pickle.loads(zlib.decompress(content[32:]))
+    missing = [key for key in kept.kernels if not build.register(key)]
+    if missing:
+        raise Unusable(f"the kernels {', '.join(missing)} are gone")
+    return kept

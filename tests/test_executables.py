@@ -1,0 +1,125 @@
+"""Programs kept on disk: found by what they were made from, made again where a file cannot be used."""
+
+import os
+import re
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import pytest
+
+from equijax import compiled, executables, testing
+from equijax.kernels import build
+
+NUMBERS = np.arange(3.0, dtype=np.float32)
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """A cache of its own, and no program in memory."""
+    monkeypatch.setenv("EQUIJAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiled, "_places", {})
+    monkeypatch.setattr(executables, "programs", type(executables.programs)())
+    compiled.use_cache()
+    return tmp_path / "programs"
+
+
+@pytest.fixture
+def double(monkeypatch):
+    """Twice `NUMBERS` by the program of a key, in what counts as a new process: how often one was made by then."""
+    made = []
+
+    def lower():
+        made.append(1)
+        return jax.jit(lambda x: 2 * x).lower(NUMBERS)
+
+    def call(key=("double", 1)):
+        executables.programs.clear()
+        np.testing.assert_array_equal(executables.program(key, lower).call(NUMBERS), 2 * NUMBERS)
+        return len(made)
+
+    return call
+
+
+def test_a_program_is_traced_once(folder, double):
+    assert (double(), double(), double(("double", 2)), double()) == (1, 1, 2, 2)
+    assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {0o600} and folder.stat().st_mode & 0o777 == 0o700
+
+
+SPOILT = {
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "damaged"),
+    "foreign": (lambda path: path.write_bytes(b"something else"), "damaged"),
+    "of several users": (lambda path: path.chmod(0o666), "not this user's alone"),
+    "without its kernel": (lambda path: build.registered.clear(), "kernels .* are gone"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_file_that_cannot_be_used_is_made_again(folder, double, monkeypatch, caplog, case):
+    spoil, message = SPOILT[case]
+    monkeypatch.setattr(build, "registered", {"convolution_of_another_day"})
+    double()
+    spoil(*folder.iterdir())
+    assert double() == 2
+    (record,) = caplog.records
+    assert "is made again" in record.message
+    assert re.search(message, record.message)
+    assert double() == 2  # the new file is sound
+
+
+CHANGES = {
+    "source": lambda patch: patch.setattr(executables, "_source", lambda: "another"),
+    "processor": lambda patch: patch.setattr(compiled, "processor", lambda: "flags : sse2"),
+    "kernels": lambda patch: patch.setenv("EQUIJAX_KERNELS", "off"),
+    "flags": lambda patch: patch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_program_was_made_from_is_part_of_its_name(folder, double, monkeypatch, change):
+    double()
+    CHANGES[change](monkeypatch)
+    assert double() == 2
+    assert len(os.listdir(folder)) == 2
+
+
+def test_the_precision_of_products_is_part_of_its_name(folder, double):
+    double()
+    with jax.default_matmul_precision("tensorfloat32"):
+        assert double() == 2
+
+
+@dataclass(frozen=True)
+class Options:
+    name: str = "any"
+    function: object = None
+
+
+def test_a_key_that_does_not_say_all_is_not_kept_on_disk(folder, double):
+    """The text of a function is its name and address, which another function has in the next process."""
+    pair = testing.pair_forcefield(lambda r: r, 3.0, species=(11,)).config
+    for key in (("double", pair), ("double", Options(function=len)), ("double", (1, np.ones(1)))):
+        if not isinstance(key[1], tuple):
+            double(key)
+        assert executables._path(key) is None
+    assert executables._path(("double", Options(), (1.5, None))) is not None
+    assert not os.listdir(folder)
+
+
+def test_the_oldest_go_where_there_are_too_many(folder, double, monkeypatch):
+    double()
+    (old,) = folder.iterdir()
+    os.utime(old, (0, 0))
+    monkeypatch.setattr(compiled, "MAX_BYTES", int(1.5 * old.stat().st_size))
+    double(("double", 2))
+    (left,) = folder.iterdir()
+    assert left != old
+
+
+def test_a_folder_that_takes_no_files_is_said(folder, double, monkeypatch, caplog):
+    def full(path, made):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(executables, "_write", full)
+    double()
+    assert "not kept for the next time" in caplog.text
