@@ -211,7 +211,7 @@ def gradient_and_virial(
 
 
 @partial(jax.jit, static_argnums=0)
-def _evaluate(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple) -> Derivatives:
+def _evaluate(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple) -> Derivatives:
     return energy_forces_stress(config, variables, graph=graph)
 
 

@@ -192,7 +192,7 @@ import sys
 from equijax import checkpoint
 config, variables, metadata = checkpoint.load(sys.argv[1])
 while True:
-    checkpoint.save(sys.argv[1], config, variables, metadata)
+    checkpoint.save(sys.argv[1], config, variables=variables, metadata=metadata)
     print("saved", flush=True)
 """
 

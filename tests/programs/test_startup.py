@@ -43,7 +43,7 @@ from equijax.programs import runner
 class Options:
     steps: int = 1
 
-runner.options(Options, [], "a program")
+runner.options(Options, [], name="a program")
 print(len(graph.neighbour_list(bulk("Si"), 4.0).senders))
 import torch
 """
