@@ -211,8 +211,8 @@ def gradient_and_virial(
 
 
 @partial(jax.jit, static_argnums=0)
-def _evaluate(config: ModelConfig, variables: dict, graph: jraph.GraphsTuple) -> Derivatives:
-    return energy_forces_stress(config, variables, graph=graph)
+def _evaluate(config: ModelConfig, inputs: tuple[dict, jraph.GraphsTuple]) -> Derivatives:
+    return energy_forces_stress(config, inputs[0], graph=inputs[1])
 
 
 def evaluate(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, dtype: str = "float32") -> Derivatives:
@@ -223,9 +223,9 @@ def evaluate(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, 
 def start(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, dtype: str = "float32") -> Derivatives:
     """The device's part of `evaluate`; returns before the device is done."""
     with jax.enable_x64(np.dtype(dtype) == np.float64):
-        arguments = cast(variables, dtype), cast(graph, dtype)
-        key = ("energy_forces_stress", config, executables.shapes(arguments))
-        return executables.program(key, lambda: _evaluate.lower(config, *arguments)).call(*arguments)
+        inputs = cast(variables, dtype), cast(graph, dtype)
+        key = ("energy_forces_stress", config, executables.shapes(inputs))
+        return executables.program(key, lambda: _evaluate.lower(config, inputs)).call(inputs)
 
 
 def finish(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, started: Derivatives) -> Derivatives:

@@ -29,7 +29,7 @@ from jax.experimental import serialize_executable
 from equijax import compiled, precision
 from equijax.kernels import build
 
-MAX_PROGRAMS = 16  # alive at once: XLA on CPU runs out of memory maps when there are hundreds
+MAX_PROGRAMS = 32  # alive at once: XLA on CPU runs out of memory maps when there are hundreds
 PLAIN = (str, bytes, int, float, type(None))  # what a key on disk may hold, in tuples and dataclasses
 SUFFIX = ".program"
 log = logging.getLogger(__name__)

@@ -47,6 +47,16 @@ def few_compiled_programs():
         gc.collect()
 
 
+@pytest.fixture
+def programs_made(monkeypatch):
+    """A list that grows by one with each program that `equijax.executables` compiles."""
+    from equijax import executables
+
+    made, compile_ = [], executables._compile
+    monkeypatch.setattr(executables, "_compile", lambda *args: made.append(args) or compile_(*args))
+    return made
+
+
 def memory_maps() -> int:
     """Number of memory maps of this process; 0 where the system does not tell."""
     maps = Path("/proc/self/maps")

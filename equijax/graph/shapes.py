@@ -1,5 +1,6 @@
 """Padded shapes of batches: a small set of sizes, so that a thousand structures compile a handful of programs."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from equijax.config import ModelConfig
 from equijax.graph.neighbours import Edges
 
 MAX_WASTE = 2.0  # a known size is reused while it costs less than this factor in edge slots
+PROGRAM_SLOTS = 1 << 19  # edge slots that are computed in about the time that a program takes to compile
 MAX_SIZES = 14  # beyond this many sizes, waste no longer asks for a new one
 
 
@@ -39,33 +41,40 @@ def size_of(structures: list[tuple[ase.Atoms, Edges]], config: ModelConfig | Non
 
 
 class Ladder(NamedTuple):
-    """Rungs of padded shapes up to `cost` edge slots: `parts` in each factor of two, from these least numbers on."""
+    """Rungs of padded shapes up to `work`, the product of edge slots and of what is computed for each."""
 
-    cost: float
-    parts: int
+    work: float
+    parts: int  # of each factor of two that are rungs; 0: the least numbers times powers of two
+    nodes: int  # the least of each
     slots: int
     species: int
 
     def round(self, n: int, least: int) -> int:
+        """The next rung."""
+        if not self.parts:
+            return least * _power_of_two(-(-n // least))
         step = max(1, _power_of_two(n) // (2 * self.parts))
         return max(least, -(-n // step) * step)
 
 
-FINE = (Ladder(np.inf, 8, 1, 1),)  # at most 1/8 waste in nodes and in slots
-# Single small structures take less time to compute than a program takes to compile: different ones share a few.
-SHARED = (Ladder(1024, 1, 64, 4), Ladder(4096, 2, 16, 4), *FINE)
+FINE = (Ladder(np.inf, 8, 1, 1, 1),)  # at most 1/8 waste in nodes and in slots
+# Single small structures take less time to compute than a program takes to compile: most share a few. 96 slots hold the
+# neighbours within 5 A of all but the densest crystals, within 6 A of most.
+SHARED = (Ladder(16384, 0, 2, 96, 4), *FINE)
 
 
 @dataclass
 class SizePool:
     """The padded shapes in use, so that a thousand different structures compile a handful of programs.
 
-    A shape is reused while it wastes less than `MAX_WASTE` in edge slots; after `MAX_SIZES` shapes any that is large
-    enough is, and new ones are powers of two, so their number stays bounded.
+    A shape is reused while it wastes less than `MAX_WASTE` in edge slots, or no more than a new one would; after
+    `MAX_SIZES` shapes any that is large enough is, and new ones are powers of two, so their number stays bounded. A
+    shape of a coarse ladder is left for a fine one when what was wasted in it would have paid for a program.
     """
 
     sizes: list[Size] = field(default_factory=list)
     ladders: tuple[Ladder, ...] = FINE
+    wasted: Counter = field(default_factory=Counter)  # edge slots by shape
 
     @property
     def full(self) -> bool:
@@ -77,24 +86,34 @@ class SizePool:
             self.sizes.append(size)
         return size in self.sizes
 
-    def fit(self, needed: Size) -> Size:
-        """The known size to pad `needed` to, or a new one."""
-        full = self.full
-        fits = [s for s in self.sizes if s.holds(needed) and (full or s.cost <= MAX_WASTE * needed.cost)]
+    def fit(self, needed: Size, *, work: int = 1) -> Size:
+        """The known size to pad `needed` to, or a new one.
+
+        Args:
+          needed: the smallest.
+          work: times that each edge slot is computed in one call.
+        """
+        full, new = self.full, round_up(needed, self.ladders, work=work)
+        most = max(new.cost, MAX_WASTE * needed.cost)
+        fits = [s for s in self.sizes if s.holds(needed) and (full or s.cost <= most)]
         if fits:
-            return min(fits, key=lambda s: s.cost)
-        size = round_up(needed, self.ladders)
+            size = min(fits, key=lambda s: s.cost)
+            self.wasted[size] += work * (size.cost - needed.cost)
+            fine = round_up(needed)
+            if self.ladders is FINE or full or self.wasted[size] < PROGRAM_SLOTS or size.cost <= 1.3 * fine.cost:
+                return size
+            new = fine
         if full:
-            size = Size(*map(_power_of_two, size[:3]), max(size.graphs, *(s.graphs for s in self.sizes)))
-        self.sizes.append(size)
-        return size
+            new = Size(*map(_power_of_two, new[:3]), max(new.graphs, *(s.graphs for s in self.sizes)))
+        self.sizes.append(new)
+        return new
 
 
-def round_up(size: Size, ladders: tuple[Ladder, ...] = FINE) -> Size:
-    """Round nodes and slots up to the first ladder that goes so far, species and graphs to powers of two."""
-    ladder = next(ladder for ladder in ladders if size.cost <= ladder.cost)
+def round_up(size: Size, ladders: tuple[Ladder, ...] = FINE, *, work: int = 1) -> Size:
+    """Round nodes and slots up on the first ladder that goes so far, species and graphs to powers of two."""
+    ladder = next(ladder for ladder in ladders if size.cost * work <= ladder.work)
     return Size(
-        ladder.round(size.nodes, 1),
+        ladder.round(size.nodes, ladder.nodes),
         ladder.round(size.slots, ladder.slots),
         max(ladder.species, _power_of_two(size.species)),
         1 + _power_of_two(size.graphs - 1),

@@ -32,7 +32,6 @@ from equijax.potential import Potential
 
 MAX_STEPS = 32  # chunks in one call, each call linearises the gradient once
 REPORT_S = 5.0  # a call is sized to last about this long, so that progress is seen
-LARGE = 4096  # edge slots: a single structure of more gets a padded shape of its own, with nothing wasted
 FEW_TANGENTS = 8  # fewer are padded to these: crystals differ in their numbers of irreducible displacements
 
 
@@ -99,8 +98,10 @@ def hvps(
         for members in _groups(structures, [len(t) for t in tangents]):
             chosen = [structures[i] for i in members]
             needed = graph.size_of(chosen, ff.config)
-            alone = len(images) == 1 and needed.cost > LARGE
-            size = needed if alone else pool.fit(needed)
+            rows = max(len(tangents[i]) for i in members)
+            # a single structure of more work than shared shapes are for gets one of its own, with nothing wasted
+            alone = len(images) == 1 and needed.cost * rows > graph.SHARED[0].work
+            size = needed if alone else pool.fit(needed, work=rows)
             batch = graph.build(chosen, ff.config, size=size, heads=[index] * len(chosen))
             if along is not None:
                 direction = _stack([along[i] for i in members], size.nodes)
