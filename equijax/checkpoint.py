@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -52,11 +52,16 @@ def save(path: str | Path, config: ModelConfig, *, variables: dict, metadata: di
     return Path(path).absolute()
 
 
-def load(path: str | Path) -> tuple[ModelConfig, dict, dict]:
-    """Read a model directory.
+class Checkpoint(NamedTuple):
+    """What a model directory holds."""
 
-    Returns:
-      (config, variables as numpy arrays, metadata)
+    config: ModelConfig
+    variables: dict  # a tree of numpy arrays
+    metadata: dict  # where it comes from
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Read a model directory.
 
     Raises:
       FileNotFoundError: `path` is not a model directory.
@@ -82,7 +87,8 @@ def load(path: str | Path) -> tuple[ModelConfig, dict, dict]:
             variables = checkpointer.restore(path / "arrays", target)
         except ValueError as error:
             raise InputError(f"{path}: arrays/ cannot be read ({error}); convert or copy the model again") from error
-    return from_dict(ModelConfig, document["config"]), jax.tree.map(np.asarray, variables), document["metadata"]
+    config = from_dict(ModelConfig, document["config"])
+    return Checkpoint(config, jax.tree.map(np.asarray, variables), document["metadata"])
 
 
 def check_room(folder: Path, tree: Any) -> None:

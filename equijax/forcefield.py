@@ -105,7 +105,9 @@ class ForceField:
                 self.config, self.variables, species=species, tolerance=tolerance
             )
             print(specialise.summary(config, errors))
-            self._on_device[key] = ForceField(config, variables, self.metadata | {"specialised": errors}, self.head)
+            self._on_device[key] = ForceField(
+                config, variables, self.metadata | {"specialised": errors._asdict()}, self.head
+            )
         return self._on_device[key]
 
     def evaluate(

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 import ase
 import jax
@@ -38,20 +39,32 @@ CHECK_SCALES = (0.85, 1.0, 1.25)  # of the distance between neighbours, in units
 CHECK_RATTLE_A = 0.15
 
 
+class Errors(NamedTuple):
+    """Largest errors against the plain model, both in float64."""
+
+    energy: float  # eV/atom
+    forces: float  # eV/A
+    hvp: float  # eV/A^2, of the Hessian times a random displacement of unit length
+    step: float  # A, between the knots that were chosen
+
+
+class Specialised(NamedTuple):
+    """A specialised model."""
+
+    config: ModelConfig
+    variables: dict
+    errors: Errors
+
+
 def specialise(
     config: ModelConfig, variables: dict, *, species: Iterable[int | str], tolerance: dict | None = None
-) -> tuple[ModelConfig, dict, dict]:
+) -> Specialised:
     """Fold a model for some of its species.
 
     Args:
       config, variables: of a plain model.
       species: atomic numbers or chemical symbols.
       tolerance: largest error accepted, {"energy": eV/atom, "forces": eV/A}; `TOLERANCE` by default.
-
-    Returns:
-      config and variables of the specialised model; its largest errors against the plain model, both in float64:
-      {"energy": eV/atom, "forces": eV/A, "hvp": eV/A^2, "step": A}, where hvp is the largest component of the
-      Hessian times a random displacement of unit length.
 
     Raises:
       InputError: no species, species the model lacks, more than `MAX_SPECIES`, or a model that is specialised already;
@@ -68,22 +81,22 @@ def specialise(
         small = shrink(config, chosen, step=step)
         folded = {"params": {}, "constants": fold(config, variables, small=small)}
         found = _evaluate(small, folded, structures=structures)
-        errors = {k: float(np.abs(found[k] - expected[k]).max()) for k in expected} | {"step": step}
-        if all(errors[k] <= tolerance[k] for k in tolerance):
-            return small, folded, errors
+        errors = Errors(*(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True)), step=step)
+        if all(getattr(errors, name) <= largest for name, largest in tolerance.items()):
+            return Specialised(small, folded, errors)
     raise InputError(
-        f"specialised for {_symbols(chosen)}, the model would be off by {errors['energy']:.1e} eV/atom and "
-        f"{errors['forces']:.1e} eV/A even with knots {STEPS_A[-1]} A apart; the tolerance is "
+        f"specialised for {_symbols(chosen)}, the model would be off by {errors.energy:.1e} eV/atom and "
+        f"{errors.forces:.1e} eV/A even with knots {STEPS_A[-1]} A apart; the tolerance is "
         f"{tolerance['energy']:.1e} and {tolerance['forces']:.1e}: raise it, or use the plain model"
     )
 
 
-def summary(config: ModelConfig, errors: dict) -> str:
+def summary(config: ModelConfig, errors: Errors) -> str:
     """One line: for what, and how exact."""
     return (
-        f"specialised for {_symbols(config.species)}: within {errors['energy']:.1e} eV/atom, "
-        f"{errors['forces']:.1e} eV/A and {errors['hvp']:.1e} eV/A^2 of the plain model "
-        f"(splines with knots {errors['step']} A apart)"
+        f"specialised for {_symbols(config.species)}: within {errors.energy:.1e} eV/atom, "
+        f"{errors.forces:.1e} eV/A and {errors.hvp:.1e} eV/A^2 of the plain model "
+        f"(splines with knots {errors.step} A apart)"
     )
 
 
@@ -235,10 +248,15 @@ def _check_structures(config: ModelConfig, numbers: Sequence[int]) -> list[tuple
     return out
 
 
-def _evaluate(
-    config: ModelConfig, variables: dict, *, structures: list[tuple[ase.Atoms, graph.Edges]]
-) -> dict[str, np.ndarray]:
-    """energy per atom [G], forces [N, 3] and the Hessian times a fixed random displacement, in float64."""
+class _Found(NamedTuple):
+    """Results of a model on the structures that it is checked with, in float64."""
+
+    energy: np.ndarray  # [G] per atom
+    forces: np.ndarray  # [N, 3]
+    hvp: np.ndarray  # [N, 3] the Hessian times a fixed random displacement
+
+
+def _evaluate(config: ModelConfig, variables: dict, *, structures: list[tuple[ase.Atoms, graph.Edges]]) -> _Found:
     batch = graph.build(structures, config)
     num = sum(len(atoms) for atoms, _ in structures)
     tangent = np.random.default_rng(1).normal(size=batch.nodes.positions.shape)
@@ -258,7 +276,7 @@ def _evaluate(
         cast = potential.cast(variables, "float64"), potential.cast(batch, "float64")
         energies, gradient, hvp = (np.asarray(x) for x in compute(*cast, tangent))
     counts = np.array([len(atoms) for atoms, _ in structures])
-    return {"energy": energies[: len(counts)] / counts, "forces": -gradient[:num], "hvp": hvp[:num]}
+    return _Found(energies[: len(counts)] / counts, -gradient[:num], hvp[:num])
 
 
 def numbers(config: ModelConfig, species: Iterable[int | str]) -> tuple[int, ...]:

@@ -220,28 +220,32 @@ def phonons_of(ff: Potential, name: str, out: Path, note: str = "") -> tuple[Pho
     row = {
         "crystal": CRYSTALS[name] + note,
         "atoms in supercell": len(phonon.supercell),
-        "frequency MAE (THz)": float(np.abs(found["frequencies"] - wanted["frequencies"]).mean()),
-        "highest (THz)": found["highest"],
-        "reference (THz)": wanted["highest"],
-        "C_V 300 K (J/K/mol)": found["heat_capacity"],
-        "reference (J/K/mol)": wanted["heat_capacity"],
+        "frequency MAE (THz)": float(np.abs(found.frequencies - wanted.frequencies).mean()),
+        "highest (THz)": found.highest,
+        "reference (THz)": wanted.highest,
+        "C_V 300 K (J/K/mol)": found.heat_capacity,
+        "reference (J/K/mol)": wanted.heat_capacity,
         "first call (s)": first_s,
         "again (s)": second_s,
     }
     return reference, phonon, row
 
 
-def spectrum(phonon: Phonopy) -> dict:
-    """Frequencies [q, B] (THz) on the mesh, the highest of them, and C_V per mole of primitive cells."""
+class Spectrum(NamedTuple):
+    """Phonons on the mesh."""
+
+    frequencies: np.ndarray  # [q, modes] THz
+    highest: float  # THz
+    heat_capacity: float  # J/K per mole of primitive cells
+
+
+def spectrum(phonon: Phonopy) -> Spectrum:
+    """Frequencies on the mesh, the highest of them, and C_V."""
     frequencies = phonon.run_mesh(MESH, is_mesh_symmetry=False, is_gamma_center=True).frequencies
     thermal = phonon.run_thermal_properties(temperatures=[TEMPERATURE_K], exclude_gamma_acoustic=True)
     heat_capacity = thermal.heat_capacity
     assert heat_capacity is not None  # None only before the run
-    return {
-        "frequencies": frequencies,
-        "highest": float(frequencies.max()),
-        "heat_capacity": float(heat_capacity[0]),
-    }
+    return Spectrum(frequencies, float(frequencies.max()), float(heat_capacity[0]))
 
 
 def mean_difference(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:

@@ -162,7 +162,7 @@ def assess(made: Setup, variables: dict, *, graphs: Graphs) -> Assessment:
       graphs: labelled batches by set, whose energies count from those E0s.
     """
     ff = made.model(variables)
-    phonons = [compare.phonon_errors(ff, path) for path in made.options.phonons]
+    phonons = [compare.phonon_errors(ff, path).document() for path in made.options.phonons]
     return Assessment(set_errors(made, variables, graphs=graphs), phonons, metrics.dimer_scan(ff, made.numbers))
 
 
@@ -184,7 +184,7 @@ def watched(made: Setup, variables: dict) -> dict[str, float | None]:
         if name == "phonons":
             ff = made.model(jax.device_get(variables))
             for path in made.options.phonons:
-                found = compare.phonon_errors(ff, path)
+                found = compare.phonon_errors(ff, path).document()
                 out |= {f"{found['crystal']}_{k}": found[k] for k in ("frequency_mae", "omega_max", "heat_capacity")}
         elif made.items[name]:
             graphs, losses = made.graphs[name], made.options.loss

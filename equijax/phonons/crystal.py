@@ -27,7 +27,8 @@ def prepare(config: CrystalConfig) -> Start:
     Raises:
       FileNotFoundError, InputError: there is none, or the model does not know its elements.
     """
-    ff, atoms = forcefield.load(config.model, head=config.head), structures.read(config.structure)
+    atoms = structures.read(config.structure)
+    ff = forcefield.load(config.model, head=config.head)
     graph.check_atoms(atoms, ff.config, name=str(config.structure))
     return Start(ff, atoms)
 

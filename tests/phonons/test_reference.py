@@ -289,8 +289,8 @@ def test_a_model_against_its_own_phonons_with_born_charges(tmp_path):
     path = tmp_path / "salt_phonopy.yaml"
     phonon.save(path, settings={"force_constants": True})
     found = compare.phonon_errors(ff, path, mesh=MESH)
-    assert found["crystal"] == f"{tmp_path.name}/salt NaCl"
-    assert found["frequency_mae"] < 1e-4
-    assert found["omega_max"] == pytest.approx(found["omega_max_reference"], abs=1e-4)
+    assert found.crystal == f"{tmp_path.name}/salt NaCl"
+    assert found.frequency_mae < 1e-4
+    assert found.found.omega_max == pytest.approx(found.reference.omega_max, abs=1e-4)
     without = phonopy.load(path, is_nac=False, log_level=0)
-    assert frequencies(without).max() < found["omega_max"] - 0.1
+    assert frequencies(without).max() < found.found.omega_max - 0.1
