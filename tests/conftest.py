@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PARITY = ROOT / "tests" / "parity"
+LONG_RUNS = ROOT / "tests" / "md"  # thousands of steps of one program: compiled with care
 MAX_MEMORY_MAPS = 20_000  # XLA on CPU crashes at the kernel's usual limit of 65,530 memory maps
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -21,6 +22,30 @@ settings.register_profile(
     "equijax", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("equijax")
+
+
+def pytest_configure(config):
+    """Compilation takes most of the time of most tests, and half of it without LLVM's optimisation.
+
+    The demo, the parity tests and whatever a user runs are compiled with it; so are the long runs.
+    """
+    if config.option.markexpr != "parity":
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # workers and subprocesses share more
+
+
+@pytest.fixture(autouse=True, scope="module")
+def optimised_where_it_pays(request):
+    """Programs of many steps are optimised."""
+    if LONG_RUNS not in request.path.parents:
+        yield
+        return
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def pytest_ignore_collect(collection_path, config):

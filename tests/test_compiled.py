@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -80,6 +81,18 @@ def test_another_processor_has_its_own_folder(cache, monkeypatch):
     monkeypatch.setattr(compiled, "processor", lambda: "flags : sse2")
     compiled.use_cache()
     assert folder_in_use() != first
+
+
+@pytest.mark.parametrize("has_sysctl", [True, False])
+def test_the_processor_of_a_system_without_proc(monkeypatch, tmp_path, has_sysctl):
+    """macOS: sysctl tells; where it is missing too, Python does."""
+    monkeypatch.setattr(compiled, "Path", lambda path: tmp_path / path.lstrip("/"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if has_sysctl:
+        (tmp_path / "sysctl").write_text("#!/bin/sh\necho $1.brand_string: Apple M9\n")
+        (tmp_path / "sysctl").chmod(0o700)
+    expected = "machdep.cpu.brand_string: Apple M9\n" if has_sysctl else platform.processor()
+    assert compiled.processor.__wrapped__() == expected
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770], ids=oct)

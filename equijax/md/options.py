@@ -38,7 +38,8 @@ class MDConfig:
     out: Path = Path("md_output")
     """Output folder."""
     trajectory: Literal["extxyz", "h5"] = "extxyz"
-    """File format; h5 follows H5MD."""
+    """File format; h5 follows H5MD. A run that is killed while it writes h5 may leave a file that --restart refuses;
+    extxyz is continued whenever the run was killed."""
     log_every: int = 100
     """Steps between rows of the thermo log; also the length of a compiled block."""
     trajectory_every: int = 100

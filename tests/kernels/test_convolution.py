@@ -63,6 +63,7 @@ DERIVATIVES = derivatives(gradient) | {
 @pytest.mark.parametrize("dtype", RTOL)
 @pytest.mark.parametrize("kind", ["array", "table"])
 def test_kernel_equals_einsum(kind, dtype, monkeypatch):
+    """All derivatives in float64; in float32, whose kernel is the same text, those that use every variant of it."""
     monkeypatch.setenv("EQUIJAX_KERNELS", "require")
     rng = np.random.default_rng(1)
     shapes = {"array": SHAPES, "table": TABLE_SHAPES}[kind]
@@ -73,10 +74,11 @@ def test_kernel_equals_einsum(kind, dtype, monkeypatch):
         table = jnp.asarray(rng.normal(size=TABLE_SHAPES[3]), dtype)
         make = {"array": form, "table": lambda *args: table_form(*args, table)}[kind]
         forms = [make(use, index) for use in (True, False)]
-        programs = [jax.jit(lambda x, t, f=f: {k: d(f, weight)(x, t) for k, d in DERIVATIVES.items()}) for f in forms]
+        chosen = DERIVATIVES if dtype == "float64" else {k: DERIVATIVES[k] for k in ("gradient", "batched third")}
+        programs = [jax.jit(lambda x, t, f=f: {k: d(f, weight)(x, t) for k, d in chosen.items()}) for f in forms]
         assert "equijax_convolution" in programs[0].lower(x, t).as_text()
         ours, reference = (program(x, t) for program in programs)
-        for name in DERIVATIVES:
+        for name in chosen:
             for a, b in zip(jax.tree.leaves(ours[name]), jax.tree.leaves(reference[name]), strict=True):
                 np.testing.assert_allclose(a, b, rtol=0, atol=RTOL[dtype] * np.abs(b).max(), err_msg=name)
 
