@@ -31,7 +31,8 @@ def pytest_configure(config):
     """
     if config.option.markexpr != "parity":
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # workers and subprocesses share more
+        # workers and subprocesses share more
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 @pytest.fixture(autouse=True, scope="module")
