@@ -8,7 +8,7 @@ import ase.data
 import numpy as np
 from ase.geometry import complete_cell
 
-from equijax.config import ModelConfig
+from equijax.config import EMBEDDED, ModelConfig
 from equijax.errors import InputError
 
 MIN_DISTANCE_A = 0.05  # closer pairs are broken input, not chemistry: ZBL is ~1 MeV here
@@ -42,6 +42,26 @@ def check_atoms(atoms: ase.Atoms, config: ModelConfig, *, name: str = "structure
             f"it knows {len(config.species)} elements: {_symbols(config.species)}"
         )
     check_geometry(atoms, name)
+    embedded_numbers(atoms, config, name)
+
+
+def embedded_numbers(atoms: ase.Atoms, config: ModelConfig, name: str = "structure") -> list[float]:
+    """What the model embeds of a structure, from `atoms.info`: total charge in e (default 0), spin multiplicity (1).
+
+    Raises:
+      InputError: no finite number, or one that the model's table does not have.
+    """
+    out = []
+    for spec in getattr(config, "embeddings", ()):
+        key, default = EMBEDDED[spec.name]
+        given = atoms.info.get(key, default)
+        value = float(given) if isinstance(given, int | float | np.number) else np.nan
+        low, high = (-spec.offset, spec.classes - spec.offset - 1) if spec.classes else (-np.inf, np.inf)
+        if not np.isfinite(value) or not low <= value <= high or (spec.classes and value != int(value)):
+            known = f"a whole number from {low} to {high}" if spec.classes else "a finite number"
+            raise InputError(f"{name}: info[{key!r}] = {given!r}; this model needs {known} ({spec.name})")
+        out.append(value)
+    return out
 
 
 def check_geometry(atoms: ase.Atoms, name: str = "structure") -> None:
