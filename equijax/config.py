@@ -73,7 +73,7 @@ class Embedding:
     bias: bool = True  # of the MLP
 
     def __post_init__(self):
-        _one_of("embedding", self.name, tuple(EMBEDDED))
+        _one_of("embedding", self.name, allowed=tuple(EMBEDDED))
         if self.width < 1 or self.classes < 0:
             raise InputError(f"embedding of {self.name}: width {self.width} and classes {self.classes} are too small")
 

@@ -137,8 +137,9 @@ def _linear_maps(
     up = [block["linear_up"][f"l{l}"] / math.sqrt(channels) for l in range(config.input_lmax(t) + 1)]
     by_species = t == 0 and not config.embeddings
     if "NonLinear" in name:
-        out = {"up": embedding @ up[0] if by_species else up} | folding.maps(config, block, constants[f"interactions_{t}"])
-        return out | ({"embedding": embedding} if by_species else {}) | _contraction(config, product, constants, rows, t)
+        out = {"up": embedding @ up[0] if by_species else up} | ({"embedding": embedding} if by_species else {})
+        out |= folding.maps(block, constants[f"interactions_{t}"])
+        return out | _contraction(config, product, constants=constants, rows=rows, t=t)
     skip_norm = 1 / math.sqrt(channels * len(config.species))
     skip = [w[:, rows] * skip_norm for _, w in sorted(block["skip_tp"].items())]
     mix = []
@@ -150,10 +151,10 @@ def _linear_maps(
     out = {"up": embedding @ up[0] if by_species else up, "mix": mix}
     if "Residual" in name:
         out |= {"skip": skip} | ({"embedding": embedding} if by_species else {})
-    return out | _contraction(config, product, constants, rows, t)
+    return out | _contraction(config, product, constants=constants, rows=rows, t=t)
 
 
-def _contraction(config: ModelConfig, product: dict, constants: dict, rows: np.ndarray, t: int) -> dict:
+def _contraction(config: ModelConfig, product: dict, *, constants: dict, rows: np.ndarray, t: int) -> dict:
     """Polynomial coefficients of the species `rows` and the matrix after them, per output degree."""
     out, rows = {"contraction": [], "linear": []}, np.zeros(1, int) if config.agnostic_product else rows
     for L in range(config.output_lmax(t) + 1):
@@ -183,7 +184,7 @@ def _tables(config: ModelConfig, params: dict, *, constants: dict, small: ModelC
     tables, first = [], 0
     for t in range(config.num_interactions):
         if nonlinear := "NonLinear" in config.interaction_name(t):
-            last = folding.last_layer(config, params[f"interactions_{t}"], t)
+            last = folding.last_layer(config, params[f"interactions_{t}"], t=t)
         else:
             last = params[f"interactions_{t}"]["radial_mlp"][f"layer{len(config.radial_mlp)}"]  # [U, P, C]
             last = last / math.sqrt(len(last))
@@ -208,7 +209,8 @@ def _radial_functions(
         for t in range(config.num_interactions):
             name = f"interactions_{t}"
             if "NonLinear" in config.interaction_name(t):
-                out.append(folding.edge_functions(config, params[name], t, np.asarray(basis), np.asarray(cutoff), (a, b)))
+                edges = folding.EdgeBasis(np.asarray(basis), np.asarray(cutoff), a, b)
+                out.append(folding.edge_functions(config, params[name], t=t, edges=edges))
                 continue
             given = {"params": params[name]["radial_mlp"], "constants": constants[name]["radial_mlp"]}
             hidden, _ = RadialMLP(config, len(paths(config, t)), config.edge_width(t)).apply(given, basis)

@@ -42,10 +42,10 @@ def check_atoms(atoms: ase.Atoms, config: ModelConfig, *, name: str = "structure
             f"it knows {len(config.species)} elements: {_symbols(config.species)}"
         )
     check_geometry(atoms, name)
-    embedded_numbers(atoms, config, name)
+    embedded_numbers(atoms, config, name=name)
 
 
-def embedded_numbers(atoms: ase.Atoms, config: ModelConfig, name: str = "structure") -> list[float]:
+def embedded_numbers(atoms: ase.Atoms, config: ModelConfig, *, name: str = "structure") -> list[float]:
     """What the model embeds of a structure, from `atoms.info`: total charge in e (default 0), spin multiplicity (1).
 
     Raises:

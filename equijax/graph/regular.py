@@ -66,7 +66,9 @@ def build(
         receivers=np.repeat(np.arange(n, dtype=np.int32), k),
         n_node=n_node,
         n_edge=n_node * k,
-        globals=Globals(cell, head, table, embedded=_embedded([atoms for atoms, _ in structures], config, g)),
+        globals=Globals(
+            cell, head, table, embedded=_embedded([atoms for atoms, _ in structures], config, num_graphs=g)
+        ),
     )
 
 

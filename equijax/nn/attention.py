@@ -37,7 +37,9 @@ class AttentionInteraction(nn.Module):
         own = jnp.broadcast_to(down[:, None], near.shape)
         hidden, last = self._radial(jnp.concatenate([basis, near, own], axis=-1), len(paths), width)
         cutoff = jnp.where(geometry.cutoff > 0, 1.0, 0.0).astype(basis.dtype) if cfg.apply_cutoff else geometry.cutoff
-        messages = convolution.convolve(up, hidden * cutoff[..., None], last, geometry.Y, paths, graph)
+        messages = convolution.convolve(
+            up, hidden * cutoff[..., None], last=last, Y=geometry.Y, paths=paths, graph=graph
+        )
         messages = PathLinear(paths, (cfg.channels,) * (cfg.max_ell + 1), name="linear")(messages)
         return [m / cfg.avg_num_neighbors for m in messages], residual
 

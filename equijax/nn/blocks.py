@@ -17,7 +17,7 @@ from equijax.graph.fields import Topology
 from equijax.graph.shapes import MAX_DENSE_SPECIES
 from equijax.nn import convolution
 from equijax.nn.contraction import SymmetricContraction
-from equijax.nn.radial import RadialMLP, activation_norm
+from equijax.nn.radial import RadialMLP
 
 _normal = nn.initializers.normal(1.0)
 

@@ -21,7 +21,7 @@ KERNEL_CHANNELS = 16
 
 def paths(config: ModelConfig, t: int) -> tuple[couplings.Path, ...]:
     """The couplings of interaction t."""
-    return couplings.conv_paths(config.input_lmax(t), config.max_ell, config.max_ell, config.so3)
+    return couplings.conv_paths(config.input_lmax(t), config.max_ell, out_lmax=config.max_ell, so3=config.so3)
 
 
 def convolve(

@@ -16,7 +16,7 @@ def draw(rng: np.random.Generator, path: str, *, shape: tuple[int, ...]) -> np.n
 
 
 def _torch_linear(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Of a torch.nn.Linear whose weights are [out, in]; a bias, of one axis, gets the same width as one of its weights."""
+    """Of a torch.nn.Linear whose weights are [out, in]; a bias as if it had as many inputs as it has entries."""
     return rng.uniform(-1, 1, size=shape) / shape[-1] ** 0.5
 
 

@@ -55,9 +55,11 @@ class MACE(nn.Module):
         if cfg.embeddings:
             x = [x[0] + JointEmbedding(cfg, name="joint_embedding")(graph.embedded)[:, None, :]]
         energy = ZBL(cfg, name="zbl")(r, z_sender, z_receiver) if cfg.pair_repulsion else jnp.zeros(shape[0], dtype)
-        own = LinearReadout(len(cfg.heads), name="embedding_readout")(x[0][:, 0], graph.head) if (
-            cfg.embedding_readout
-        ) else None
+        own = (
+            LinearReadout(len(cfg.heads), name="embedding_readout")(x[0][:, 0], graph.head)
+            if (cfg.embedding_readout)
+            else None
+        )
         readouts = []
         for t in range(cfg.num_interactions):
             block = BLOCKS.get(cfg.interaction_name(t), Interaction)(cfg, t, name=f"interactions_{t}")

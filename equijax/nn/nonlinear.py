@@ -45,9 +45,9 @@ class NonLinearInteraction(nn.Module):
         up = linear_up(x)
         if t == 0 and embedding is not None and graph.table.shape[0] <= MAX_DENSE_SPECIES:
             by_species = linear_up([embedding[:, None, :]])[0][:, 0]
-            messages = convolution.convolve_species(by_species, hidden, last, geometry.Y, graph)
+            messages = convolution.convolve_species(by_species, hidden, last=last, Y=geometry.Y, graph=graph)
         else:
-            messages = convolution.convolve(up, hidden, last, geometry.Y, paths, graph)
+            messages = convolution.convolve(up, hidden, last=last, Y=geometry.Y, paths=paths, graph=graph)
         widths = gate_widths(cfg)
         messages = PathLinear(paths, widths, name="linear")(messages)
         alpha = self.param("alpha", lambda _: np.asarray(ALPHA)).astype(hidden.dtype)
@@ -101,7 +101,7 @@ class NormedMLP(nn.Module):
     def __call__(
         self, basis: jax.Array, species: list[jax.Array], graph: Topology
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """basis [N, K, B], source and target [S, C] -> hidden units [N, K, U], last weights [out, U], last bias [out]."""
+        """basis [N, K, B], source and target [S, C] -> hidden units [N, K, U], last weights [out, U] and bias [out]."""
         n, k, num = basis.shape
         fan_in = num + sum(table.shape[1] for table in species)
         slot = jnp.asarray(graph.slot)
@@ -142,9 +142,7 @@ def gated(x: list[jax.Array], norms: jax.Array) -> list[jax.Array]:
     The first C scalars stay scalars; the next C gate l = 1, the next l = 2, and so on. `norms` [2] are the factors
     of the two activations.
     """
-    channels = x[0].shape[-1] // len(x)
-    scalars, *gates = jnp.split(x[0], len(x), axis=-1) if len(x) > 1 else [x[0]]
-    assert scalars.shape[-1] == channels
+    scalars, *gates = jnp.split(x[0], len(x), axis=-1)
     rest = [y * (norms[1] * nn.sigmoid(gate)) for y, gate in zip(x[1:], gates, strict=True)]
     return [norms[0] * nn.silu(scalars), *rest]
 

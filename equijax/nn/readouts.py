@@ -60,7 +60,7 @@ class NonLinearReadout(nn.Module):
         return _pick(hidden @ (w2 / math.sqrt(width)) + outer, head)
 
 
-def readout(config: ModelConfig, t: int, name: str | None = None) -> nn.Module | None:
+def readout(config: ModelConfig, t: int, *, name: str | None = None) -> nn.Module | None:
     """Readout after interaction t: an MLP after the last of several, linear elsewhere, or none."""
     if 0 < t == config.num_interactions - 1:
         return NonLinearReadout(config, name=name)
