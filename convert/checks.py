@@ -136,6 +136,8 @@ def _check_blocks(model: TorchModel, config: ModelConfig) -> None:
         wanted="component",
     )
     layers.check_linear(model, "node_embedding.linear", parts=((Z, C, 0),))
+    for name in ("use_agnostic_product", "products.0.use_agnostic_product"):
+        expect(name, model.attributes.get(name, config.agnostic_product), wanted=config.agnostic_product)
     for t in range(T):
         _check_interaction(model, config, t=t)
         _check_product(model, config, t=t)

@@ -78,6 +78,8 @@ def read_config(model: TorchModel) -> ModelConfig:
     widths = tuple(edge_irreps(model, t)[0].mul for t in range(num))
     last_only = attribute(model, "use_last_readout_only", kind=bool, default=False)
     last = f"readouts.{0 if last_only else num - 1}"
+    if last not in model.classes or f"readouts.{1 if last_only else num}" in model.classes:
+        raise UnreadableModel(f"use_last_readout_only = {last_only} and {num} interactions, but other readouts")
     heads = _all_of(str, "heads", values=attribute(model, "heads", kind=tuple, default=("Default",)))
     r_max, power = _cutoff(model)
     try:
@@ -148,7 +150,7 @@ def _uniform(model: TorchModel, name: str, *, found: e3nn.Irreps) -> e3nn.Irreps
     so3 = model.attributes.get("use_so3") is True
     ordered = [(ir.l, ir.p) for _, ir in found] == [(l, 1 if so3 else (-1) ** l) for l in range(len(found))]
     if not ordered or len({mul for mul, _ in found}) != 1 or len(found) > MAX_L + 1:
-        wanted = "0e+1e+2e" if so3 else "0e+1o+2e"
+        wanted = "of use_so3 0e+1e+2e" if so3 else "0e+1o+2e"
         raise UnsupportedModel(
             f"{name} = {str(found)[:200]}: expected {wanted}+... up to l = {MAX_L} with one multiplicity"
         )
@@ -256,7 +258,10 @@ def _gate(model: TorchModel, last: str) -> str:
 
 def _embeddings(model: TorchModel) -> tuple[Embedding, ...]:
     """The numbers of a structure that the model embeds, from its `embedding_specs`."""
-    if "joint_embedding" not in model.classes:
+    given = model.attributes.get("embedding_specs")
+    if (given is not None) != ("joint_embedding" in model.classes):
+        raise UnreadableModel(f"embedding_specs = {shorten(given)}, but joint_embedding is another")
+    if given is None:
         return ()
     out = []
     for name, given in dict(attribute(model, "embedding_specs", kind=tuple)).items():
