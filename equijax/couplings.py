@@ -23,9 +23,23 @@ class Path(NamedTuple):
     l3: int
 
 
+# Antisymmetric couplings, of odd l1 + l2 + l3, have a sign by convention: that of e3nn in torch is not that of e3nn_jax
+# for these degrees in any order, of all up to 6.
+_TURNED = frozenset(
+    {(1, 2, 2), (1, 3, 3), (1, 4, 4), (1, 5, 5), (1, 6, 6), (3, 4, 6), (4, 4, 5), (4, 5, 6), (5, 5, 5), (5, 6, 6)}
+)
+
+
 @lru_cache
 def clebsch_gordan(l1: int, l2: int, l3: int) -> np.ndarray:
-    """[2 l1 + 1, 2 l2 + 1, 2 l3 + 1] real coupling sqrt(2 l3 + 1) * w3j, e3nn's "component" normalisation.
+    """[2 l1 + 1, 2 l2 + 1, 2 l3 + 1] real coupling sqrt(2 l3 + 1) * w3j, e3nn's "component" normalisation and sign."""
+    coupling = condon_shortley(l1, l2, l3=l3)
+    return -coupling if tuple(sorted((l1, l2, l3))) in _TURNED else coupling
+
+
+@lru_cache
+def condon_shortley(l1: int, l2: int, *, l3: int) -> np.ndarray:
+    """`clebsch_gordan` with the sign of e3nn_jax.
 
     The coefficients of complex harmonics (Racah's formula; Varshalovich et al. 1988, 8.2.1, Eq. 3) in the real basis
     (`_real_basis`). Not taken from e3nn_jax, whose import takes longer than a small calculation; a test compares them.
@@ -135,7 +149,7 @@ def u_tensor(lmax: int, L: int, *, degree: int, so3: bool = False) -> np.ndarray
                     parity = 0 if so3 else (odd + la + lb + lc) % 2
                     if last and (lc, parity) != (L, 0):
                         continue
-                    block = np.einsum("a...,abc->c...b", left, clebsch_gordan(la, lb, lc))
+                    block = np.einsum("a...,abc->c...b", left, condon_shortley(la, lb, l3=lc))
                     full = np.zeros((*block.shape[:-1], m))
                     full[..., lb * lb : (lb + 1) ** 2] = block
                     coupled.append(((lc, parity), full))

@@ -1,7 +1,7 @@
 """Neighbour lists of structures, and what is refused before one is made. Host-side numpy."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import ase
 import ase.data
@@ -42,11 +42,13 @@ def check_atoms(atoms: ase.Atoms, config: ModelConfig, *, name: str = "structure
             f"it knows {len(config.species)} elements: {_symbols(config.species)}"
         )
     check_geometry(atoms, name)
-    embedded_numbers(atoms, config, name=name)
+    embedded_numbers(atoms.info, config, name=name)
 
 
-def embedded_numbers(atoms: ase.Atoms, config: ModelConfig, *, name: str = "structure") -> list[float]:
-    """What the model embeds of a structure, from `atoms.info`: total charge in e (default 0), spin multiplicity (1).
+def embedded_numbers(info: Mapping[str, Any], config: ModelConfig, *, name: str = "structure") -> list[float]:
+    """What the model embeds of a structure, from `Atoms.info`.
+
+    They are "charge", the total charge in e (0 where it is missing), and "spin", the multiplicity 2 S + 1 (1).
 
     Raises:
       InputError: no finite number, or one that the model's table does not have.
@@ -54,7 +56,7 @@ def embedded_numbers(atoms: ase.Atoms, config: ModelConfig, *, name: str = "stru
     out = []
     for spec in getattr(config, "embeddings", ()):
         key, default = EMBEDDED[spec.name]
-        given = atoms.info.get(key, default)
+        given = info.get(key, default)
         value = float(given) if isinstance(given, int | float | np.number) else np.nan
         low, high = (-spec.offset, spec.classes - spec.offset - 1) if spec.classes else (-np.inf, np.inf)
         if not np.isfinite(value) or not low <= value <= high or (spec.classes and value != int(value)):

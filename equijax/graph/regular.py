@@ -101,7 +101,7 @@ def _embedded(images: list[ase.Atoms], config: ModelConfig, *, num_graphs: int) 
         return None
     out = np.array([[EMBEDDED[spec.name][1] for spec in specs]] * num_graphs)
     for row, atoms in zip(out, images, strict=False):
-        row[:] = embedded_numbers(atoms, config)
+        row[:] = embedded_numbers(atoms.info, config)
     return out
 
 

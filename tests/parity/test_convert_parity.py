@@ -214,6 +214,14 @@ def test_published_shape(tmp_path):
     assert count == sum(p.numel() for p in model.parameters()) == 9_063_204
 
 
+def test_couplings_have_the_sign_of_e3nn():
+    torch.set_default_dtype(torch.float64)
+    degrees = [(a, b, c) for a in range(5) for b in range(5) for c in range(abs(a - b), min(a + b, 4) + 1)]
+    for l1, l2, l3 in degrees:
+        theirs = o3.wigner_3j(l1, l2, l3).numpy() * np.sqrt(2 * l3 + 1)
+        np.testing.assert_allclose(couplings.clebsch_gordan(l1, l2, l3), theirs, rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize(("L", "degree"), [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3)])
 def test_expanded_u_compresses_to_itself(L, degree):
     c = np.random.default_rng(0).normal(size=(len(couplings.monomials(2, L, degree=degree).component), 4))
