@@ -11,9 +11,15 @@ _MODELS = "mace.modules.models"
 # (what the file is, what to do, the classes, modules or packages that it names). The first row that fits counts.
 # A name with a space is not Python's: it stands for a file without such a name, recognised by its form.
 FAMILIES = (
-    ("a MACE-LES model (latent Ewald summation of learnt charges)", OTHER, "mace.modules.extensions.MACELES", "les"),
     (
-        "a MACE-POLAR model (polarisable, with long-range electrostatics)",
+        "a MACE-LES model: it needs learnt charges and their Ewald sum, which equijax does not have",
+        OTHER,
+        "mace.modules.extensions.MACELES",
+        "les",
+    ),
+    (
+        "a MACE-POLAR model: it needs self-consistent charge densities and their long-range electrostatics, which "
+        "equijax does not have",
         OTHER,
         "mace.modules.extensions.PolarMACE",
         "mace.modules.field_blocks",

@@ -11,6 +11,7 @@ the path normalisations of the forward pass apply unchanged:
 | interactions_t/linear_up, products_t/linear, readouts, radial hidden layers | - | in x out |
 | interactions_t/linear/l [P, C, C]    | paths          | C x C               |
 | interactions_t/radial_mlp/last [U, P, C] | paths      | U x C               |
+| interactions_t/edges/radial_mlp [out, in]; biases, alpha, beta | - | as they are |
 | interactions_t/skip_tp/l [C, Z, C]   | species        | C x C               |
 | products_t/contraction_lL/lL_nu [Z, paths, C] | species | paths x C         |
 | node_embedding [Z, C]                | species        | 1 x C               |
@@ -35,7 +36,8 @@ from equijax import tables
 from equijax.errors import InputError
 from equijax.pytrees import listing, path_name, paths_of, select
 
-# What `--strategy lora` adapts: everything but the two-number-a-basis-function density kernels.
+# What `--strategy lora` adapts: everything but the two-number-a-basis-function density kernels, and in non-linear
+# interactions and embeddings also biases, norms and embeddings.
 TARGETS = (
     "node_embedding",
     r"interactions_\d+/linear_up",

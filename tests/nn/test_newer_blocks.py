@@ -141,7 +141,7 @@ def test_cutoff_is_smooth(charged):
     def at(r):
         batch = graph.from_atoms(Atoms("NaClNa", [[0, 0, 0], [2.4, 0, 0], [0, r, 0]]), charged.config)
         with jax.enable_x64(True):
-            result = energy_forces_stress(charged.config, charged.device_variables("float64"), batch=batch)
+            result = energy_forces_stress(charged.config, charged.device_variables("float64"), graph=batch)
         return np.append(result.forces[:3], result.energy[0])
 
     r_max = charged.config.r_max
