@@ -8,12 +8,16 @@ import math
 
 import e3nn_jax as e3nn
 
-from convert.config import BASES, MODELS, TRANSFORMS, any_irreps, irreps, read_config
-from convert.errors import UnreadableModel, UnsupportedModel, shorten
+from convert import layers
+from convert.config import BASES, MODELS, TRANSFORMS, edge_irreps, irreps, read_config
+from convert.errors import UnsupportedModel, shorten
 from convert.families import family
+from convert.rows import readout_index
 from convert.torch_model import TorchModel, attribute, expect, expect_constant, tensor
-from equijax import couplings
-from equijax.config import INTERACTIONS, ModelConfig
+from equijax.config import INTERACTIONS, READOUTS, ModelConfig
+from equijax.nn import convolution
+from equijax.nn.attention import DOWN, UNITS
+from equijax.nn.nonlinear import DENSITY_MLP, gate_widths
 
 KNOWN_CLASSES = frozenset(
     {
@@ -21,7 +25,7 @@ KNOWN_CLASSES = frozenset(
         *(f"mace.modules.blocks.{name}" for name in INTERACTIONS),
         *(
             f"mace.modules.radial.{name}"
-            for name in (*BASES, *filter(None, TRANSFORMS), "PolynomialCutoff", "ZBLBasis")
+            for name in (*BASES, *filter(None, TRANSFORMS), "PolynomialCutoff", "ZBLBasis", "RadialMLP")
         ),
         *(
             f"mace.modules.blocks.{name}"
@@ -31,8 +35,8 @@ KNOWN_CLASSES = frozenset(
                 "AtomicEnergiesBlock",
                 "EquivariantProductBasisBlock",
                 "LinearReadoutBlock",
-                "NonLinearReadoutBlock",
                 "ScaleShiftBlock",
+                *READOUTS,
             )
         ),
         "mace.modules.irreps_tools.reshape_irreps",
@@ -46,6 +50,9 @@ KNOWN_CLASSES = frozenset(
         "e3nn.nn._fc._Layer",
         "e3nn.nn._activation.Activation",
         "e3nn.math._normalize_activation.normalize2mom",
+        "mace.modules.embeddings.GenericJointEmbedding",
+        *layers.GATES,
+        *layers.TORCH,
         "torch.nn.modules.container.ModuleList",
         "torch.nn.modules.container.ParameterList",
         "torch.fx.graph_module.reduce_graph_module",
@@ -57,7 +64,9 @@ KNOWN_ATTRIBUTES = frozenset(
     heads apply_cutoff use_reduced_cg pair_repulsion out_dim num_basis r_max coeff num_heads node_attrs_irreps
     node_feats_irreps edge_attrs_irreps edge_feats_irreps target_irreps irreps_out irreps_in irreps hidden_irreps
     edge_irreps avg_num_neighbors radial_MLP dims muls use_sc internal_weights shared_weights num_features
-    coupling_irreps correlation _size
+    coupling_irreps correlation _size use_so3 use_agnostic_product use_last_readout_only use_edge_irreps_first
+    irreps_nonlin hs node_feats_down_irreps embedding_specs specs base_dim _irreps_in _irreps_out irreps_scalars
+    irreps_gates irreps_gated _s_start _s_len _g_start _g_len _gated_info _act_scalar _act_gate _scalar_cst _gate_cst
     """.split()
 )
 # Switches whose "off" value is not None, False or empty, or that do not change the energy.
@@ -102,9 +111,6 @@ def _check_attributes(model: TorchModel) -> None:
             unknown.append(f"{shorten(name)} = {shorten(value)}")
     if unknown:
         raise UnsupportedModel(f"options that are not supported: {'; '.join(unknown[:10])}")
-    for name in ("joint_embedding", "embedding_readout"):
-        if name in model.classes:
-            raise UnsupportedModel(f"{name}: embeddings of charge, spin or other inputs are not supported")
 
 
 def _check_radial(model: TorchModel, config: ModelConfig) -> None:
@@ -123,110 +129,99 @@ def _check_radial(model: TorchModel, config: ModelConfig) -> None:
 def _check_blocks(model: TorchModel, config: ModelConfig) -> None:
     """Irreps, couplings, normalisations and activations of every block against what the Flax model computes."""
     C, Z, H, T = config.channels, len(config.species), len(config.heads), config.num_interactions
-    hidden = e3nn.Irreps(config.hidden_irreps)
     expect("spherical_harmonics.normalize", model.attributes.get("spherical_harmonics.normalize"), wanted=True)
     expect(
         "spherical_harmonics.normalization",
         model.attributes.get("spherical_harmonics.normalization"),
         wanted="component",
     )
-    linears = {"node_embedding.linear": ((Z, C, 0),)}
+    layers.check_linear(model, "node_embedding.linear", parts=((Z, C, 0),))
+    for name in ("use_agnostic_product", "products.0.use_agnostic_product"):
+        expect(name, model.attributes.get(name, config.agnostic_product), wanted=config.agnostic_product)
     for t in range(T):
-        lmax_in, lmax_out = config.input_lmax(t), config.output_lmax(t)
-        node = hidden[: lmax_in + 1]
-        inter, prod = f"interactions.{t}", f"products.{t}"
-        expect(f"{inter}.node_feats_irreps", irreps(model, f"{inter}.node_feats_irreps"), wanted=node)
-        # edge_irreps: the narrower convolutions of newer mace-torch
-        expect(f"{inter}.edge_irreps", any_irreps(model, f"{inter}.edge_irreps", default=str(node)), wanted=node)
-        expect(
-            f"{inter}.edge_attrs_irreps",
-            irreps(model, f"{inter}.edge_attrs_irreps").dim,
-            wanted=(config.max_ell + 1) ** 2,
-        )
-        expect(f"{inter}.target_irreps", len(irreps(model, f"{inter}.target_irreps")), wanted=config.max_ell + 1)
-        expect(f"{prod}.linear.irreps_out", irreps(model, f"{prod}.linear.irreps_out"), wanted=hidden[: lmax_out + 1])
-        use_sc = t > 0 or "Residual" in config.interaction_first
-        expect(f"{prod}.use_sc", attribute(model, f"{prod}.use_sc", kind=bool), wanted=use_sc)
-        paths = couplings.conv_paths(lmax_in, config.max_ell, out_lmax=config.max_ell)
-        _check_couplings(model, f"{inter}.conv_tp", paths=paths, C=C)
-        residual = "Residual" in config.interaction_name(t)
-        _check_skip(model, f"{inter}.skip_tp", lmax=min(lmax_in, lmax_out) if residual else config.max_ell, C=C, Z=Z)
-        linears[f"{inter}.linear_up"] = tuple((C, C, l) for l in range(lmax_in + 1))
-        linears[f"{inter}.linear"] = tuple((C, C, p.l3) for p in paths)
-        linears[f"{prod}.linear"] = tuple((C, C, L) for L in range(lmax_out + 1))
-        _check_radial_mlp(
-            model, f"{inter}.conv_tp_weights", sizes=[config.num_radial, *config.radial_mlp, len(paths) * C]
-        )
-        if "Density" in config.interaction_name(t):
-            _check_radial_mlp(model, f"{inter}.density_fn", sizes=[config.num_radial, 1])
-        if t == T - 1 and t > 0:
-            linears[f"readouts.{t}.linear_1"] = ((C, H * config.readout_mlp, 0),)
-            linears[f"readouts.{t}.linear_2"] = ((H * config.readout_mlp, H, 0),)
-            expect(
-                f"readouts.{t}.num_heads", attribute(model, f"readouts.{t}.num_heads", kind=int, default=1), wanted=H
-            )
-        else:
-            linears[f"readouts.{t}.linear"] = ((C, H, 0),)
-    for name, parts in linears.items():
-        _check_linear(model, name, parts=parts)
+        _check_interaction(model, config, t=t)
+        _check_product(model, config, t=t)
+        _check_readout(model, config, t=t)
+    if config.embedding_readout:
+        if not config.scale_shift and H > 1:
+            raise UnsupportedModel("embedding_readout of a plain MACE with several heads, which mace-torch cannot run")
+        layers.check_linear(model, "embedding_readout.linear", parts=((C, H, 0),))
 
 
-def _check_linear(model: TorchModel, name: str, *, parts: tuple[tuple[int, int, int], ...]) -> None:
-    """e3nn Linear: (fan-in, fan-out, l) of each path in order, each weighted by 1/sqrt(total fan-in of its l)."""
-    degrees = [ir.l for _, ir in any_irreps(model, f"{name}.irreps_in")]
-    found = attribute(model, f"{name}.instructions", kind=tuple)
-    try:
-        rows = [(int(fan_in), int(fan_out), degrees[i], weight) for i, _, (fan_in, fan_out), weight in found]
-    except (TypeError, ValueError, IndexError):
-        raise UnreadableModel(f"{name}.instructions are not (in, out, shape, weight) of a linear layer") from None
-    merged = {l: sum(fan for fan, _, degree, _ in rows if degree == l) for l in degrees}
-    count, order = sum(a * b for a, b, _ in parts), [l for _, _, l, _ in rows]
-    same = sum(a * b for a, b, _, _ in rows) == count and set(order) == {l for _, _, l in parts}
-    if not same or order != sorted(order) or min(a for a, _, _, _ in rows) < 1:
-        raise UnsupportedModel(f"{name}: paths {str(rows)[:200]}, expected (fan-in, fan-out, l) {str(parts)[:200]}")
-    for l, fan in merged.items():
-        for _, _, degree, weight in rows:
-            if degree == l:
-                expect(f"{name} path weight of l = {l}", weight, wanted=1.0 / math.sqrt(fan))
-
-
-def _check_couplings(model: TorchModel, name: str, *, paths: tuple[couplings.Path, ...], C: int) -> None:
-    """e3nn TensorProduct: the order (l3, l1, l2) of paths and their weights sqrt(2 l3 + 1)."""
-    left, right, out = (
-        [ir.l for _, ir in any_irreps(model, f"{name}.irreps_{side}")] for side in ("in1", "in2", "out")
+def _check_interaction(model: TorchModel, config: ModelConfig, *, t: int) -> None:
+    name, block, C = f"interactions.{t}", config.interaction_name(t), config.channels
+    lmax, width, paths = config.input_lmax(t), config.edge_width(t), convolution.paths(config, t)
+    node = e3nn.Irreps(config.hidden_irreps)[: lmax + 1]
+    expect(f"{name}.node_feats_irreps", irreps(model, f"{name}.node_feats_irreps"), wanted=node)
+    narrow = e3nn.Irreps(str(node).replace(f"{C}x", f"{width}x"))
+    expect(f"{name}.edge_irreps", edge_irreps(model, t), wanted=narrow)
+    expect(
+        f"{name}.edge_attrs_irreps", irreps(model, f"{name}.edge_attrs_irreps").dim, wanted=(config.max_ell + 1) ** 2
     )
-    try:
-        found = [
-            ((left[i], right[j], out[k]), mode, weight, shape)
-            for i, j, k, mode, _, weight, shape in attribute(model, f"{name}.instructions", kind=tuple)
-        ]
-    except (TypeError, ValueError, IndexError):
-        raise UnreadableModel(f"{name}.instructions are not those of a tensor product") from None
-    expect(f"{name} paths (l1, l2, l3)", [f[0] for f in found], wanted=[tuple(p) for p in paths])
-    for (_, _, l3), mode, weight, shape in found:
-        expect(f"{name} connection", (mode, shape), wanted=("uvu", (C, 1)))
-        expect(f"{name} path weight to l = {l3}", weight, wanted=math.sqrt(2 * l3 + 1))
+    expect(f"{name}.target_irreps", len(irreps(model, f"{name}.target_irreps")), wanted=config.max_ell + 1)
+    layers.check_couplings(model, f"{name}.conv_tp", paths=paths, C=width)
+    layers.check_linear(model, f"{name}.linear_up", parts=tuple((C, width, l) for l in range(lmax + 1)))
+    if "NonLinear" in block:
+        _check_nonlinear(model, config, t=t)
+        return
+    layers.check_linear(model, f"{name}.linear", parts=tuple((width, C, p.l3) for p in paths))
+    skip = min(lmax, config.output_lmax(t))
+    sizes = [config.num_radial, *config.radial_mlp]
+    if "Att" in block:
+        layers.check_linear(model, f"{name}.skip_linear", parts=tuple((C, C, l) for l in range(skip + 1)))
+        layers.check_linear(model, f"{name}.linear_down", parts=((C, DOWN, 0),))
+        sizes = [config.num_radial + 2 * DOWN, *UNITS]
+    else:
+        skip = skip if "Residual" in block else config.max_ell
+        layers.check_skip(model, f"{name}.skip_tp", lmax=skip, C=C, Z=len(config.species))
+    layers.check_radial_mlp(model, f"{name}.conv_tp_weights", sizes=[*sizes, len(paths) * width])
+    if "Density" in block:
+        layers.check_radial_mlp(model, f"{name}.density_fn", sizes=[config.num_radial, 1])
 
 
-def _check_skip(model: TorchModel, name: str, *, lmax: int, C: int, Z: int) -> None:
-    """e3nn FullyConnectedTensorProduct with one-hot species: one path per l, weight sqrt((2l + 1) / (C Z))."""
-    found = attribute(model, f"{name}.instructions", kind=tuple)
-    expect(f"{name} number of paths", len(found), wanted=lmax + 1)
-    for l, row in enumerate(found):
-        if not isinstance(row, tuple) or len(row) != 7:
-            raise UnreadableModel(f"{name}.instructions are not those of a tensor product")
-        expect(f"{name} path {l}", (row[0], row[3], row[6]), wanted=(l, "uvw", (C, Z, C)))
-        expect(f"{name} path weight of l = {l}", row[5], wanted=math.sqrt((2 * l + 1) / (C * Z)))
+def _check_nonlinear(model: TorchModel, config: ModelConfig, *, t: int) -> None:
+    name, C, Z, lmax = f"interactions.{t}", config.channels, len(config.species), config.input_lmax(t)
+    width, widths, paths = config.edge_width(t), gate_widths(config), convolution.paths(config, t)
+    linears = {
+        "source_embedding": ((Z, C, 0),),
+        "target_embedding": ((Z, C, 0),),
+        "skip_tp": tuple((C, C, l) for l in range(min(lmax, config.output_lmax(t)) + 1)),
+        "linear_res": tuple((width, widths[l], l) for l in range(lmax + 1)),
+        "linear_1": tuple((width, widths[p.l3], p.l3) for p in paths),
+        "linear_2": tuple((C, C, l) for l in range(config.max_ell + 1)),
+    }
+    for key, parts in linears.items():
+        layers.check_linear(model, f"{name}.{key}", parts=parts)
+    features = config.num_radial + 2 * C
+    layers.check_normed_mlp(model, f"{name}.conv_tp_weights", sizes=[features, *config.radial_mlp, len(paths) * width])
+    layers.check_normed_mlp(model, f"{name}.density_fn", sizes=[features, *DENSITY_MLP, 1])
+    layers.check_gate(model, f"{name}.equivariant_nonlin", C=C, lmax=config.max_ell)
 
 
-def _check_radial_mlp(model: TorchModel, name: str, *, sizes: list[int]) -> None:
-    """e3nn FullyConnectedNet: sizes, unit variances, silu between the layers and nothing after the last."""
-    expect(f"{name}.hs", list(attribute(model, f"{name}.hs", kind=tuple)), wanted=sizes)
-    last = len(sizes) - 2
-    for i in range(last + 1):
-        layer = f"{name}.layer{i}"
-        for key, value in (("h_in", sizes[i]), ("var_in", 1), ("var_out", 1)):
-            expect(f"{layer}.{key}", model.attributes.get(f"{layer}.{key}"), wanted=value)
-        expect(f"{layer}.act", model.attributes.get(f"{layer}.act"), wanted=None)  # a module, not a bare function
-        function = model.attributes.get(f"{layer}.act.f")
-        expect(f"{layer}.act", function, wanted=None if i == last else "torch.nn.functional.silu")
+def _check_product(model: TorchModel, config: ModelConfig, *, t: int) -> None:
+    name, C, lmax = f"products.{t}", config.channels, config.output_lmax(t)
+    hidden = e3nn.Irreps(config.hidden_irreps)
+    expect(f"{name}.linear.irreps_out", irreps(model, f"{name}.linear.irreps_out"), wanted=hidden[: lmax + 1])
+    expect(
+        f"{name}.use_sc",
+        attribute(model, f"{name}.use_sc", kind=bool),
+        wanted=t > 0 or "Residual" in config.interaction_first,
+    )
+    agnostic = attribute(model, f"{name}.use_agnostic_product", kind=bool, default=False)
+    expect(f"{name}.use_agnostic_product", agnostic, wanted=config.agnostic_product)
+    layers.check_linear(model, f"{name}.linear", parts=tuple((C, C, L) for L in range(lmax + 1)))
+
+
+def _check_readout(model: TorchModel, config: ModelConfig, *, t: int) -> None:
+    C, H, name = config.channels, len(config.heads), f"readouts.{readout_index(config, t)}"
+    if not 0 < t == config.num_interactions - 1:
+        if not config.last_readout_only:
+            layers.check_linear(model, f"{name}.linear", parts=((C, H, 0),))
+        return
+    units = H * config.readout_mlp
+    linears = {"linear_1": (C, units), "linear_2": (units, H)}
+    if has_bias := config.readout == "NonLinearBiasReadoutBlock":
+        linears["linear_mid"] = (units, units)
+    for key, shape in linears.items():
+        layers.check_linear(model, f"{name}.{key}", parts=((*shape, 0),), has_bias=has_bias and key != "linear_1")
+    expect(f"{name}.num_heads", attribute(model, f"{name}.num_heads", kind=int, default=1), wanted=H)

@@ -8,7 +8,7 @@ import numpy as np
 
 from convert.errors import UnreadableModel, UnsupportedModel, shorten
 from convert.torch_model import TorchModel, attribute, expect, expect_constant, scalar, tensor
-from equijax.config import INTERACTIONS, ModelConfig
+from equijax.config import EMBEDDED, INTERACTIONS, READOUTS, Embedding, ModelConfig
 
 MODELS = {"mace.modules.models.ScaleShiftMACE": True, "mace.modules.models.MACE": False}  # class -> scale_shift
 BASES = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
@@ -74,9 +74,14 @@ def read_config(model: TorchModel) -> ModelConfig:
         raise UnsupportedModel(f"interaction blocks after the first differ: {', '.join(blocks[1:])}")
     hidden = str(irreps(model, "products.0.linear.irreps_out"))
     max_ell = len(irreps(model, "interactions.0.edge_attrs_irreps")) - 1
+    channels = irreps(model, "products.0.linear.irreps_out")[0].mul
+    widths = tuple(edge_irreps(model, t)[0].mul for t in range(num))
+    last_only = attribute(model, "use_last_readout_only", kind=bool, default=False)
+    last = f"readouts.{0 if last_only else num - 1}"
+    if last not in model.classes or f"readouts.{1 if last_only else num}" in model.classes:
+        raise UnreadableModel(f"use_last_readout_only = {last_only} and {num} interactions, but other readouts")
     heads = _all_of(str, "heads", values=attribute(model, "heads", kind=tuple, default=("Default",)))
     r_max, power = _cutoff(model)
-    mlp = "interactions.0.conv_tp_weights"
     try:
         config = ModelConfig(
             species=tuple(int(z) for z in tensor(model, "atomic_numbers").tolist()),
@@ -93,14 +98,21 @@ def read_config(model: TorchModel) -> ModelConfig:
             distance_transform=_one(model, "radial_embedding.distance_transform", table=TRANSFORMS),
             cutoff_power=power,
             apply_cutoff=attribute(model, "radial_embedding.apply_cutoff", kind=bool, default=True),
-            radial_mlp=_all_of(int, f"{mlp}.hs", values=attribute(model, f"{mlp}.hs", kind=tuple))[1:-1],
-            readout_mlp=_readout_mlp(model, num, num_heads=len(heads)),
-            gate=_gate(model, num),
+            radial_mlp=_radial_mlp(model, blocks),
+            readout_mlp=_readout_mlp(model, last, num_heads=len(heads)) if num > 1 else 0,  # the only readout is linear
+            gate=_gate(model, last) if num > 1 else "none",
             avg_num_neighbors=_avg_num_neighbors(model, num),
             pair_repulsion=_pair_repulsion(model),
             zbl_power=int(scalar(model, "pair_repulsion_fn.p")) if "pair_repulsion_fn" in model.classes else power,
             scale_shift=MODELS[model.classes[""]],
             contraction_paths=tuple(_contraction_paths(model, t) for t in range(num)),
+            edge_channels=() if set(widths) == {channels} else widths,
+            readout=_readout(model, last) if num > 1 else READOUTS[0],
+            agnostic_product=attribute(model, "products.0.use_agnostic_product", kind=bool, default=False),
+            last_readout_only=last_only,
+            so3=attribute(model, "use_so3", kind=bool, default=False),
+            embeddings=_embeddings(model),
+            embedding_readout="embedding_readout" in model.classes,
         )
     except UnreadableModel:
         raise
@@ -119,12 +131,28 @@ def any_irreps(model: TorchModel, name: str, *, default: object = ...) -> e3nn.I
 
 
 def irreps(model: TorchModel, name: str) -> e3nn.Irreps:
-    """Irreps stored as the attribute `name`, ordered l = 0, 1, ... with natural parity and one multiplicity."""
-    found = any_irreps(model, name)
-    natural = [ir.l for _, ir in found] == list(range(len(found))) and all(ir.p == (-1) ** ir.l for _, ir in found)
-    if not natural or len({mul for mul, _ in found}) != 1 or len(found) > MAX_L + 1:
+    """Irreps stored as the attribute `name`, ordered l = 0, 1, ... with one multiplicity.
+
+    Their parity is natural, (-1)^l; that of a model with `use_so3` is even.
+    """
+    return _uniform(model, name, found=any_irreps(model, name))
+
+
+def edge_irreps(model: TorchModel, t: int) -> e3nn.Irreps:
+    """Irreps of node features in the convolution of interaction t: in old files those that come in."""
+    name = f"interactions.{t}.edge_irreps"
+    if model.attributes.get(name) is None:
+        return irreps(model, f"interactions.{t}.node_feats_irreps")
+    return irreps(model, name)
+
+
+def _uniform(model: TorchModel, name: str, *, found: e3nn.Irreps) -> e3nn.Irreps:
+    so3 = model.attributes.get("use_so3") is True
+    ordered = [(ir.l, ir.p) for _, ir in found] == [(l, 1 if so3 else (-1) ** l) for l in range(len(found))]
+    if not ordered or len({mul for mul, _ in found}) != 1 or len(found) > MAX_L + 1:
+        wanted = "of use_so3 0e+1e+2e" if so3 else "0e+1o+2e"
         raise UnsupportedModel(
-            f"{name} = {str(found)[:200]}: expected 0e+1o+2e+... up to l = {MAX_L} with one multiplicity"
+            f"{name} = {str(found)[:200]}: expected {wanted}+... up to l = {MAX_L} with one multiplicity"
         )
     return found
 
@@ -198,24 +226,57 @@ def _paths(model: TorchModel, name: str) -> int:
     return shape[-1]
 
 
-def _readout_mlp(model: TorchModel, num: int, *, num_heads: int) -> int:
-    if num == 1:
-        return 0  # the only readout is linear
-    width = irreps(model, f"readouts.{num - 1}.linear_1.irreps_out")
+def _radial_mlp(model: TorchModel, blocks: list[str]) -> tuple[int, ...]:
+    """Hidden units; those of blocks with attention are fixed."""
+    chosen = next((t for t, block in enumerate(blocks) if "Att" not in block), 0)
+    name = f"interactions.{chosen}.conv_tp_weights.hs"
+    return _all_of(int, name, values=attribute(model, name, kind=tuple))[1:-1]
+
+
+def _readout(model: TorchModel, last: str) -> str:
+    cls = model.classes.get(last, "").rsplit(".", 1)[-1]
+    if cls not in READOUTS:
+        raise UnsupportedModel(f"{last} is {shorten(cls)}; expected one of {', '.join(READOUTS)}")
+    return cls
+
+
+def _readout_mlp(model: TorchModel, last: str, *, num_heads: int) -> int:
+    width = irreps(model, f"{last}.linear_1.irreps_out")
     if len(width) != 1 or width.dim % num_heads:
-        raise UnsupportedModel(f"readouts.{num - 1}.linear_1.irreps_out = {width}: expected {num_heads} times scalars")
+        raise UnsupportedModel(f"{last}.linear_1.irreps_out = {width}: expected {num_heads} times scalars")
     return width.dim // num_heads
 
 
-def _gate(model: TorchModel, num: int) -> str:
-    if num == 1:
-        return "none"
-    function = model.attributes.get(f"readouts.{num - 1}.non_linearity.acts.0.f")
+def _gate(model: TorchModel, last: str) -> str:
+    function = model.attributes.get(f"{last}.non_linearity.acts.0.f")
     if function not in GATES:
         raise UnsupportedModel(
-            f"readouts.{num - 1}.non_linearity is {shorten(function)}; expected one of {', '.join(map(str, GATES))}"
+            f"{last}.non_linearity is {shorten(function)}; expected one of {', '.join(map(str, GATES))}"
         )
     return GATES[function]
+
+
+def _embeddings(model: TorchModel) -> tuple[Embedding, ...]:
+    """The numbers of a structure that the model embeds, from its `embedding_specs`."""
+    given = model.attributes.get("embedding_specs")
+    if (given is not None) != ("joint_embedding" in model.classes):
+        raise UnreadableModel(f"embedding_specs = {shorten(given)}, but joint_embedding is another")
+    if given is None:
+        return ()
+    out = []
+    for name, given in dict(attribute(model, "embedding_specs", kind=tuple)).items():
+        spec = dict(given) if isinstance(given, tuple) else {}
+        kind, per = spec.get("type"), spec.get("per")
+        known = {"type", "per", "num_classes", "emb_dim", "offset", "in_dim", "use_bias", "key"}
+        if set(spec) - known or name not in EMBEDDED or per != "graph" or kind not in ("categorical", "continuous"):
+            raise UnsupportedModel(
+                f"embedding of {shorten(name)} ({shorten(kind)}, one for each {shorten(per)}): expected categorical or "
+                f"continuous numbers of a whole structure, {' or '.join(EMBEDDED)}"
+            )
+        classes = spec["num_classes"] if kind == "categorical" else 0
+        bias = bool(spec.get("use_bias", True)) if kind == "continuous" else True
+        out.append(Embedding(name, int(spec["emb_dim"]), int(classes), int(spec.get("offset", 0)), bias))
+    return tuple(out)
 
 
 def _avg_num_neighbors(model: TorchModel, num: int) -> float:

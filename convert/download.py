@@ -37,9 +37,10 @@ class ChecksumWarning(UserWarning):
 
 
 def listing() -> str:
-    """The table of published models as text: name, size, elements, licence."""
-    lines = [f"{'name':<22} {'size':>8}  {'licence':<7}  elements"]
-    lines += [f"{p.name:<22} {p.size / 1e6:5.1f} MB  {p.licence:<7}  {p.elements}" for p in PUBLISHED.values()]
+    """The table of published models as text: name, size, licence, elements, citation."""
+    row = "{:<24}{:>8}  {:<8} {:<36} {}".format
+    lines = [row("name", "size", "licence", "elements", "cite")]
+    lines += [row(p.name, p.megabytes, p.licence, p.elements, p.citation) for p in PUBLISHED.values()]
     lines += ["", *(f"{key}: {text}" for key, text in LICENCES.items()), f"cache: {cache_directory()}"]
     return "\n".join(lines)
 
@@ -186,7 +187,7 @@ def _continues(reply: http.client.HTTPResponse, start: int) -> bool:
 
 def _by_hand(published: Published, target: Path, *, reason: str) -> str:
     return (
-        f"cannot download {published.name}: {reason}. Fetch {published.url} ({published.size / 1e6:.1f} MB) on a "
+        f"cannot download {published.name}: {reason}. Fetch {published.url} ({published.megabytes}) on a "
         f"machine with a network and put it at {target}, or give its path instead of the name"
     )
 

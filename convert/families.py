@@ -7,14 +7,19 @@ SOURCE = "convert the .model file that it was made from"
 WHOLE = "convert the .model file of the whole model"
 
 _MODELS = "mace.modules.models"
-_BLOCKS = "mace.modules.blocks"
 
 # (what the file is, what to do, the classes, modules or packages that it names). The first row that fits counts.
 # A name with a space is not Python's: it stands for a file without such a name, recognised by its form.
 FAMILIES = (
-    ("a MACE-LES model (latent Ewald summation of learnt charges)", OTHER, "mace.modules.extensions.MACELES", "les"),
     (
-        "a MACE-POLAR model (polarisable, with long-range electrostatics)",
+        "a MACE-LES model: it needs learnt charges and their Ewald sum, which equijax does not have",
+        OTHER,
+        "mace.modules.extensions.MACELES",
+        "les",
+    ),
+    (
+        "a MACE-POLAR model: it needs self-consistent charge densities and their long-range electrostatics, which "
+        "equijax does not have",
         OTHER,
         "mace.modules.extensions.PolarMACE",
         "mace.modules.field_blocks",
@@ -24,21 +29,6 @@ FAMILIES = (
     ("a dipole and polarisability model of MACE, which has no energy", OTHER, f"{_MODELS}.AtomicDielectricMACE"),
     ("a MACE model of energies and dipoles in one", OTHER, f"{_MODELS}.EnergyDipolesMACE"),
     ("a BOTNet model, the predecessor of MACE", OTHER, f"{_MODELS}.BOTNet", f"{_MODELS}.ScaleShiftBOTNet"),
-    (
-        "a MACE model with the non-linear interactions of MACE-MH, which are not implemented",
-        OTHER,
-        f"{_BLOCKS}.RealAgnosticResidualNonLinearInteractionBlock",
-    ),
-    (
-        "a MACE model with attention, which is not implemented",
-        OTHER,
-        f"{_BLOCKS}.RealAgnosticAttResidualInteractionBlock",
-    ),
-    (
-        "a MACE model with embeddings of charge, spin or other inputs (as in MACE-OMOL), which are not implemented",
-        OTHER,
-        "mace.modules.embeddings",
-    ),
     ("a MACE model made for LAMMPS ML-IAP (*-mliap_lammps.pt)", SOURCE, "mace.calculators.lammps_mliap_mace"),
     ("a MACE model made for LAMMPS (*-lammps.pt)", SOURCE, "mace.calculators.lammps_mace", "lammps script"),
     (

@@ -14,6 +14,7 @@ HOSTS = ("github.com", "raw.githubusercontent.com")  # where addresses of publis
 _FOUNDATIONS = "https://github.com/ACEsuit/mace-foundations/releases/download"
 _OFF = "https://raw.githubusercontent.com/ACEsuit/mace-off/main"
 _ALL = "89 elements"
+_MOLECULES = "83 elements"
 _ORGANIC = "10 elements: H C N O F P S Cl Br I"
 LICENCES = {
     "MIT": "MIT licence, free for any use",
@@ -27,15 +28,31 @@ class Published:
 
     name: str
     url: str
-    size: int  # bytes
+    size: int | None  # bytes; None: not known
     sha256: str | None  # None: not known
     elements: str
     licence: str  # key of LICENCES
+    citation: str  # what its authors ask to cite, or the paper of its data
 
     @property
     def filename(self) -> str:
         return self.url.rsplit("/", 1)[1]
 
+    @property
+    def megabytes(self) -> str:
+        """Its size as text."""
+        return "? MB" if self.size is None else f"{self.size / 1e6:.1f} MB"
+
+
+# Beginning of a name -> papers, the longest that fits
+CITATIONS = {
+    "mace-mp": "arXiv:2401.00096",
+    "mace-omat": "arXiv:2401.00096, data 2410.12771",
+    "mace-matpes": "arXiv:2401.00096, data 2503.04070",
+    "mace-off": "arXiv:2312.15211",
+    "mace-mh": "arXiv:2510.25380",
+    "mace-omol": "data arXiv:2505.08762",
+}
 
 # (name, path in its release, size in bytes, sha256)
 _ROWS = [
@@ -107,16 +124,66 @@ _ROWS = [
     ),
     ("mace-omat-0-small", "mace_omat_0/mace-omat-0-small.model", 67_630_500, None),
     ("mace-omat-0-medium", "mace_omat_0/mace-omat-0-medium.model", 79_463_999, None),
-    ("mace-matpes-pbe-0", "mace_matpes_0/MACE-matpes-pbe-omat-ft.model", 79_471_284, None),
+    (
+        "mace-matpes-pbe-0",
+        "mace_matpes_0/MACE-matpes-pbe-omat-ft.model",
+        79_471_284,
+        "e618ad582b84239905b9c3b77ce6e9ce111b0ecd1533223a1a6aac7a696b8aa0",
+    ),
     (
         "mace-matpes-r2scan-0",
         "mace_matpes_0/MACE-matpes-r2scan-omat-ft.model",
         79_470_738,
         "8f147ecffa1d06a696e5648b13b81abda9c96fda9d0fb3faba3cd3fb27d9bba9",
     ),
-    ("mace-off23-small", "mace_off23/MACE-OFF23_small.model", 7_347_350, None),
-    ("mace-off23-medium", "mace_off23/MACE-OFF23_medium.model", 18_350_596, None),
-    ("mace-off23-large", "mace_off23/MACE-OFF23_large.model", 55_492_786, None),
+    (
+        "mace-mh-0",
+        "mace_mh_1/mace-mh-0.model",
+        None,
+        "d62ff8f293664e6556cfa49364b28ee72a70cf1e6150f3c111a578397fed609d",
+    ),
+    (
+        "mace-mh-1",
+        "mace_mh_1/mace-mh-1.model",
+        59_208_139,
+        "a522eb7f59c7879963d41586528f4980baf33e086c94aa92e3eafdeccad3be47",
+    ),
+    (
+        "mace-omol-0-extra-large",
+        "mace_omol_0/MACE-omol-0-extra-large-1024.model",
+        422_242_640,
+        "9b64b4fd5153ca578c694abc57806d8111050de6ff652e695c9b525bc4d36469",
+    ),
+    (
+        "mace-off23-small",
+        "mace_off23/MACE-OFF23_small.model",
+        7_347_350,
+        "165cce4cfec5a34b9c64d4ebf95de15d71106bb584b7291c8470f0749977c46f",
+    ),
+    (
+        "mace-off23-medium",
+        "mace_off23/MACE-OFF23_medium.model",
+        18_350_596,
+        "4842c52ad210d6e1f84d6cf1ffa70fae25a7e0d755ed55cf223f43913f587db7",
+    ),
+    (
+        "mace-off23-large",
+        "mace_off23/MACE-OFF23_large.model",
+        55_492_786,
+        "a29e397dbf3e7a24ac50a9b0dfc919bd5a62efa346f5895a6237b0950c1d76f4",
+    ),
+    (
+        "mace-off23b-medium",
+        "mace_off23/MACE-OFF23b_medium.model",
+        None,
+        "871653738a4fbc8124dba1ff5bc595bd0abf7b849a8538c0825dc29ebadf1680",
+    ),
+    (
+        "mace-off24-medium",
+        "mace_off24/MACE-OFF24_medium.model",
+        18_375_569,
+        "e5ccf5837f685899811a68754e7c994393bfd1a81720393b03c643b46c70bc69",
+    ),
 ]
 
 
@@ -126,7 +193,9 @@ def _table() -> dict[str, Published]:
         organic = path.startswith("mace_off")
         licence = "MIT" if name.startswith(("mace-mp-", "mace-mpa-")) else "ASL"
         url = f"{_OFF if organic else _FOUNDATIONS}/{path}"
-        table[name] = Published(name, url, size, sha256, _ORGANIC if organic else _ALL, licence)
+        elements = _ORGANIC if organic else _MOLECULES if path.startswith("mace_omol") else _ALL
+        citation = CITATIONS[max((key for key in CITATIONS if name.startswith(key)), key=len)]
+        table[name] = Published(name, url, size, sha256, elements, licence, citation)
     return table
 
 
@@ -143,6 +212,10 @@ ALIASES = {
     "mace-mp-0-large": "mace-mp-0-large-2022.9",
     "mace-mp-0b3": "mace-mp-0b3-medium",
     "mace-mpa-0": "mace-mpa-0-medium",
+    "mace-omol": "mace-omol-0-extra-large",
+    "mace-omol-0": "mace-omol-0-extra-large",
+    "mace-off23b": "mace-off23b-medium",
+    "mace-off24": "mace-off24-medium",
 }
 
 

@@ -18,7 +18,7 @@ from convert import mapping
 from convert.errors import UnsupportedModel
 from convert.torch_model import read_model
 from equijax import couplings
-from equijax.config import ModelConfig
+from equijax.config import Embedding, ModelConfig
 
 os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # e3nn 0.4.4 loads its own constants by torch.load
 
@@ -97,7 +97,15 @@ def _skeleton(config: ModelConfig, variables: dict) -> MACE:
         "radial_MLP": list(config.radial_mlp),
         "radial_type": config.radial_basis,
         "heads": list(config.heads),
+        "use_so3": config.so3,
+        "use_agnostic_product": config.agnostic_product,
+        "use_last_readout_only": config.last_readout_only,
+        "use_embedding_readout": config.embedding_readout,
+        "readout_cls": getattr(modules.blocks, config.readout),
+        **_edge_irreps(config),
     }
+    if config.embeddings:
+        options["embedding_specs"] = {spec.name: _specification(spec) for spec in config.embeddings}
     if config.scale_shift:
         options |= {f"atomic_inter_{k}": np.asarray(variables["constants"][k]) for k in ("scale", "shift")}
     model = (ScaleShiftMACE if config.scale_shift else MACE)(**options, use_reduced_cg=False)
@@ -112,6 +120,31 @@ def _skeleton(config: ModelConfig, variables: dict) -> MACE:
         f"mace-torch has no coupling basis with {config.contraction_paths} paths; the reduced basis "
         "needs cuequivariance: pip install cuequivariance"
     )
+
+
+def _edge_irreps(config: ModelConfig) -> dict:
+    """mace-torch has one width for all interactions but the first, and that or `channels` for the first.
+
+    Raises:
+      UnsupportedModel: other widths.
+    """
+    if not config.edge_channels:
+        return {}
+    first, *later = config.edge_channels
+    width = later[0] if later else first
+    if set(later) - {width} or first not in (width, config.channels):
+        raise UnsupportedModel(f"edge_channels {config.edge_channels}: mace-torch has one width, after the first")
+    irreps = o3.Irreps([(width, ir) for _, ir in o3.Irreps(config.hidden_irreps)])
+    return {"edge_irreps": irreps, "use_edge_irreps_first": first == width}
+
+
+def _specification(spec: Embedding) -> dict:
+    """An entry of mace-torch's embedding_specs."""
+    if spec.classes:
+        kind = {"type": "categorical", "num_classes": spec.classes, "offset": spec.offset}
+    else:
+        kind = {"type": "continuous", "in_dim": 1, "use_bias": spec.bias}
+    return {"per": "graph", "emb_dim": spec.width, **kind}
 
 
 def use_reduced_basis(model: MACE) -> None:
@@ -138,7 +171,7 @@ def _fill(model: MACE, config: ModelConfig, *, variables: dict) -> None:
         flat = np.concatenate([np.asarray(_leaf(variables, path)).reshape(-1) for path, _ in row.parts])
         _copy(state, row.torch, values=flat)
     for name, (path, L, degree) in mapping.u_names(config).items():
-        _copy(state, name, values=expand_u(_leaf(variables, path), config.max_ell, L=L, degree=degree))
+        _copy(state, name, values=expand_u(_leaf(variables, path), config.max_ell, L=L, degree=degree, so3=config.so3))
     if config.pair_repulsion:
         _copy(state, "pair_repulsion_fn.p", values=np.array(config.zbl_power))
     for name, path in mapping.activation_names(config).items():
@@ -146,14 +179,17 @@ def _fill(model: MACE, config: ModelConfig, *, variables: dict) -> None:
         if name in dict(model.named_modules()):
             act = model.get_submodule(name)
             act.cst, act._is_id = factor, factor == 1.0
+    for name, path in mapping.gate_names(config).items():
+        gate = model.get_submodule(name)
+        gate._scalar_cst, gate._gate_cst = (float(x) for x in _leaf(variables, path))
 
 
-def expand_u(coefficients: np.ndarray, lmax: int, *, L: int, degree: int) -> np.ndarray:
+def expand_u(coefficients: np.ndarray, lmax: int, *, L: int, degree: int, so3: bool = False) -> np.ndarray:
     """Inverse of `cg.compress_u`: [Q, paths] -> the symmetric U tensor [2L+1, m, ..., m, paths].
 
     mace's own U tensors are not symmetric; the contraction sees their symmetric part alone, so energies agree.
     """
-    table = couplings.monomials(lmax, L, degree=degree)
+    table = couplings.monomials(lmax, L, degree=degree, so3=so3)
     u = np.zeros((2 * L + 1, *[(lmax + 1) ** 2] * degree, coefficients.shape[-1]))
     multiplicity = np.array([len(set(permutations(f))) for f in table.factors.tolist()])
     for order in permutations(range(degree)):

@@ -156,6 +156,8 @@ def _plain(value: object, budget: Budget, *, depth: int = 0) -> object:
         return _irreps(value, budget)
     if isinstance(value, Instance) and value.cls.endswith(".Instruction"):
         value = value.args  # a named tuple of e3nn: (i_in, ..., path_weight, path_shape)
+    if isinstance(value, dict) and all(isinstance(key, str) and len(key) <= MAX_NAME for key in value):
+        value = tuple(value.items())  # such as embedding_specs
     if isinstance(value, list | tuple) and depth < 4:
         return tuple(_plain(item, budget, depth=depth + 1) for item in value)
     return Opaque(value.cls if isinstance(value, Instance) else type(value).__name__)

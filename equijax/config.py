@@ -16,11 +16,15 @@ INTERACTIONS = (
     "RealAgnosticResidualInteractionBlock",
     "RealAgnosticDensityInteractionBlock",
     "RealAgnosticDensityResidualInteractionBlock",
+    "RealAgnosticResidualNonLinearInteractionBlock",
+    "RealAgnosticAttResidualInteractionBlock",
 )
 RADIAL_BASES = ("bessel", "gaussian", "chebyshev")
 DISTANCE_TRANSFORMS = ("none", "agnesi", "soft")
 GATES = ("silu", "tanh", "abs", "none")
 IRREPS = re.compile(r"((?P<mul>\d+)x)?(?P<l>\d+)(?P<parity>[eo])")
+READOUTS = ("NonLinearReadoutBlock", "NonLinearBiasReadoutBlock")
+EMBEDDED = {"total_charge": ("charge", 0.0), "total_spin": ("spin", 1.0)}  # name -> key of atoms.info, and default
 
 
 DTYPES = ("float32", "float64")
@@ -55,6 +59,26 @@ class Spline:
 
 
 @dataclass(frozen=True)
+class Embedding:
+    """A number of a whole structure that enters the model: see `EMBEDDED`.
+
+    Raises:
+      InputError: another name, or sizes that are not positive.
+    """
+
+    name: str  # a key of `EMBEDDED`
+    width: int
+    classes: int = 0  # whole numbers -offset .. classes - offset - 1, a row of a table each; 0: any number, by an MLP
+    offset: int = 0
+    bias: bool = True  # of the MLP
+
+    def __post_init__(self):
+        _one_of("embedding", self.name, allowed=tuple(EMBEDDED))
+        if self.width < 1 or self.classes < 0:
+            raise InputError(f"embedding of {self.name}: width {self.width} and classes {self.classes} are too small")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything that fixes the shape of a MACE model and is not an array (Batatia et al., NeurIPS 2022).
 
@@ -85,6 +109,13 @@ class ModelConfig:
     scale_shift: bool
     contraction_paths: tuple[tuple[tuple[int, ...], ...], ...]
     spline: Spline | None = None  # of a model that `equijax.specialise` made
+    edge_channels: tuple[int, ...] = ()  # multiplicity in the convolution of each interaction; (): `channels`
+    readout: str = "NonLinearReadoutBlock"  # after the last of several interactions
+    agnostic_product: bool = False  # whether all species share the weights of the symmetric contraction
+    last_readout_only: bool = False
+    so3: bool = False  # all irreps even: couplings that change sign under inversion are allowed too
+    embeddings: tuple[Embedding, ...] = ()
+    embedding_readout: bool = False  # whether the embedded atoms have an energy of their own
 
     def __post_init__(self) -> None:
         _one_of("interaction_first", self.interaction_first, allowed=INTERACTIONS)
@@ -92,6 +123,7 @@ class ModelConfig:
         _one_of("radial_basis", self.radial_basis, allowed=RADIAL_BASES)
         _one_of("distance_transform", self.distance_transform, allowed=DISTANCE_TRANSFORMS)
         _one_of("gate", self.gate, allowed=GATES)
+        _one_of("readout", self.readout, allowed=READOUTS)
         if len(set(self.species)) != len(self.species) or not self.species:
             raise InputError(f"species {self.species} must be a non-empty list of distinct atomic numbers")
         if not self.heads or len(set(self.heads)) != len(self.heads):
@@ -104,13 +136,20 @@ class ModelConfig:
                 f"{self.num_interactions} interactions"
             )
         for mul, l, parity in _irreps(self.hidden_irreps):
-            if parity != "eo"[l % 2] or mul != self.channels:
+            if parity != ("e" if self.so3 else "eo"[l % 2]) or mul != self.channels:
                 raise InputError(
-                    f"hidden_irreps {self.hidden_irreps!r}: need the same multiplicity of natural-parity "
-                    "irreps (0e, 1o, 2e, ...), one of each l"
+                    f"hidden_irreps {self.hidden_irreps!r}: need the same multiplicity of irreps of "
+                    f"{'even (0e, 1e, 2e' if self.so3 else 'natural (0e, 1o, 2e'}, ...) parity, one of each l"
                 )
         if [part.l for part in _irreps(self.hidden_irreps)] != list(range(self.hidden_lmax + 1)):
             raise InputError(f"hidden_irreps {self.hidden_irreps!r} must hold every l from 0 up, once")
+        if len(self.edge_channels) not in (0, self.num_interactions) or min(self.edge_channels, default=1) < 1:
+            raise InputError(
+                f"edge_channels {self.edge_channels}: expected none, or a positive number for each of the "
+                f"{self.num_interactions} interactions"
+            )
+        if self.embedding_readout and not self.embeddings or self.last_readout_only and self.num_interactions == 1:
+            raise InputError("a readout of embeddings needs embeddings; last_readout_only needs two interactions")
 
     @property
     def channels(self) -> int:
@@ -120,6 +159,15 @@ class ModelConfig:
     @property
     def hidden_lmax(self) -> int:
         return len(_irreps(self.hidden_irreps)) - 1
+
+    def edge_width(self, t: int) -> int:
+        """Multiplicity of every irrep in the convolution of interaction `t`."""
+        return self.edge_channels[t] if self.edge_channels else self.channels
+
+    @property
+    def product_species(self) -> int:
+        """Species that have contraction weights of their own."""
+        return 1 if self.agnostic_product else len(self.species)
 
     def input_lmax(self, t: int) -> int:
         """Largest l of the node features that enter interaction `t`."""
@@ -184,6 +232,8 @@ def _build(hint: Any, value: Any) -> Any:
         (hint,) = (h for h in typing.get_args(hint) if h is not types.NoneType)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return from_dict(hint, value)
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return tuple(_build(typing.get_args(hint)[0], v) for v in value)
     return _tuples(value)
 
 

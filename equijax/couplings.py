@@ -23,9 +23,23 @@ class Path(NamedTuple):
     l3: int
 
 
+# Antisymmetric couplings, of odd l1 + l2 + l3, have a sign by convention: that of e3nn in torch is not that of e3nn_jax
+# for these degrees in any order, of all up to 6.
+_TURNED = frozenset(
+    {(1, 2, 2), (1, 3, 3), (1, 4, 4), (1, 5, 5), (1, 6, 6), (3, 4, 6), (4, 4, 5), (4, 5, 6), (5, 5, 5), (5, 6, 6)}
+)
+
+
 @lru_cache
 def clebsch_gordan(l1: int, l2: int, l3: int) -> np.ndarray:
-    """[2 l1 + 1, 2 l2 + 1, 2 l3 + 1] real coupling sqrt(2 l3 + 1) * w3j, e3nn's "component" normalisation.
+    """[2 l1 + 1, 2 l2 + 1, 2 l3 + 1] real coupling sqrt(2 l3 + 1) * w3j, e3nn's "component" normalisation and sign."""
+    coupling = condon_shortley(l1, l2, l3=l3)
+    return -coupling if tuple(sorted((l1, l2, l3))) in _TURNED else coupling
+
+
+@lru_cache
+def condon_shortley(l1: int, l2: int, *, l3: int) -> np.ndarray:
+    """`clebsch_gordan` with the sign of e3nn_jax.
 
     The coefficients of complex harmonics (Racah's formula; Varshalovich et al. 1988, 8.2.1, Eq. 3) in the real basis
     (`_real_basis`). Not taken from e3nn_jax, whose import takes longer than a small calculation; a test compares them.
@@ -99,21 +113,24 @@ def harmonics(lmax: int) -> Harmonics:
 
 
 @lru_cache
-def conv_paths(node_lmax: int, edge_lmax: int, *, out_lmax: int) -> tuple[Path, ...]:
-    """The P parity-allowed convolution paths sorted by (l3, l1, l2), the order of mace-torch's radial weights."""
+def conv_paths(node_lmax: int, edge_lmax: int, *, out_lmax: int, so3: bool = False) -> tuple[Path, ...]:
+    """The P convolution paths sorted by (l3, l1, l2), the order of mace-torch's radial weights.
+
+    Parity allows even l1 + l2 + l3; with `so3` every irrep is even, and all paths are allowed.
+    """
     paths = [
         Path(l1, l2, l3)
         for l1 in range(node_lmax + 1)
         for l2 in range(edge_lmax + 1)
         for l3 in range(abs(l1 - l2), min(l1 + l2, out_lmax) + 1)
-        if (l1 + l2 + l3) % 2 == 0
+        if so3 or (l1 + l2 + l3) % 2 == 0
     ]
     return tuple(sorted(paths, key=lambda p: (p.l3, p.l1, p.l2)))
 
 
 @lru_cache
-def u_tensor(lmax: int, L: int, *, degree: int) -> np.ndarray:
-    """All nested couplings of `degree` copies of 0e+1o+...+lmax to the natural-parity irrep L.
+def u_tensor(lmax: int, L: int, *, degree: int, so3: bool = False) -> np.ndarray:
+    """All nested couplings of `degree` copies of 0e+1o+...+lmax to the natural-parity irrep L (all even with `so3`).
 
     The non-reduced basis of the MACE paper (Batatia et al. 2022, Eq. 10). A converted model brings its own U tensors,
     whose paths may come in another order or basis.
@@ -129,10 +146,10 @@ def u_tensor(lmax: int, L: int, *, degree: int) -> np.ndarray:
         for (la, odd), left in partial:
             for lb in range(lmax + 1):
                 for lc in range(abs(la - lb), la + lb + 1):
-                    parity = (odd + la + lb + lc) % 2
+                    parity = 0 if so3 else (odd + la + lb + lc) % 2
                     if last and (lc, parity) != (L, 0):
                         continue
-                    block = np.einsum("a...,abc->c...b", left, clebsch_gordan(la, lb, lc))
+                    block = np.einsum("a...,abc->c...b", left, condon_shortley(la, lb, l3=lc))
                     full = np.zeros((*block.shape[:-1], m))
                     full[..., lb * lb : (lb + 1) ** 2] = block
                     coupled.append(((lc, parity), full))
@@ -151,9 +168,9 @@ class Monomials(NamedTuple):
 
 
 @lru_cache
-def monomials(lmax: int, L: int, *, degree: int) -> Monomials:
+def monomials(lmax: int, L: int, *, degree: int, so3: bool = False) -> Monomials:
     """Monomials with a non-zero coefficient in any equivariant of `degree` variables 0e+...+lmax to output L."""
-    u = np.abs(symmetrise(u_tensor(lmax, L, degree=degree))).sum(-1)
+    u = np.abs(symmetrise(u_tensor(lmax, L, degree=degree, so3=so3))).sum(-1)
     pairs = [
         (c, idx)
         for c in range(2 * L + 1)
@@ -172,7 +189,7 @@ def symmetrise(u: np.ndarray) -> np.ndarray:
     return sum(np.transpose(u, (0, *p, degree + 1)) for p in perms) / len(perms)
 
 
-def compress_u(u: np.ndarray, lmax: int, *, L: int) -> np.ndarray:
+def compress_u(u: np.ndarray, lmax: int, *, L: int, so3: bool = False) -> np.ndarray:
     """Coefficient of every monomial: [2L+1, m, ..., m, paths] -> [Q, paths].
 
     The contraction only sees the part of U that is symmetric in its inputs; a monomial's coefficient is the sum over
@@ -183,7 +200,7 @@ def compress_u(u: np.ndarray, lmax: int, *, L: int) -> np.ndarray:
     """
     u = np.asarray(u, np.float64)
     degree = u.ndim - 2
-    table = monomials(lmax, L, degree=degree)
+    table = monomials(lmax, L, degree=degree, so3=so3)
     sym = symmetrise(u)
     multiplicity = np.array([len(set(permutations(f))) for f in table.factors.tolist()])
     index = (table.component, *table.factors.T)

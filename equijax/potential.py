@@ -15,8 +15,9 @@ from equijax import precision
 from equijax.config import Compute, ModelConfig
 from equijax.graph.fields import Topology
 from equijax.graph.gather import gather_senders
-from equijax.nn import folded
+from equijax.nn import folded, initial
 from equijax.nn.mace import MACE
+from equijax.pytrees import path_name
 
 
 class Evaluated(NamedTuple):
@@ -183,8 +184,10 @@ def energy_of_edges(
 ) -> jax.Array:
     """`energy` with the edge vectors [N, K, 3] already made by `edge_vectors`."""
     index = node_graph_index(graph)
-    head = jnp.asarray(graph.globals.head)[index]
+    head, embedded = jnp.asarray(graph.globals.head)[index], graph.globals.embedded
     topology = Topology(graph.nodes.slot, graph.globals.table, head, graph.senders, graph.edges.reverse, gather)
+    if embedded is not None:
+        topology = topology._replace(embedded=jnp.asarray(embedded)[index].astype(vectors.dtype))
     node_energy = energy_from_vectors(config, variables, vectors=vectors, topology=topology)
     return jnp.where(index < graph.n_node.shape[0] - 1, node_energy, 0.0)
 
@@ -250,7 +253,7 @@ def cast(tree: Any, dtype: str | np.dtype) -> Any:
 def init_variables(config: ModelConfig, seed: int = 0) -> dict:
     """Random weights (float64 numpy) of the right shapes for `config`, distributed as mace-torch draws them; E0 = 0."""
     zeros = np.zeros(1, np.int32)
-    graph = Topology(zeros, zeros, zeros, zeros, zeros)
+    graph = Topology(zeros, zeros, zeros, zeros, zeros, embedded=np.zeros((1, len(config.embeddings))))
     with jax.enable_x64(True):
 
         def init(key: jax.Array) -> dict:
@@ -262,9 +265,8 @@ def init_variables(config: ModelConfig, seed: int = 0) -> dict:
         constants = jax.tree.map(np.asarray, jax.jit(lambda key: init(key).get("constants", {}))(key))
     rng = np.random.default_rng(seed)
 
-    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        paths = leaf.shape[1] if "_nu" in path[-1].key else 1  # contraction weights are divided by their path count
-        return rng.normal(size=leaf.shape) / paths
-
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: initial.draw(rng, path_name(path), shape=leaf.shape), shapes
+    )
     constants["atomic_energies"] = np.zeros((len(config.heads), len(config.species)))
-    return {"params": jax.tree_util.tree_map_with_path(draw, shapes), "constants": constants}
+    return {"params": params, "constants": constants}

@@ -22,12 +22,12 @@ import jraph
 import numpy as np
 from ase.data import atomic_numbers, covalent_radii
 
-from equijax import couplings, derivatives, graph, potential
+from equijax import derivatives, folding, graph, potential
 from equijax.config import ModelConfig, Spline
 from equijax.errors import InputError
 from equijax.kernels import convolution, polynomial
-from equijax.nn.convolution import has_kernel
-from equijax.nn.folded import DEGREE, TERMS, num_pairs, pair_index
+from equijax.nn.convolution import has_kernel, paths
+from equijax.nn.folded import DEGREE, TERMS, knows_species, num_pairs, pair_index
 from equijax.nn.radial import RadialBasis, RadialMLP
 
 START_A = 0.25  # where tables begin: closer atoms repel by tens of keV, so how accurate the rest is does not matter
@@ -73,6 +73,8 @@ def specialise(
     chosen = numbers(config, species)
     if config.spline is not None:
         raise InputError(f"the model is specialised already, for {_symbols(config.species)}: specialise the plain one")
+    if any("Att" in config.interaction_name(t) for t in range(config.num_interactions)):
+        raise InputError("radial functions of a model with attention are no functions of the distance: use it as it is")
     tolerance = TOLERANCE | (tolerance or {})
     _compile_kernels(config)
     structures = _check_structures(config, chosen)
@@ -131,8 +133,11 @@ def fold(config: ModelConfig, variables: dict, *, small: ModelConfig) -> dict:
         out[f"interactions_{t}"] = tables[t] | _linear_maps(
             config, params, constants=constants, rows=rows, embedding=embedding, t=t
         )
-        name = f"readouts_{t}"
-        out[name] = {"params": params[name]} | ({"constants": constants[name]} if name in constants else {})
+    if config.embeddings:
+        out["embedding"] = embedding
+    for name in params:
+        if name.startswith(("readouts_", "joint_embedding", "embedding_readout")):
+            out[name] = {"params": params[name]} | ({"constants": constants[name]} if name in constants else {})
     return out
 
 
@@ -143,23 +148,33 @@ def _linear_maps(
     block, product = params[f"interactions_{t}"], params[f"products_{t}"]
     name, channels = config.interaction_name(t), config.channels
     up = [block["linear_up"][f"l{l}"] / math.sqrt(channels) for l in range(config.input_lmax(t) + 1)]
+    by_species = t == 0 and not config.embeddings
+    if "NonLinear" in name:
+        out = {"up": embedding @ up[0] if by_species else up} | ({"embedding": embedding} if by_species else {})
+        out |= folding.maps(block, constants[f"interactions_{t}"])
+        return out | _contraction(config, product, constants=constants, rows=rows, t=t)
     skip_norm = 1 / math.sqrt(channels * len(config.species))
     skip = [w[:, rows] * skip_norm for _, w in sorted(block["skip_tp"].items())]
     mix = []
     for l in range(config.max_ell + 1):
         w = block["linear"][f"l{l}"]  # [P_l, C, C]
-        w = w.reshape(-1, channels) / math.sqrt(w.shape[0] * channels)
+        w = w.reshape(-1, channels) / math.sqrt(w.shape[0] * w.shape[1])
         w = w if "Density" in name else w / config.avg_num_neighbors
         mix.append(w[:, None] if "Residual" in name else np.einsum("xc,czd->xzd", w, skip[l]))
-    out = {"up": embedding @ up[0] if t == 0 else up, "mix": mix}
+    out = {"up": embedding @ up[0] if by_species else up, "mix": mix}
     if "Residual" in name:
-        out |= {"skip": skip} | ({"embedding": embedding} if t == 0 else {})
-    out["contraction"], out["linear"] = [], []
+        out |= {"skip": skip} | ({"embedding": embedding} if by_species else {})
+    return out | _contraction(config, product, constants=constants, rows=rows, t=t)
+
+
+def _contraction(config: ModelConfig, product: dict, *, constants: dict, rows: np.ndarray, t: int) -> dict:
+    """Polynomial coefficients of the species `rows` and the matrix after them, per output degree."""
+    out, rows = {"contraction": [], "linear": []}, np.zeros(1, int) if config.agnostic_product else rows
     for L in range(config.output_lmax(t) + 1):
         w, u = product[f"contraction_l{L}"], constants[f"products_{t}"][f"contraction_l{L}"]
         names = [f"l{L}_nu{nu}" for nu in range(1, config.correlation[t] + 1)]
         out["contraction"].append(np.concatenate([np.einsum("qp,zpc->zqc", u[n], w[n][rows]) for n in names], axis=1))
-        out["linear"].append(product["linear"][f"l{L}"] / math.sqrt(channels))
+        out["linear"].append(product["linear"][f"l{L}"] / math.sqrt(config.channels))
     return out
 
 
@@ -173,7 +188,7 @@ def _tables(config: ModelConfig, params: dict, *, constants: dict, small: ModelC
     knots = spline.start + spline.step * np.arange(-DEGREE, intervals + DEGREE + 1)
     coefficients = [None] * num_pairs(small)
     for i, a in enumerate(small.species):
-        for j, b in enumerate(small.species[: i + 1]):
+        for j, b in enumerate(small.species if knows_species(config) else small.species[: i + 1]):
             pair = int(pair_index(small, np.array(i), b=np.array(j)))
             if coefficients[pair] is None:
                 functions = _radial_functions(config, params, constants=constants, r=r, a=a, b=b)
@@ -181,12 +196,15 @@ def _tables(config: ModelConfig, params: dict, *, constants: dict, small: ModelC
     stacked = np.concatenate(coefficients)
     tables, first = [], 0
     for t in range(config.num_interactions):
-        mlp = params[f"interactions_{t}"]["radial_mlp"]
-        last = mlp[f"layer{len(config.radial_mlp)}"]  # [U, P, C]
+        if nonlinear := "NonLinear" in config.interaction_name(t):
+            last = folding.last_layer(config, params[f"interactions_{t}"], t=t)
+        else:
+            last = params[f"interactions_{t}"]["radial_mlp"][f"layer{len(config.radial_mlp)}"]  # [U, P, C]
+            last = last / math.sqrt(len(last))
         hidden = stacked[:, first : first + len(last)]
-        tables.append({"radial": np.einsum("xu,upc->xpc", hidden, last / math.sqrt(len(last)))})
+        tables.append({"radial": np.einsum("xu,upc->xpc", hidden, last)})
         first += len(last)
-        if "Density" in config.interaction_name(t):
+        if nonlinear or "Density" in config.interaction_name(t):
             tables[-1]["density"] = stacked[:, first]
             first += 1
     return tables
@@ -203,8 +221,12 @@ def _radial_functions(
         out = []
         for t in range(config.num_interactions):
             name = f"interactions_{t}"
+            if "NonLinear" in config.interaction_name(t):
+                edges = folding.EdgeBasis(np.asarray(basis), np.asarray(cutoff), a, b)
+                out.append(folding.edge_functions(config, params[name], t=t, edges=edges))
+                continue
             given = {"params": params[name]["radial_mlp"], "constants": constants[name]["radial_mlp"]}
-            hidden, _ = RadialMLP(config, len(_paths(config, t))).apply(given, basis)
+            hidden, _ = RadialMLP(config, len(paths(config, t)), config.edge_width(t)).apply(given, basis)
             factor = np.ones((len(r), 1)) if config.apply_cutoff else np.asarray(cutoff)[0, :, None]
             out.append(np.asarray(hidden)[0] * factor)
             if "Density" in config.interaction_name(t):
@@ -217,20 +239,16 @@ def _compile_kernels(config: ModelConfig) -> None:
     """Start compiling C++ kernels on other cores: the check waits for those of float64, a later call for float32."""
     if not has_kernel(config.channels, "float64"):
         return
-    with_tables = [tuple(map(tuple, _paths(config, t))) for t in range(config.num_interactions)]
-    jobs = [partial(convolution.target, paths, 0, config.channels, "float64") for paths in with_tables[1:]]
+    with_tables = [(tuple(map(tuple, paths(config, t))), config.edge_width(t)) for t in range(config.num_interactions)]
+    jobs = [partial(convolution.target, found, 0, width, "float64") for found, width in with_tables[1:]]
     for dtype in ("float64", "float32"):
-        jobs += [partial(convolution.target, paths, TERMS, config.channels, dtype) for paths in with_tables]
+        jobs += [partial(convolution.target, found, TERMS, width, dtype) for found, width in with_tables]
         variables = (config.max_ell + 1) ** 2
         jobs.append(partial(polynomial.target, max(config.correlation), variables, config.channels, dtype))
     pool = ThreadPoolExecutor(os.cpu_count())
     for job in jobs:
         pool.submit(job)  # what goes wrong there goes wrong again, and is said, where the kernel is needed
     pool.shutdown(wait=False)
-
-
-def _paths(config: ModelConfig, t: int) -> list:
-    return couplings.conv_paths(config.input_lmax(t), config.max_ell, out_lmax=config.max_ell)
 
 
 def _check_structures(config: ModelConfig, numbers: Sequence[int]) -> list[tuple[ase.Atoms, graph.Edges]]:

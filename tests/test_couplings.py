@@ -16,7 +16,7 @@ def test_couplings_are_those_of_e3nn():
     for l1, l2 in np.ndindex(LMAX + 1, LMAX + 1):
         for l3 in range(abs(l1 - l2), l1 + l2 + 1):
             expected = np.asarray(e3nn.clebsch_gordan(l1, l2, l3)) * np.sqrt(2 * l3 + 1)
-            np.testing.assert_allclose(couplings.clebsch_gordan(l1, l2, l3), expected, rtol=0, atol=1e-13)
+            np.testing.assert_allclose(couplings.condon_shortley(l1, l2, l3=l3), expected, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("lmax", range(LMAX + 1))

@@ -17,7 +17,7 @@ LAYERS = (
     {"kernels"},
     {"executables"},
     {"nn"},
-    {"potential"},
+    {"potential", "folding"},
     {"derivatives", "checkpoint"},
     {"specialise", "relax", "plots", "calculator"},
     {"forcefield"},

@@ -11,6 +11,7 @@ the path normalisations of the forward pass apply unchanged:
 | interactions_t/linear_up, products_t/linear, readouts, radial hidden layers | - | in x out |
 | interactions_t/linear/l [P, C, C]    | paths          | C x C               |
 | interactions_t/radial_mlp/last [U, P, C] | paths      | U x C               |
+| interactions_t/edges/radial_mlp [out, in]; biases, alpha, beta | - | as they are |
 | interactions_t/skip_tp/l [C, Z, C]   | species        | C x C               |
 | products_t/contraction_lL/lL_nu [Z, paths, C] | species | paths x C         |
 | node_embedding [Z, C]                | species        | 1 x C               |
@@ -35,13 +36,14 @@ from equijax import tables
 from equijax.errors import InputError
 from equijax.pytrees import listing, path_name, paths_of, select
 
-# What `--strategy lora` adapts: everything but the two-number-a-basis-function density kernels.
+# What `--strategy lora` adapts: everything but the two-number-a-basis-function density kernels, and in non-linear
+# interactions and embeddings also biases, norms and embeddings.
 TARGETS = (
     "node_embedding",
     r"interactions_\d+/linear_up",
-    r"interactions_\d+/linear",
+    r"interactions_\d+/linear(_res|_out|_down)?",
     r"interactions_\d+/skip_tp",
-    r"interactions_\d+/radial_mlp",
+    r"interactions_\d+/(radial_mlp|edges/radial_mlp/layer\d+|radial\d+)",
     r"products_\d+/contraction_l\d+",
     r"products_\d+/linear",
     r"readouts_\d+",
@@ -57,12 +59,14 @@ class Layout(NamedTuple):
 
 # (path, number of axes) -> layout; the first match counts, everything else is one matrix
 _LAYOUTS = (
-    (r"node_embedding", 2, Layout(0, True)),
+    (r"node_embedding|interactions_\d+/edges/(source|target)", 2, Layout(0, True)),
     (r"interactions_\d+/skip_tp/l\d+", 3, Layout(1, True)),
     (r"products_\d+/contraction_l\d+/l\d+_nu\d+", 3, Layout(0, True)),
     (r"interactions_\d+/linear/l\d+", 3, Layout(0, False)),
-    (r"interactions_\d+/radial_mlp/layer\d+", 3, Layout(1, False)),
+    (r"interactions_\d+/(radial_mlp/layer|radial)\d+", 3, Layout(1, False)),
     (r".*", 2, Layout(None, False)),
+    (r".*", 1, Layout(None, False)),  # biases and the like: a row, whose residual is full
+    (r".*", 0, Layout(None, False)),
 )
 
 
@@ -232,6 +236,12 @@ def layout(path: str, ndim: int) -> Layout:
     raise InputError(f"parameter {path} with {ndim} axes: no rule says how it is a stack of matrices")
 
 
+def _layout_of(path: str, array: jax.Array) -> Layout:
+    """`layout`; weights that all species share do not run over them."""
+    axis, species = layout(path, array.ndim)
+    return Layout(axis, species and axis is not None and array.shape[axis] > 1)
+
+
 def _shapes(params: dict, targets: Iterable[str], *, rows: tuple[int, ...] | None) -> dict[str, tuple[int, int, int]]:
     """(b, m, n) of every target that is not empty."""
     leaves = paths_of(params)
@@ -239,13 +249,13 @@ def _shapes(params: dict, targets: Iterable[str], *, rows: tuple[int, ...] | Non
     for path in select(leaves, targets):
         if math.prod(leaves[path].shape) == 0:
             continue  # a contraction without coupling paths
-        axis, species = layout(path, leaves[path].ndim)
+        axis, species = _layout_of(path, leaves[path])
         shape = list(leaves[path].shape)
         b = 1 if axis is None else shape.pop(axis)
         if species and rows is not None:
             _check_rows(rows, b)
             b = len(rows)
-        m, n = shape if len(shape) == 2 else (1, *shape)
+        m, n = (1,) * (2 - len(shape)) + tuple(shape)
         shapes[path] = (b, m, n)
     return shapes
 
@@ -258,10 +268,10 @@ def _check_rows(rows: tuple[int, ...], num_species: int) -> None:
 def _add(path: str, w: jax.Array, *, change: jax.Array, rows: tuple[int, ...] | None) -> jax.Array:
     """Add a change [b, m, n] to the array at `path`, in the array's dtype."""
     w = jnp.asarray(w)
-    axis, species = layout(path, w.ndim)
+    axis, species = _layout_of(path, w)
     change = change.astype(w.dtype)
     if axis is None:
-        return w + change[0]
+        return w + change[0].reshape(w.shape)
     expected = (w.shape[axis] if rows is None or not species else len(rows),)
     if change.shape[:1] != expected:
         raise InputError(f"adapter of {path} is a stack of {change.shape[0]} matrices; this model needs {expected[0]}")

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
+from equijax.config import EMBEDDED
 from equijax.errors import InputError
 from equijax.units import GPA_PER_EV_A3
 
@@ -57,7 +58,7 @@ def from_values(
     """A checked `Labelled`; NaN means missing.
 
     Args:
-      atoms: structure; only numbers, positions, cell and pbc are kept.
+      atoms: structure; only numbers, positions, cell and pbc are kept, and what some models embed, `EMBEDDED`.
       source: for messages.
       energy: eV, or None.
       forces: [n, 3] eV/A, or None.
@@ -68,7 +69,8 @@ def from_values(
       InputError: shape, infinite or partly missing values, an asymmetric or impossible stress, a negative weight.
     """
     n = len(atoms)
-    clean = ase.Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    embedded = {key: atoms.info[key] for key, _ in EMBEDDED.values() if key in atoms.info}
+    clean = ase.Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=embedded)
     for weight in (others.get("weight", 1.0), *others.get("label_weights", ())):
         if not (np.isfinite(weight) and weight >= 0):
             raise InputError(f"{source}: weight {weight} must be finite and not negative")
@@ -214,7 +216,7 @@ def _digest(s: Labelled) -> bytes:
     for x in (*fields, *labels, *more, *([] if s.q is None else [s.q])):
         kind = complex if np.iscomplexobj(x) else float
         digest.update(b"-" if x is None else np.ascontiguousarray(x, kind).tobytes())
-    digest.update((s.head or "").encode())
+    digest.update("".join((s.head or "", *(f" {k} {v}" for k, v in sorted(s.atoms.info.items())))).encode())
     return digest.digest()
 
 

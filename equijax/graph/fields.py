@@ -40,6 +40,7 @@ class Globals(NamedTuple):
     head: Array  # [G] position among the model's heads
     table: Array  # [S] rows of `ModelConfig.species` present in the batch
     labels: Any = None  # of training data: `equijax.data.items.GraphLabels`
+    embedded: Array | None = None  # [G, F] numbers of `ModelConfig.embeddings`; None of a model without
 
 
 class Topology(NamedTuple):
@@ -51,3 +52,4 @@ class Topology(NamedTuple):
     senders: Array  # [N*K]
     reverse: Array  # [N*K]
     gather: Callable = gather_senders  # of sender values; Bloch waves replace it
+    embedded: Array | None = None  # [N, F] numbers of `ModelConfig.embeddings`

@@ -1,14 +1,14 @@
 """Neighbour lists of structures, and what is refused before one is made. Host-side numpy."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import ase
 import ase.data
 import numpy as np
 from ase.geometry import complete_cell
 
-from equijax.config import ModelConfig
+from equijax.config import EMBEDDED, ModelConfig
 from equijax.errors import InputError
 
 MIN_DISTANCE_A = 0.05  # closer pairs are broken input, not chemistry: ZBL is ~1 MeV here
@@ -42,6 +42,28 @@ def check_atoms(atoms: ase.Atoms, config: ModelConfig, *, name: str = "structure
             f"it knows {len(config.species)} elements: {_symbols(config.species)}"
         )
     check_geometry(atoms, name)
+    embedded_numbers(atoms.info, config, name=name)
+
+
+def embedded_numbers(info: Mapping[str, Any], config: ModelConfig, *, name: str = "structure") -> list[float]:
+    """What the model embeds of a structure, from `Atoms.info`.
+
+    They are "charge", the total charge in e (0 where it is missing), and "spin", the multiplicity 2 S + 1 (1).
+
+    Raises:
+      InputError: no finite number, or one that the model's table does not have.
+    """
+    out = []
+    for spec in getattr(config, "embeddings", ()):
+        key, default = EMBEDDED[spec.name]
+        given = info.get(key, default)
+        value = float(given) if isinstance(given, int | float | np.number) else np.nan
+        low, high = (-spec.offset, spec.classes - spec.offset - 1) if spec.classes else (-np.inf, np.inf)
+        if not np.isfinite(value) or not low <= value <= high or (spec.classes and value != int(value)):
+            known = f"a whole number from {low} to {high}" if spec.classes else "a finite number"
+            raise InputError(f"{name}: info[{key!r}] = {given!r}; this model needs {known} ({spec.name})")
+        out.append(value)
+    return out
 
 
 def check_geometry(atoms: ase.Atoms, name: str = "structure") -> None:

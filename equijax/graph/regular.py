@@ -6,9 +6,9 @@ import jraph
 import numpy as np
 from ase.geometry import complete_cell
 
-from equijax.config import ModelConfig
+from equijax.config import EMBEDDED, ModelConfig
 from equijax.graph.fields import Globals, Nodes, Slots
-from equijax.graph.neighbours import Edges, check_atoms, neighbour_list
+from equijax.graph.neighbours import Edges, check_atoms, embedded_numbers, neighbour_list
 from equijax.graph.shapes import Size, SizePool, size_of
 
 
@@ -66,7 +66,9 @@ def build(
         receivers=np.repeat(np.arange(n, dtype=np.int32), k),
         n_node=n_node,
         n_edge=n_node * k,
-        globals=Globals(cell, head, table),
+        globals=Globals(
+            cell, head, table, embedded=_embedded([atoms for atoms, _ in structures], config, num_graphs=g)
+        ),
     )
 
 
@@ -90,6 +92,17 @@ def from_atoms(
         structures.append((atoms, neighbour_list(atoms, config.r_max, name=name)))
     size = size_of(structures, config)
     return build(structures, config, size=size if pool is None else pool.fit(size), heads=heads)
+
+
+def _embedded(images: list[ase.Atoms], config: ModelConfig, *, num_graphs: int) -> np.ndarray | None:
+    """[G, F] numbers of each structure that the model embeds, defaults for padding; None of a model without."""
+    specs = getattr(config, "embeddings", ())
+    if not specs:
+        return None
+    out = np.array([[EMBEDDED[spec.name][1] for spec in specs]] * num_graphs)
+    for row, atoms in zip(out, images, strict=False):
+        row[:] = embedded_numbers(atoms.info, config)
+    return out
 
 
 def _slots(receivers: np.ndarray, num_nodes: int, *, k: int) -> np.ndarray:

@@ -10,7 +10,7 @@
 Units: A, eV, amu; a time of 1 is sqrt(amu A^2 / eV) = 10.18 fs, so dt = 1 fs is `1.0 * ase.units.fs`; pressures eV/A^3.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,12 +22,19 @@ from equijax import precision
 from equijax.errors import InputError
 from equijax.graph.fields import Topology
 from equijax.graph.gather import gather_senders
+from equijax.graph.neighbours import embedded_numbers
 from equijax.md import boxes, neighbours
 from equijax.potential import MASKED_LENGTH, Potential, cast
 
 
 def energy_neighbor(
-    displacement: Callable, box: npt.ArrayLike | None, *, ff: Potential, numbers: npt.ArrayLike, skin: float = 0.5
+    displacement: Callable,
+    box: npt.ArrayLike | None,
+    *,
+    ff: Potential,
+    numbers: npt.ArrayLike,
+    skin: float = 0.5,
+    info: Mapping[str, Any] | None = None,
 ) -> tuple[neighbours.NeighborFns, Callable]:
     """Neighbour list and energy functions of a model for `jax_md.simulate`.
 
@@ -41,6 +48,7 @@ def energy_neighbor(
       ff: a force field, plain or specialised.
       numbers: [N] atomic numbers.
       skin: A beyond the cutoff that a neighbour list covers.
+      info: "charge" and "spin" of the system, of a model that embeds them; see `graph.neighbours.embedded_numbers`.
 
     Returns:
       neighbor_fn with `allocate(R, box=...)` and `update(R, neighbors, box=...)`, and
@@ -54,16 +62,23 @@ def energy_neighbor(
     """
     T = np.eye(3) if box is None else _matrix(np.asarray(box, np.float64))
     is_fractional, periodic = probe(displacement, T)
-    return energy_in(T, boxes.Space(is_fractional, periodic, ff.config.r_max, skin), ff=ff, numbers=numbers)
+    space = boxes.Space(is_fractional, periodic, ff.config.r_max, skin)
+    return energy_in(T, space, ff=ff, numbers=numbers, info=info)
 
 
 def energy_in(
-    T: np.ndarray, space: boxes.Space, *, ff: Potential, numbers: npt.ArrayLike
+    T: np.ndarray,
+    space: boxes.Space,
+    *,
+    ff: Potential,
+    numbers: npt.ArrayLike,
+    info: Mapping[str, Any] | None = None,
 ) -> tuple[neighbours.NeighborFns, Callable]:
     """`energy_neighbor` with the space given in so many words: cell T [3, 3] (columns) and `space`."""
     if not space.skin > 0:
         raise InputError(f"skin {space.skin} A: expected a positive length, 0.5 for solids, 1 for hot liquids")
     species = species_inputs(ff, numbers)
+    embedded = np.tile(embedded_numbers(info or {}, ff.config, name="the system"), (len(species[0]), 1))
     fns = neighbours.neighbor_list(T, space)
 
     def energy_fn(
@@ -78,6 +93,8 @@ def energy_in(
         vectors, edges, valid = model_edges(R, cell, neighbor=neighbor, space=space, perturbation=perturbation)
         weights = variables if variables is not None else jax.tree.map(jnp.asarray, cast(ff.variables, R.dtype))
         topology = Topology(*species, edges.senders, edges.reverse)
+        if embedded.size:
+            topology = topology._replace(embedded=jnp.asarray(embedded, R.dtype))
         energy = ff.node_energies(weights, vectors, topology).sum()
         return energy * jnp.where(valid, 1.0, jnp.nan).astype(energy.dtype)
 

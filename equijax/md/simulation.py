@@ -71,7 +71,7 @@ def prepare(config: MDConfig, ff: Potential) -> System:
         )
     cell = complete_cell(atoms.cell.array)
     space = boxes.Space(False, tuple(bool(p) for p in atoms.pbc), ff.config.r_max, config.skin)
-    neighbor_fn, energy_fn = energy_in(cell.T, space, ff=ff, numbers=atoms.numbers)
+    neighbor_fn, energy_fn = energy_in(cell.T, space, ff=ff, numbers=atoms.numbers, info=atoms.info)
     rows = [ff.config.species.index(z) for z in atoms.numbers]
     e0 = np.asarray(ff.variables["constants"]["atomic_energies"], np.float64)[ff.head_index, rows].sum()
     stochastic = config.ensemble == "nvt" and config.thermostat == "langevin"

@@ -17,7 +17,7 @@ from equijax.graph.fields import Topology
 from equijax.graph.shapes import MAX_DENSE_SPECIES
 from equijax.nn import convolution
 from equijax.nn.contraction import SymmetricContraction
-from equijax.nn.radial import RadialMLP, activation_norm
+from equijax.nn.radial import RadialMLP
 
 _normal = nn.initializers.normal(1.0)
 
@@ -26,13 +26,15 @@ class Linear(nn.Module):
     """y_l = x_l W_l / sqrt(C_in), one matrix per degree l (e3nn o3.Linear)."""
 
     lmax: int
+    widths: tuple[int, ...] | None = None  # channels of each degree of the result; None: as they come
 
     @nn.compact
     def __call__(self, x: list[jax.Array]) -> list[jax.Array]:
-        """[N, 2l+1, C] for each l -> the same shapes."""
+        """[N, 2l+1, C] for each l -> [N, 2l+1, widths[l]]."""
         channels = x[0].shape[-1]
+        widths = self.widths or (channels,) * (self.lmax + 1)
         return [
-            x[l] @ (self.param(f"l{l}", _normal, (channels, channels)).astype(x[l].dtype) / math.sqrt(channels))
+            x[l] @ (self.param(f"l{l}", _normal, (channels, widths[l])).astype(x[l].dtype) / math.sqrt(channels))
             for l in range(self.lmax + 1)
         ]
 
@@ -41,14 +43,15 @@ class PathLinear(nn.Module):
     """m_l = sum_p A_lp W_lp / sqrt(P_l C): mixes the convolution's paths of each degree."""
 
     paths: tuple[couplings.Path, ...]
+    widths: tuple[int, ...]  # channels of each degree of the result
 
     @nn.compact
     def __call__(self, messages: list[jax.Array]) -> list[jax.Array]:
-        """[N, P_l, 2l+1, C] for each l -> [N, 2l+1, C]."""
+        """[N, P_l, 2l+1, C] for each l -> [N, 2l+1, widths[l]]."""
         out = []
         for l, message in enumerate(messages):
             num_paths, channels = message.shape[1], message.shape[-1]
-            w = self.param(f"l{l}", _normal, (num_paths, channels, channels)).astype(message.dtype)
+            w = self.param(f"l{l}", _normal, (num_paths, channels, self.widths[l])).astype(message.dtype)
             out.append(jnp.einsum("npmc,pcd->nmd", message, w / math.sqrt(num_paths * channels)))
         return out
 
@@ -98,9 +101,12 @@ class Interaction(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: list[jax.Array], embedding: jax.Array, geometry: Geometry, graph: Topology
+        self, x: list[jax.Array], embedding: jax.Array | None, geometry: Geometry, graph: Topology
     ) -> tuple[list[jax.Array], list[jax.Array] | None]:
-        """Features [N, 2l+1, C] per l -> messages [N, 2l+1, C] for l = 0..max_ell, residual features per l or None."""
+        """Features [N, 2l+1, C] per l -> messages [N, 2l+1, C] for l = 0..max_ell, residual features per l or None.
+
+        `embedding` [S, C] of each species is what the first interaction's x has; None if x differs within a species.
+        """
         cfg, t = self.config, self.t
         name = cfg.interaction_name(t)
         lmax = cfg.input_lmax(t)
@@ -109,17 +115,17 @@ class Interaction(nn.Module):
             # the output may hold degrees the input lacks: those have no path and stay absent (zero)
             skip = SkipTP(min(lmax, cfg.output_lmax(t)), len(cfg.species), name="skip_tp")
             residual = skip(x, graph.slot, graph.table)
-        paths = couplings.conv_paths(lmax, cfg.max_ell, out_lmax=cfg.max_ell)
-        hidden, last = RadialMLP(cfg, len(paths), name="radial_mlp")(geometry.basis)
+        paths, width = convolution.paths(cfg, t), cfg.edge_width(t)
+        hidden, last = RadialMLP(cfg, len(paths), width, name="radial_mlp")(geometry.basis)
         if not cfg.apply_cutoff:
             hidden = hidden * geometry.cutoff[..., None]
-        up = Linear(lmax, name="linear_up")
-        if t == 0 and graph.table.shape[0] <= MAX_DENSE_SPECIES:
+        up = Linear(lmax, (width,) * (lmax + 1), name="linear_up")
+        if t == 0 and embedding is not None and graph.table.shape[0] <= MAX_DENSE_SPECIES:
             by_species = up([embedding[:, None, :]])[0][:, 0]
             messages = convolution.convolve_species(by_species, hidden, last=last, Y=geometry.Y, graph=graph)
         else:
             messages = convolution.convolve(up(x), hidden, last=last, Y=geometry.Y, paths=paths, graph=graph)
-        messages = PathLinear(paths, name="linear")(messages)
+        messages = PathLinear(paths, (cfg.channels,) * (cfg.max_ell + 1), name="linear")(messages)
         norm = self._density(geometry) if "Density" in name else cfg.avg_num_neighbors
         messages = [m / norm for m in messages]
         if residual is None:
@@ -146,64 +152,22 @@ class Product(nn.Module):
         """[N, 2l+1, C] for l = 0..max_ell -> [N, 2L+1, C] for L = 0..output_lmax."""
         cfg, t = self.config, self.t
         A = jnp.concatenate(messages, axis=1)
+        slot, table = graph.slot, graph.table
+        if cfg.agnostic_product:
+            slot, table = jnp.zeros_like(slot), np.zeros(1, np.int32)
         out = [
             SymmetricContraction(
                 cfg.max_ell,
                 L,
                 cfg.correlation[t],
-                len(cfg.species),
+                cfg.product_species,
                 cfg.contraction_paths[t][L],
+                cfg.so3,
                 name=f"contraction_l{L}",
-            )(A, graph.slot, graph.table)
+            )(A, slot, table)
             for L in range(cfg.output_lmax(t) + 1)
         ]
         out = Linear(cfg.output_lmax(t), name="linear")(out)
         if residual is not None:
             out = [y + residual[L] if L < len(residual) else y for L, y in enumerate(out)]
         return out
-
-
-class LinearReadout(nn.Module):
-    """Energies of all heads from scalars, s W / sqrt(C)."""
-
-    num_heads: int
-
-    @nn.compact
-    def __call__(self, scalars: jax.Array, head: jax.Array) -> jax.Array:
-        """scalars [N, C], head [N] -> [N] eV before scale and shift."""
-        channels = scalars.shape[-1]
-        w = self.param("linear", _normal, (channels, self.num_heads)).astype(scalars.dtype)
-        return _pick(scalars @ (w / math.sqrt(channels)), head)
-
-
-class NonLinearReadout(nn.Module):
-    """Energies by a one-hidden-layer MLP whose hidden units belong to one head each."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, scalars: jax.Array, head: jax.Array) -> jax.Array:
-        """scalars [N, C], head [N] -> [N] eV before scale and shift."""
-        cfg = self.config
-        num_heads, channels = len(cfg.heads), scalars.shape[-1]
-        width = num_heads * cfg.readout_mlp
-        w1 = self.param("linear_1", _normal, (channels, width)).astype(scalars.dtype)
-        w2 = self.param("linear_2", _normal, (width, num_heads)).astype(scalars.dtype)
-        gate = {"silu": nn.silu, "tanh": jnp.tanh, "abs": jnp.abs, "none": lambda x: x}[cfg.gate]
-        norm = self.variable("constants", "gate", lambda: np.asarray(activation_norm(cfg.gate))).value
-        hidden = norm.astype(scalars.dtype) * gate(scalars @ (w1 / math.sqrt(channels)))
-        # unit j belongs to head j // readout_mlp; the other heads' units are masked out
-        owner = np.arange(width) // cfg.readout_mlp
-        hidden = hidden * (owner == head[:, None])
-        return _pick(hidden @ (w2 / math.sqrt(width)), head)
-
-
-def readout(config: ModelConfig, t: int, *, name: str | None = None) -> nn.Module:
-    """Readout after interaction t: an MLP after the last of several, linear elsewhere."""
-    if 0 < t == config.num_interactions - 1:
-        return NonLinearReadout(config, name=name)
-    return LinearReadout(len(config.heads), name=name)
-
-
-def _pick(values: jax.Array, head: jax.Array) -> jax.Array:
-    return values[:, 0] if values.shape[1] == 1 else jnp.take_along_axis(values, head[:, None], axis=1)[:, 0]

@@ -23,12 +23,14 @@ class SymmetricContraction(nn.Module):
     correlation: int
     num_species: int  # Z
     paths: tuple[int, ...]  # number of coupling paths of each degree
+    so3: bool = False
 
     @nn.compact
     def __call__(self, A: jax.Array, slot: jax.Array, table: jax.Array) -> jax.Array:
         """A [N, m, C], slot [N] rows of table [U] -> B [N, 2L+1, C]."""
         channels = A.shape[-1]
-        tables = [couplings.monomials(self.lmax, self.L, degree=nu) for nu in range(1, self.correlation + 1)]
+        degrees = range(1, self.correlation + 1)
+        tables = [couplings.monomials(self.lmax, self.L, degree=nu, so3=self.so3) for nu in degrees]
         coefficients = []
         for nu, paths in enumerate(self.paths, start=1):
             name = f"l{self.L}_nu{nu}"
@@ -39,7 +41,8 @@ class SymmetricContraction(nn.Module):
         return polynomial(A, jnp.concatenate(coefficients, axis=1), tables=tables, slot=slot)
 
     def _default_u(self, nu: int) -> np.ndarray:
-        return couplings.compress_u(couplings.u_tensor(self.lmax, self.L, degree=nu), self.lmax, L=self.L)
+        u = couplings.u_tensor(self.lmax, self.L, degree=nu, so3=self.so3)
+        return couplings.compress_u(u, self.lmax, L=self.L, so3=self.so3)
 
 
 def polynomial(

@@ -10,12 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from equijax import couplings
+from equijax.config import ModelConfig
 from equijax.graph.fields import Topology
 from equijax.graph.gather import gather_senders
 from equijax.kernels.convolution import Tabulated, available, neighbour_sum, radial_from_table, table_sum
 
 # A register of float32 or two of float64: models of fewer channels are toys, not worth seconds of a C++ compiler.
 KERNEL_CHANNELS = 16
+
+
+def paths(config: ModelConfig, t: int) -> tuple[couplings.Path, ...]:
+    """The couplings of interaction t."""
+    return couplings.conv_paths(config.input_lmax(t), config.max_ell, out_lmax=config.max_ell, so3=config.so3)
 
 
 def convolve(

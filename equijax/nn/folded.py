@@ -18,11 +18,14 @@ from equijax import couplings
 from equijax.config import ModelConfig, Spline
 from equijax.graph.fields import Topology
 from equijax.kernels.convolution import Tabulated
-from equijax.nn.blocks import readout, species_linear
+from equijax.nn.blocks import species_linear
 from equijax.nn.contraction import polynomial
-from equijax.nn.convolution import convolve_table
+from equijax.nn.convolution import convolve_table, paths
+from equijax.nn.embeddings import JointEmbedding
 from equijax.nn.mace import edge_harmonics
+from equijax.nn.nonlinear import gated
 from equijax.nn.radial import ZBL
+from equijax.nn.readouts import LinearReadout, readout
 
 DEGREE = 5  # of the splines
 TERMS = DEGREE + 1  # B-splines that are not zero at a distance
@@ -53,45 +56,79 @@ def node_energies(cfg: ModelConfig, folded: dict, *, vectors: jax.Array, graph: 
         z_receiver = jnp.broadcast_to(numbers[species][:, None], shape)
         energy = jnp.asarray(ZBL(cfg).apply({"constants": folded["zbl"]}, r, numbers[senders], z_receiver))
     x, learned = None, jnp.zeros(shape[0], vectors.dtype)
+    if cfg.embeddings:
+        joint = JointEmbedding(cfg).apply(folded["joint_embedding"], graph.embedded)
+        x = [(folded["embedding"][species] + joint)[:, None]]
+    own = 0.0
+    if x is not None and cfg.embedding_readout:
+        own = LinearReadout(len(cfg.heads)).apply(folded["embedding_readout"], x[0][:, 0], graph.head)
     for t in range(cfg.num_interactions):
         part = folded[f"interactions_{t}"]
         up = [part["up"][species][:, None]] if x is None else [a @ w for a, w in zip(x, part["up"], strict=True)]
-        paths = couplings.conv_paths(cfg.input_lmax(t), cfg.max_ell, out_lmax=cfg.max_ell)
-        messages = convolve_table(up, Tabulated(phi, first, part["radial"]), Y=Y, paths=paths, graph=graph)
+        messages = convolve_table(up, Tabulated(phi, first, part["radial"]), Y=Y, paths=paths(cfg, t), graph=graph)
         if "density" in part:
-            norm = 1.0 + density(phi, first, table=part["density"])
+            count = density(phi, first, table=part["density"])
+            norm = part["alpha"] + part["beta"] * count if "gate" in part else 1.0 + count
             messages = [m / norm[:, None, None, None] for m in messages]
         # [N, P, m, C] -> [N, m, P C], so that paths and channels are mixed by one matrix
         messages = [jnp.swapaxes(m, 1, 2).reshape(shape[0], m.shape[2], -1) for m in messages]
         messages = [
             species_linear(m, w[:, _rows(w, table)], slot=slot) for m, w in zip(messages, part["mix"], strict=True)
         ]
+        if "gate" in part:
+            messages = _nonlinear(messages, up, part=part)
         residual = []
         if "skip" in part:
             before = [part["embedding"][species][:, None]] if x is None else x
-            residual = [species_linear(a, w[:, table], slot=slot) for a, w in zip(before, part["skip"], strict=False)]
+            residual = [
+                a @ w if w.ndim == 2 else species_linear(a, w[:, table], slot=slot)
+                for a, w in zip(before, part["skip"], strict=False)
+            ]
         A = jnp.concatenate(messages, axis=1)
         x = []
         for L, (coefficients, w) in enumerate(zip(part["contraction"], part["linear"], strict=True)):
-            monomials = [couplings.monomials(cfg.max_ell, L, degree=nu) for nu in range(1, cfg.correlation[t] + 1)]
-            y = polynomial(A, coefficients[table], tables=monomials, slot=slot) @ w
+            degrees = range(1, cfg.correlation[t] + 1)
+            monomials = [couplings.monomials(cfg.max_ell, L, degree=nu, so3=cfg.so3) for nu in degrees]
+            of_species = (coefficients, jnp.zeros_like(slot)) if cfg.agnostic_product else (coefficients[table], slot)
+            y = polynomial(A, of_species[0], tables=monomials, slot=of_species[1]) @ w
             x.append(y + residual[L] if L < len(residual) else y)
         scalars = x[0][:, 0]
-        learned += jnp.asarray(readout(cfg, t).apply(folded[f"readouts_{t}"], scalars, graph.head))
+        if (energies := readout(cfg, t)) is not None:
+            learned += jnp.asarray(energies.apply(folded[f"readouts_{t}"], scalars, graph.head))
     head = graph.head
-    return folded["scale"][head] * (energy + learned) + folded["shift"][head]
+    energy = folded["scale"][head] * (energy + learned) + folded["shift"][head]
+    return energy + own if cfg.embedding_readout else energy
+
+
+def _nonlinear(messages: list[jax.Array], up: list[jax.Array], *, part: dict) -> list[jax.Array]:
+    """What `NonLinearInteraction` does with normalised messages [N, 2l+1, C] per l."""
+    own = [u @ w for u, w in zip(up, part["res"], strict=True)]
+    messages = [m + own[l] if l < len(own) else m for l, m in enumerate(messages)]
+    return [m @ w for m, w in zip(gated(messages, part["gate"]), part["out"], strict=True)]
 
 
 def pair_index(cfg: ModelConfig, a: jax.Array, *, b: jax.Array) -> jax.Array:
-    """Table of the unordered pair of species a, b (rows of cfg.species): radial functions know the sum of two radii."""
+    """Table of the pair of species a, b (rows of cfg.species) of receiver and sender.
+
+    Unordered where radial functions know the sum of two radii alone.
+    """
+    if knows_species(cfg):
+        return a * len(cfg.species) + b
     if cfg.distance_transform == "none":
         return jnp.zeros(jnp.broadcast_shapes(a.shape, b.shape), jnp.int32)
     low, high = jnp.minimum(a, b), jnp.maximum(a, b)
     return (high * (high + 1)) // 2 + low
 
 
+def knows_species(cfg: ModelConfig) -> bool:
+    """Whether radial functions depend on the species of receiver and sender beyond their radii."""
+    return any("NonLinear" in cfg.interaction_name(t) for t in range(cfg.num_interactions))
+
+
 def num_pairs(cfg: ModelConfig) -> int:
     """Tables a model needs."""
+    if knows_species(cfg):
+        return len(cfg.species) ** 2
     return 1 if cfg.distance_transform == "none" else len(cfg.species) * (len(cfg.species) + 1) // 2
 
 

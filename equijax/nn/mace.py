@@ -10,8 +10,18 @@ import numpy as np
 from equijax import couplings, precision
 from equijax.config import ModelConfig
 from equijax.graph.fields import Topology
-from equijax.nn.blocks import Geometry, Interaction, Product, readout
+from equijax.nn.attention import AttentionInteraction
+from equijax.nn.blocks import Geometry, Interaction, Product
+from equijax.nn.embeddings import JointEmbedding
+from equijax.nn.nonlinear import NonLinearInteraction
 from equijax.nn.radial import ZBL, RadialBasis
+from equijax.nn.readouts import LinearReadout, readout
+
+# Blocks of a kind of their own; `Interaction` is all others.
+BLOCKS = {
+    "RealAgnosticResidualNonLinearInteractionBlock": NonLinearInteraction,
+    "RealAgnosticAttResidualInteractionBlock": AttentionInteraction,
+}
 
 
 class MACE(nn.Module):
@@ -42,13 +52,23 @@ class MACE(nn.Module):
         kernel = self.param("node_embedding", nn.initializers.normal(1.0), (len(cfg.species), cfg.channels))
         embedding = kernel.astype(dtype)[graph.table] / math.sqrt(len(cfg.species))
         x = [embedding[graph.slot][:, None, :]]
+        if cfg.embeddings:
+            x = [x[0] + JointEmbedding(cfg, name="joint_embedding")(graph.embedded)[:, None, :]]
         energy = ZBL(cfg, name="zbl")(r, z_sender, z_receiver) if cfg.pair_repulsion else jnp.zeros(shape[0], dtype)
+        own = (
+            LinearReadout(len(cfg.heads), name="embedding_readout")(x[0][:, 0], graph.head)
+            if (cfg.embedding_readout)
+            else None
+        )
         readouts = []
         for t in range(cfg.num_interactions):
-            messages, residual = Interaction(cfg, t, name=f"interactions_{t}")(x, embedding, geometry, graph)
+            block = BLOCKS.get(cfg.interaction_name(t), Interaction)(cfg, t, name=f"interactions_{t}")
+            messages, residual = block(x, None if cfg.embeddings else embedding, geometry, graph)
             x = Product(cfg, t, name=f"products_{t}")(messages, residual, graph)
-            readouts.append(readout(cfg, t, name=f"readouts_{t}")(x[0][:, 0], graph.head))
-        return self._scale_shift(energy, sum(readouts), graph.head)
+            if (energies := readout(cfg, t, name=f"readouts_{t}")) is not None:
+                readouts.append(energies(x[0][:, 0], graph.head))
+        energy = self._scale_shift(energy, sum(readouts), graph.head)
+        return energy if own is None else energy + own
 
     def _scale_shift(self, pair: jax.Array, learned: jax.Array, head: jax.Array) -> jax.Array:
         """Scale-shift acts on repulsion and readouts alike, as mace-torch does; a plain MACE has neither."""

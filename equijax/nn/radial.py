@@ -128,6 +128,7 @@ class RadialMLP(nn.Module):
 
     config: ModelConfig
     num_paths: int
+    channels: int
 
     @nn.compact
     def __call__(self, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -138,7 +139,7 @@ class RadialMLP(nn.Module):
         for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
             w = self.param(f"layer{i}", nn.initializers.normal(1.0), (fan_in, fan_out))
             x = norm * nn.silu(x @ (w.astype(x.dtype) / math.sqrt(fan_in)))
-        shape = (sizes[-1], self.num_paths, self.config.channels)
+        shape = (sizes[-1], self.num_paths, self.channels)
         last = self.param(f"layer{len(sizes) - 1}", nn.initializers.normal(1.0), shape)
         return x.reshape(*basis.shape[:-1], -1), last.astype(x.dtype) / math.sqrt(sizes[-1])
 
@@ -152,4 +153,10 @@ def activation_norm(name: str) -> float:
 
 def e3nn_activation(name: str) -> Callable[[jax.Array], jax.Array]:
     """The activation called `name` in a ModelConfig, as a function of an array."""
-    return {"silu": lambda x: x / (1.0 + np.exp(-x)), "tanh": np.tanh, "abs": np.abs, "none": lambda x: x}[name]
+    return {
+        "silu": lambda x: x / (1.0 + np.exp(-x)),
+        "sigmoid": lambda x: 1.0 / (1.0 + np.exp(-x)),
+        "tanh": np.tanh,
+        "abs": np.abs,
+        "none": lambda x: x,
+    }[name]

@@ -54,15 +54,28 @@ def test_unsupported_options_are_named(mini, name, value):
     ("name", "cls"),
     [
         ("", "mace.modules.models.AtomicDipolesMACE"),
-        ("interactions.1", "mace.modules.blocks.RealAgnosticAttResidualInteractionBlock"),
-        ("interactions.0.conv_tp_weights", "mace.modules.radial.RadialMLP"),
-        ("readouts.1", "mace.modules.blocks.NonLinearBiasReadoutBlock"),
-        ("joint_embedding", "mace.modules.embeddings.GenericJointEmbedding"),
+        ("interactions.0.conv_tp_weights", "torch.nn.modules.sparse.EmbeddingBag"),
+        ("readouts.1", "mace.modules.blocks.GeneralNonLinearBiasReadoutBlock"),
         ("radial_embedding.distance_transform", "mace.modules.radial.BesselBasis"),
     ],
 )
 def test_unsupported_classes_are_named(mini, name, cls):
     with pytest.raises(UnsupportedModel, match=cls.rsplit(".", 1)[-1]):
+        to_flax(changed(mini, classes={name: cls}))
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "missing"),
+    [
+        ("interactions.1", "mace.modules.blocks.RealAgnosticAttResidualInteractionBlock", "skip_linear"),
+        ("interactions.1", "mace.modules.blocks.RealAgnosticResidualNonLinearInteractionBlock", "source_embedding"),
+        ("readouts.1", "mace.modules.blocks.NonLinearBiasReadoutBlock", "linear_2 bias"),
+        ("joint_embedding", "mace.modules.embeddings.GenericJointEmbedding", "embedding_specs"),
+        ("embedding_readout", "mace.modules.blocks.LinearReadoutBlock", "readout of embeddings"),
+    ],
+)
+def test_blocks_without_what_is_theirs_are_refused(mini, name, cls, missing):
+    with pytest.raises((UnsupportedModel, UnreadableModel), match=missing):
         to_flax(changed(mini, classes={name: cls}))
 
 

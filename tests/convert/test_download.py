@@ -117,7 +117,7 @@ def test_server_errors_say_what_to_put_where(server, monkeypatch, tmp_path, path
 
 
 def test_no_network_says_what_to_put_where(monkeypatch, tmp_path):
-    entry = Published("x", "http://no-such-host.invalid/a/x.model", 1, None, "", "MIT")
+    entry = Published("x", "http://no-such-host.invalid/a/x.model", 1, None, "", "MIT", "")
     monkeypatch.setitem(PUBLISHED, "x", entry)
     with pytest.raises(DownloadError, match=f"Fetch .*x.model .*put it at {re.escape(str(tmp_path))}/x.model"):
         fetch("x", cache=tmp_path)
@@ -148,7 +148,7 @@ def test_other_licences_must_be_accepted(server, monkeypatch, tmp_path, capsys):
         ("mace-mp-0b3-medum", "mace-mp-0b3-medium"),
         ("mace-off-small", "mace-off23-small"),
         ("extra_large", "mace-off23-large"),
-        ("mh-1", "mace-mpa-0-medium"),
+        ("mh-2", "mace-mh-1"),
         ("https://example.org/mace_mp_0b3/mace-mp-0b3-medium.model", "mace-mp-0b3-medium"),
         ("folder/mace-mp-0b3-medium.model", "mace-mp-0b3-medium"),
     ],

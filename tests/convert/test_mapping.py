@@ -13,7 +13,7 @@ from convert.errors import UnreadableModel, UnsupportedModel
 from convert.mapping import _compress, source_dtype, table, to_flax, u_names
 from convert.torch_model import flatten, read_model
 from convert.unpickle import interpret
-from equijax import potential
+from equijax import potential, testing
 from tests.convert.samples import MINI, changed
 
 
@@ -127,8 +127,9 @@ def test_table_has_every_name_once(mini):
 
 def test_large_couplings_need_many_paths():
     """A few bytes can describe a U tensor whose comparison would take gigabytes."""
+    wide = testing.random_config(max_ell=6, contraction_paths=(((1,),), ((1,),)))
     with pytest.raises(UnsupportedModel, match="paths"):
-        _compress("U_matrix_3", np.broadcast_to(np.float32(0), (13, 49, 49, 49, 2)), lmax=6, L=6, degree=3)
+        _compress("U_matrix_3", np.broadcast_to(np.float32(0), (13, 49, 49, 49, 2)), L=6, degree=3, config=wide)
 
 
 def test_damaged_pickle_never_crashes_the_mapping():

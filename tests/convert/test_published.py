@@ -27,6 +27,8 @@ MP, OFF = "https://github.com/ACEsuit/mace-mp/releases/download", "https://githu
         ("small-omat-0", "mace-omat-0-small"),
         ("medium-omat-0", "mace-omat-0-medium"),
         ("mace-matpes-r2scan-0", "mace-matpes-r2scan-0"),
+        ("mh-0", "mace-mh-0"),
+        ("mh-1", "mace-mh-1"),
         ("mace_off23_small", "mace-off23-small"),
         # names of files and families, and how mace-torch's cache spells them
         ("MACE-MP-0b3", "mace-mp-0b3-medium"),
@@ -52,5 +54,10 @@ def test_every_spelling_of_a_published_name_means_it_alone(name):
 def test_table_and_listing():
     text = download.listing()
     for name, entry in PUBLISHED.items():
-        assert name in text and entry.licence in download.LICENCES and entry.url.startswith("https://")
+        assert (
+            name in text
+            and entry.citation in text
+            and entry.licence in download.LICENCES
+            and entry.url.startswith("https://")
+        )
         assert entry.sha256 is None or re.fullmatch("[0-9a-f]{64}", entry.sha256)

@@ -40,12 +40,30 @@ DENSITY = (
     "--pair_repulsion",
     "--model=ScaleShiftMACE",
 )
+NONLINEAR = (  # MACE-MH-1 but for its widths
+    "--interaction_first=RealAgnosticResidualNonLinearInteractionBlock",
+    "--interaction=RealAgnosticResidualNonLinearInteractionBlock",
+    "--edge_irreps=4x0e+4x1o",
+    "--use_edge_irreps_first=True",
+    "--apply_cutoff=False",
+    "--use_agnostic_product=True",
+    "--distance_transform=Agnesi",
+    "--pair_repulsion",
+    "--model=ScaleShiftMACE",
+)
+SPIN = {"type": "categorical", "per": "graph", "num_classes": 4, "emb_dim": 4}
+EMBEDDED = (
+    f"--embedding_specs={{'total_spin': {SPIN}, 'total_charge': {SPIN | {'offset': 2}}}}",
+    "--use_embedding_readout=True",
+    "--use_last_readout_only=True",
+)
 FOUNDATION = ("--E0s=foundation", "--multiheads_finetuning=False")
 MULTIHEAD = ("--pt_train_file=../wide.xyz", "--E0s={13: 0.4, 28: 0.3}", "--force_mh_ft_lr=True")
 ADDED = {  # options that earlier releases than 0.3.x run without
     "--multiheads_finetuning=False": 7,  # before, fine-tuning had one head only
     "--force_mh_ft_lr=True": 9,  # before, the learning rate was what --lr said
     "--plot=False": 11,
+    "--use_edge_irreps_first=True": 16,
 }
 HEADS = {head: {"train_file": f"../{head}.xyz", "E0s": "{13: -0.1, 28: -0.2, 29: -0.3}"} for head in ("wide", "narrow")}
 RECIPES = {
@@ -57,6 +75,8 @@ RECIPES = {
     "density": Recipe(DENSITY, since=7),
     "reduced": Recipe((*DENSITY, "--use_reduced_cg=True"), since=14),
     "heads": Recipe((f"--heads={HEADS}",), since=7),
+    "nonlinear": Recipe(NONLINEAR, since=14),
+    "embedded": Recipe((*NONLINEAR, *EMBEDDED), since=14),
     "foundation": Recipe(FOUNDATION, since=5, start="transform"),
     "foundation_density": Recipe(FOUNDATION, since=7, start="density"),
     "all_elements": Recipe((*FOUNDATION, "--foundation_model_elements=True"), since=10, start="density"),

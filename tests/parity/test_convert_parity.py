@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import zipfile
 
 import jax
@@ -29,7 +30,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning"),
 ]
 
-BLOCKS = {name: f"RealAgnostic{name}InteractionBlock" for name in ("", "Residual", "Density", "DensityResidual")}
+NAMES = ("", "Residual", "Density", "DensityResidual", "ResidualNonLinear", "AttResidual")
+BLOCKS = {name: f"RealAgnostic{name}InteractionBlock" for name in NAMES}
+CHARGE = {"type": "categorical", "per": "graph", "num_classes": 9, "offset": 4, "emb_dim": 6}
 VARIANTS = {
     "mp-0a": {"first": "Residual", "later": "Residual"},
     "0b3": {"first": "Density", "later": "DensityResidual", "distance_transform": "Agnesi", "pair_repulsion": True},
@@ -42,7 +45,26 @@ VARIANTS = {
     "plain": {"cls": "MACE", "distance_transform": "Soft", "pair_repulsion": True},
     "chebyshev": {"radial_type": "chebyshev", "distance_transform": "Agnesi"},
     "raw-cutoff": {"apply_cutoff": False, "first": "Density", "later": "DensityResidual", "gate": None},
-}
+    "mh-1": {
+        "first": "ResidualNonLinear", "later": "ResidualNonLinear", "edge_irreps": o3.Irreps("4x0e+4x1o"),
+        "use_edge_irreps_first": True, "apply_cutoff": False, "use_agnostic_product": True, "heads": ["pbe", "scan"],
+        "distance_transform": "Agnesi", "pair_repulsion": True, "readout_cls": modules.NonLinearBiasReadoutBlock,
+        "correlation": 3,
+    },
+    "omol": {
+        "first": "ResidualNonLinear", "later": "ResidualNonLinear", "num_interactions": 3, "apply_cutoff": False,
+        "hidden_irreps": "8x0e+8x1o+8x2e", "edge_irreps": o3.Irreps("4x0e+4x1o+4x2e"), "use_last_readout_only": True,
+        "embedding_specs": {"total_charge": CHARGE, "total_spin": CHARGE | {"num_classes": 5, "offset": 0}},
+        "use_embedding_readout": True,
+    },
+    "narrow": {"edge_irreps": o3.Irreps("4x0e+4x1o"), "first": "Density", "later": "DensityResidual"},
+    "attention": {"first": "AttResidual", "later": "AttResidual", "edge_irreps": o3.Irreps("4x0e+4x1o")},
+    "so3": {"use_so3": True, "hidden_irreps": "8x0e+8x1e", "later": "ResidualNonLinear"},
+    "continuous": {
+        "num_interactions": 1, "later": "ResidualNonLinear", "first": "ResidualNonLinear",
+        "embedding_specs": {"total_charge": {"type": "continuous", "per": "graph", "in_dim": 1, "emb_dim": 4}},
+    },
+}  # fmt: skip
 
 
 def torch_model(
@@ -76,6 +98,10 @@ def torch_model(
     options |= changes
     options["hidden_irreps"] = o3.Irreps(options["hidden_irreps"])
     model = getattr(modules, cls)(**options)
+    with torch.no_grad():
+        for name, value in model.named_parameters():  # what starts at 0, at 1 or the same for all
+            if re.search(r"alpha|beta|bias|net\.\d+\.weight|(source|target)_embedding", name):
+                value.add_(0.1 * torch.randn_like(value))
     if reduced:
         pytest.importorskip("cuequivariance")
         use_reduced_basis(model)
@@ -188,6 +214,14 @@ def test_published_shape(tmp_path):
     assert count == sum(p.numel() for p in model.parameters()) == 9_063_204
 
 
+def test_couplings_have_the_sign_of_e3nn():
+    torch.set_default_dtype(torch.float64)
+    degrees = [(a, b, c) for a in range(5) for b in range(5) for c in range(abs(a - b), min(a + b, 4) + 1)]
+    for l1, l2, l3 in degrees:
+        theirs = o3.wigner_3j(l1, l2, l3).numpy() * np.sqrt(2 * l3 + 1)
+        np.testing.assert_allclose(couplings.clebsch_gordan(l1, l2, l3), theirs, rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize(("L", "degree"), [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3)])
 def test_expanded_u_compresses_to_itself(L, degree):
     c = np.random.default_rng(0).normal(size=(len(couplings.monomials(2, L, degree=degree).component), 4))
@@ -197,10 +231,10 @@ def test_expanded_u_compresses_to_itself(L, degree):
 def test_models_outside_the_family_are_refused_by_name(tmp_path):
     path = tmp_path / "a.model"
     for changes, name in (
-        ({"use_so3": True}, "use_so3"),
-        ({"use_agnostic_product": True}, "use_agnostic_product"),
-        ({"use_last_readout_only": True}, "use_last_readout_only"),
-        ({"edge_irreps": o3.Irreps("4x0e+4x1o")}, "edge_irreps"),
+        ({"edge_irreps": o3.Irreps("4x0e")}, "edge_irreps"),
+        ({"embedding_specs": {"elec_temp": CHARGE}}, "elec_temp"),
+        ({"embedding_specs": {"total_charge": CHARGE | {"per": "node"}}}, "total_charge"),
+        ({"keep_last_layer_irreps": True}, "irreps_out"),
     ):
         torch.save(torch_model(**changes), path)
         with pytest.raises(UnsupportedModel, match=name):
