@@ -67,11 +67,11 @@ class Followed(NamedTuple):
 
     scan: Scan
     led: Led
-    distorted_space_group: str  # of the cell once it is distorted
+    distorted_space_group: int  # of the cell once it is distorted
 
     def document(self) -> dict[str, object]:
         """By name, for reports and figures."""
-        return self.scan._asdict() | self.led._asdict() | {"distorted_space_group": self.distorted_space_group}
+        return {**self.scan._asdict(), **self.led._asdict(), "distorted_space_group": self.distorted_space_group}
 
 
 def describe(
