@@ -227,7 +227,9 @@ def find(name: str) -> Published:
     """
     known = {_words(alias): PUBLISHED[meant] for alias, meant in ALIASES.items() if meant in PUBLISHED}
     known |= {_words(p.name): p for p in PUBLISHED.values()}
-    addresses = {place: p for p in PUBLISHED.values() if (place := _place(p.url))}
+    addresses: dict[tuple[str, ...] | None, Published] = {
+        place: p for p in PUBLISHED.values() if (place := _place(p.url))
+    }
     files = {p.filename.lower(): p for p in PUBLISHED.values()} | {_squeezed(p.filename): p for p in PUBLISHED.values()}
     found = addresses.get(_place(name)) if "/" in name else files.get(name.lower()) or known.get(_words(name))
     if found is not None:

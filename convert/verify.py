@@ -113,7 +113,7 @@ def torch_calculator(path: Path, head: str) -> Calculator:
     from mace.calculators import MACECalculator
 
     with _scripts_on_cpu():
-        return MACECalculator(model_paths=path, device="cpu", default_dtype="float64", head=head)
+        return MACECalculator(model_paths=[path], device="cpu", default_dtype="float64", head=head)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from equijax import compiled, derivatives, graph
 from equijax.config import Compute
-from equijax.errors import NotFinite
+from equijax.errors import NotFinite, needed
 from equijax.potential import Potential
 
 
@@ -42,12 +42,13 @@ class EquijaxCalculator(Calculator):
     ) -> None:
         """Fill `results`; ASE calls this when something changed. Non-finite forces are an error, not a result."""
         super().calculate(atoms, properties, system_changes)
-        ff = self.forcefield.specialise(self.atoms.numbers) if self.fast else self.forcefield
-        batch = graph.from_atoms(self.atoms, ff.config, pool=ff.pool, heads=[self.head])
+        given = needed(self.atoms, "no structure to calculate: give the calculator one")
+        ff = self.forcefield.specialise(given.numbers) if self.fast else self.forcefield
+        batch = graph.from_atoms(given, ff.config, pool=ff.pool, heads=[self.head])
         out = derivatives.evaluate(ff.config, ff.device_variables(self.dtype), graph=batch, dtype=self.dtype)
-        n = len(self.atoms)
+        n = len(given)
         if not np.isfinite(out.forces).all():
-            raise NotFinite(f"the potential returned a non-finite force for {self.atoms.get_chemical_formula()}")
+            raise NotFinite(f"the potential returned a non-finite force for {given.get_chemical_formula()}")
         energy = float(out.energy[0])
         self.results = {
             "energy": energy,
@@ -55,7 +56,7 @@ class EquijaxCalculator(Calculator):
             "energies": out.node_energy[:n],
             "forces": out.forces[:n],
         }
-        if graph.has_stress(self.atoms):
+        if graph.has_stress(given):
             self.results["stress"] = full_3x3_to_voigt_6_stress(out.stress[0])
         elif "stress" in properties:
             raise PropertyNotImplementedError("stress needs three cell vectors that span a volume")

@@ -6,11 +6,14 @@ import re
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from equijax.errors import InputError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 INTERACTIONS = (
     "RealAgnosticInteractionBlock",
     "RealAgnosticResidualInteractionBlock",
@@ -230,7 +233,7 @@ def from_dict(cls: type[T], values: dict) -> T:
 def _build(hint: Any, value: Any) -> Any:
     if isinstance(hint, types.UnionType) and value is not None:
         (hint,) = (h for h in typing.get_args(hint) if h is not types.NoneType)
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return from_dict(hint, value)
     if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
         return tuple(_build(typing.get_args(hint)[0], v) for v in value)

@@ -4,7 +4,7 @@ Everything here depends on degrees l alone, runs once at trace time and is cache
 """
 
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import combinations_with_replacement, permutations, product
 from math import factorial, sqrt
 from typing import NamedTuple
@@ -186,7 +186,7 @@ def symmetrise(u: np.ndarray) -> np.ndarray:
     """Average `u` [2L+1, m, ..., m, paths] over permutations of its input axes."""
     degree = u.ndim - 2
     perms = list(permutations(range(1, degree + 1)))
-    return sum(np.transpose(u, (0, *p, degree + 1)) for p in perms) / len(perms)
+    return reduce(np.add, (np.transpose(u, (0, *p, degree + 1)) for p in perms)) / len(perms)
 
 
 def compress_u(u: np.ndarray, lmax: int, *, L: int, so3: bool = False) -> np.ndarray:

@@ -73,7 +73,7 @@ def plain(value: object) -> object:
 
 def save_arrays(path: Path, arrays: Sequence[npt.ArrayLike], *, document: dict[str, Any]) -> None:
     """Write arrays, bit for bit, and a JSON document to one .npz, whole or not at all."""
-    named = {f"leaf{i}": np.asarray(x) for i, x in enumerate(arrays)}
+    named: dict[str, Any] = {f"leaf{i}": np.asarray(x) for i, x in enumerate(arrays)}
     with beside(path) as part:
         np.savez(part, document=np.array(json.dumps(document, default=plain)), **named)
 

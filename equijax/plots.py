@@ -28,7 +28,8 @@ PANEL = (4.5, 4.0)  # inches: width and height of one panel
 LINE = {"color": "C0", "lw": 1.0}  # the one curve of a figure
 BEFORE = {"color": "C3", "lw": 1.0, "ls": "--"}
 REFERENCE = {"color": "0.7", "lw": 3.0}
-GUIDE = {"color": "0.8", "lw": 0.8, "zorder": 0}  # zero, symmetry points
+GUIDE: dict[str, Any] = {"color": "0.8", "lw": 0.8, "zorder": 0}  # symmetry points
+ZERO: dict[str, Any] = {**GUIDE, "color": "k"}
 
 
 @contextmanager
@@ -60,12 +61,12 @@ def bands(axis: Axes, phonons: Sequence[tuple[Phonopy, dict[str, Any]]], *, poin
     found = [p.run_band_structure(qpoints, path_connections=connections, labels=labels) for p, _ in phonons]
     for curves, (_, style) in zip(found, phonons, strict=True):
         for i, (x, y) in enumerate(zip(curves.distances, curves.frequencies, strict=True)):
-            axis.plot(x, y, **style | ({"label": None} if i else {}))  # one entry in the legend
+            axis.plot(x, y, **(style if not i else {**style, "label": None}))  # one entry in the legend
     ticks = [found[0].distances[0][0], *(x[-1] for x in found[0].distances)]
     axis.set_xticks(ticks, tick_labels(labels, connections))
     for tick in ticks:
         axis.axvline(tick, **GUIDE)
-    axis.axhline(0.0, **GUIDE | {"color": "k"})
+    axis.axhline(0.0, **ZERO)
     axis.set(ylabel="frequency (THz), imaginary below 0", xlim=(ticks[0], ticks[-1]))
 
 
@@ -82,7 +83,7 @@ def path(cell: PhonopyAtoms, points: int = POINTS) -> tuple[list[np.ndarray], li
     found = seekpath.get_path_orig_cell(cell.totuple())
     segments, places = found["path"], found["point_coords"]
     ends = [[places[name] for name in segment] for segment in segments]
-    qpoints = get_band_qpoints(ends, points, np.linalg.inv(cell.cell))
+    qpoints = get_band_qpoints(ends, points, np.asarray(np.linalg.inv(cell.cell), np.float64))
     connections = [a[1] == b[0] for a, b in itertools.pairwise(segments)] + [False]
     names = [name for segment, joined in zip(segments, connections, strict=True) for name in segment[: 2 - joined]]
     return qpoints, [_label(name) for name in names], connections

@@ -1,6 +1,6 @@
 """The potential: one pure function from parameters and a graph to the energy of every atom."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import ase
@@ -48,26 +48,32 @@ class Potential(Protocol):
     @property
     def config(self) -> Any:
         """Hyper-parameters: `ModelConfig`, or `OtherConfig`."""
+        ...
 
     @property
     def variables(self) -> dict:
         """{"params": ..., "constants": ...}, numpy arrays."""
+        ...
 
     @property
     def metadata(self) -> dict:
         """Where it comes from, for reports."""
+        ...
 
     @property
     def head(self) -> str | None:
         """The head in use, of a model that has several."""
+        ...
 
     @property
     def head_index(self) -> int:
         """Its position among the model's heads."""
+        ...
 
     @property
     def pool(self) -> graphs.SizePool:
         """Padded shapes of single structures."""
+        ...
 
     def with_head(self, name: str) -> "Potential":
         """The same model with another head."""
@@ -210,7 +216,8 @@ def energy_from_vectors(
 def _mace(config: ModelConfig, variables: dict, *, vectors: jax.Array, topology: Topology) -> jax.Array:
     if config.spline is not None:
         return folded.node_energies(config, variables["constants"], vectors=vectors, graph=topology)
-    return MACE(config).apply(variables, vectors, topology)
+    # a tuple where `mutable` asks for one
+    return MACE(config).apply(variables, vectors, topology)  # pyright: ignore[reportReturnType]
 
 
 def total_energy(
@@ -256,7 +263,7 @@ def init_variables(config: ModelConfig, seed: int = 0) -> dict:
     graph = Topology(zeros, zeros, zeros, zeros, zeros, embedded=np.zeros((1, len(config.embeddings))))
     with jax.enable_x64(True):
 
-        def init(key: jax.Array) -> dict:
+        def init(key: jax.Array) -> Mapping[str, Any]:
             return MACE(config).init(key, np.array([[[1.0, 0.5, 0.25]]]), graph)
 
         key = jax.random.PRNGKey(seed)

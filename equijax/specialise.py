@@ -24,7 +24,7 @@ from ase.data import atomic_numbers, covalent_radii
 
 from equijax import derivatives, folding, graph, potential
 from equijax.config import ModelConfig, Spline
-from equijax.errors import InputError
+from equijax.errors import InputError, needed
 from equijax.kernels import convolution, polynomial
 from equijax.nn.convolution import has_kernel, paths
 from equijax.nn.folded import DEGREE, TERMS, knows_species, num_pairs, pair_index
@@ -182,18 +182,18 @@ def _tables(config: ModelConfig, params: dict, *, constants: dict, small: ModelC
     """Per interaction {"radial": [pairs rows, P, C], "density": [pairs rows]}, stacked by pair of species."""
     from scipy.interpolate import make_lsq_spline  # not at the top: few models need it
 
-    spline = small.spline
+    spline = needed(small.spline, "the model is not specialised: see `shrink`")
     intervals = spline.rows - DEGREE
     r = np.linspace(spline.start, config.r_max, SAMPLES * intervals + 1)
     knots = spline.start + spline.step * np.arange(-DEGREE, intervals + DEGREE + 1)
-    coefficients = [None] * num_pairs(small)
+    coefficients: dict[int, np.ndarray] = {}
     for i, a in enumerate(small.species):
         for j, b in enumerate(small.species if knows_species(config) else small.species[: i + 1]):
             pair = int(pair_index(small, np.array(i), b=np.array(j)))
-            if coefficients[pair] is None:
+            if pair not in coefficients:
                 functions = _radial_functions(config, params, constants=constants, r=r, a=a, b=b)
                 coefficients[pair] = make_lsq_spline(r, functions, knots, DEGREE).c
-    stacked = np.concatenate(coefficients)
+    stacked = np.concatenate([coefficients[pair] for pair in range(num_pairs(small))])
     tables, first = [], 0
     for t in range(config.num_interactions):
         if nonlinear := "NonLinear" in config.interaction_name(t):

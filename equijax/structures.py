@@ -6,11 +6,12 @@ from typing import Any
 import ase
 import ase.io
 import numpy as np
+import spglib
 from ase.data import chemical_symbols
 from phonopy.structure.atoms import PhonopyAtoms
 from phonopy.structure.cells import guess_primitive_matrix
 
-from equijax.errors import InputError
+from equijax.errors import InputError, needed
 
 
 def read(path: str | Path) -> ase.Atoms:
@@ -28,7 +29,7 @@ def read_all(path: str | Path, index: str = ":") -> list[ase.Atoms]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"structure file {path} does not exist")
     try:
-        images = ase.io.read(path, index)
+        images = list(ase.io.iread(path, index))
     # the readers of ASE raise whatever their parsing meets; all of it means an unreadable file
     except Exception as error:
         raise InputError(f"{path}: ASE cannot read it: {error}") from error
@@ -101,6 +102,25 @@ def to_phonopy(atoms: ase.Atoms) -> PhonopyAtoms:
         scaled_positions=atoms.get_scaled_positions(),
         masses=atoms.get_masses() if atoms.has("masses") else None,
     )
+
+
+def for_spglib(atoms: ase.Atoms, kinds: np.ndarray | None = None) -> Any:
+    """Cell, fractional positions and kinds of atoms (their elements by default): what spglib calls a cell.
+
+    Arrays, which it takes, where its annotations ask for lists.
+    """
+    return atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers if kinds is None else kinds
+
+
+def space_group_number(atoms: ase.Atoms, symprec: float) -> int:
+    """International number at a tolerance in A.
+
+    Raises:
+      InputError: spglib finds none.
+    """
+    found = spglib.get_symmetry_dataset(for_spglib(atoms), symprec)
+    message = f"spglib finds no space group of {atoms.get_chemical_formula()} at {symprec} A: use another tolerance"
+    return int(needed(found, message).number)
 
 
 def isotopes(numbers: np.ndarray, masses: np.ndarray) -> np.ndarray:

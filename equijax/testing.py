@@ -106,7 +106,8 @@ class PairConfig:
 def pair_forcefield(energy: Callable, r_max: float, *, species: tuple[int, ...]) -> ForceField:
     """A ForceField of a `PairConfig`."""
     constants = {"atomic_energies": np.zeros((1, len(species)))}
-    return ForceField(PairConfig(energy, r_max, species), {"params": {}, "constants": constants}, {})
+    config: Any = PairConfig(energy, r_max, species)  # an `OtherConfig`
+    return ForceField(config, {"params": {}, "constants": constants}, {})
 
 
 def rattled(
@@ -136,7 +137,7 @@ def assert_equivariant(evaluate: Callable[[Atoms], Evaluated], atoms: Atoms, *, 
       AssertionError: with the largest deviation.
     """
     rng = np.random.default_rng(seed)
-    R = -Rotation.random(random_state=rng.integers(2**31)).as_matrix()
+    R = -Rotation.from_quat(rng.normal(size=4)).as_matrix()  # uniform
     order = rng.permutation(len(atoms))
     moved = atoms[order]
     moved.set_cell(atoms.cell.array @ R.T)

@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -46,7 +46,8 @@ def save(
       FileExistsError: `path` holds something other than an adapter directory, which is left alone.
     """
     path, config, variables = Path(path), base.config, base.variables
-    arrays = {f"{p}/{k}": np.asarray(v) for p, entry in adapters.arrays.items() for k, v in entry.items()}
+    entries = adapters.arrays.items()
+    arrays: dict[str, Any] = {f"{p}/{k}": np.asarray(v) for p, entry in entries for k, v in entry.items()}
     bad = [name for name, x in arrays.items() if not np.isfinite(x).all()]
     if bad:
         raise InputError(f"refusing to save {path}: non-finite values in {listing(bad)}")

@@ -26,7 +26,7 @@ import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +79,7 @@ class Adapters:
     the array is a single matrix).
     """
 
-    arrays: dict[str, dict[str, jax.Array]]
+    arrays: dict[str, dict[str, Any]]  # jax or numpy
     alpha: float = field(metadata={"static": True})
     rows: tuple[int, ...] | None = field(default=None, metadata={"static": True})  # adapted species; None: all
 

@@ -1,10 +1,11 @@
 """Errors of a model on labelled structures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from equijax import tables
 from equijax.data.isolated import REFERENCE_EV, off_reference
@@ -114,7 +115,11 @@ def parity(structures: Sequence[Labelled], found: Sequence[Evaluated]) -> dict[s
         "stress (eV/A$^3$)": [(s.stress, f.stress) for s, f in pairs if s.stress is not None],
     }
     return {
-        title: tuple(np.concatenate([np.ravel(x) for x in side]) for side in zip(*values, strict=True))
+        title: (_flat(label for label, _ in values), _flat(prediction for _, prediction in values))
         for title, values in chosen.items()
         if values
     }
+
+
+def _flat(arrays: Iterable[npt.ArrayLike]) -> np.ndarray:
+    return np.concatenate([np.ravel(x) for x in arrays])

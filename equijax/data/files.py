@@ -117,7 +117,7 @@ def _frames(path: Path, index: str) -> list[tuple[int, ase.Atoms]]:
     except Exception as error:
         raise InputError(f"frame {len(frames)} of {path}: ASE cannot read it: {error}") from error
     chosen = string2index(index)
-    frames = frames[chosen] if isinstance(chosen, slice) else [frames[chosen]]
+    frames = frames[chosen] if isinstance(chosen, slice) else [frames[int(chosen)]]
     if not frames:
         raise InputError(f"{path}: no structures")
     for i, atoms in frames:
@@ -142,6 +142,8 @@ def _labelled(atoms: ase.Atoms, source: str, *, found: dict[str, Any], names: di
 
 def _number(found: dict[str, Any], name: str | None, *, source: str) -> float:
     """The weight under this name, 1 where there is none."""
+    if name is None:
+        return 1.0
     try:
         return float(found.get(name, 1.0))
     except (TypeError, ValueError) as error:

@@ -1,7 +1,7 @@
 """Isolated-atom energies E0 of a fine-tuned model: kept, given, or refitted on the model's own residual."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
@@ -73,7 +73,7 @@ def isolated(structures: Sequence[Labelled], by_hand: Mapping[str, float] | None
     return out
 
 
-def off_reference(structures: Sequence[Labelled], predicted: Sequence[float]) -> float | None:
+def off_reference(structures: Sequence[Labelled], predicted: Sequence[float] | np.ndarray) -> float | None:
     """Median size of the residual (eV/atom) of energies that have another reference than the model.
 
     Args:
@@ -172,8 +172,14 @@ def _outliers(parts: np.ndarray, residual: np.ndarray, *, root: np.ndarray, kept
     basis = basis[singular > RANK * singular[0]]
     rows, target = rows @ basis.T, residual[kept] * root[kept]
     start = np.linalg.lstsq(rows, target, rcond=None)[0]
-    robust = {"loss": "soft_l1", "f_scale": ABSOLUTE_EV, "x_scale": "jac", "max_nfev": 1000}
-    fit = least_squares(lambda y: rows @ y - target, start, lambda y: rows, **robust)
+    robust: dict[str, Any] = {
+        "jac": lambda y: rows,
+        "loss": "soft_l1",
+        "f_scale": ABSOLUTE_EV,
+        "x_scale": "jac",
+        "max_nfev": 1000,
+    }
+    fit = least_squares(lambda y: rows @ y - target, start, **robust)
     distance = np.abs(residual - parts @ basis.T @ fit.x)
     spread = SIGMA_OF_MEDIAN * np.median(distance[kept])
     return distance > max(OUTLIER_EV, OUTLIER_SIGMA * spread)

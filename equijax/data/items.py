@@ -161,10 +161,11 @@ def batch(
     heads = [head if i.labelled.head is None else config.heads.index(i.labelled.head) for i in items]
     g = graph.build([(i.labelled.atoms, i.edges) for i in items], config, size=size, heads=heads)
     tangents, hvp, hvp_mask = _products(items, size.nodes)
-    nodes = NodeLabels(np.zeros((size.nodes, 3)), np.zeros(size.nodes), tangents, hvp, hvp_mask)
-    labels = GraphLabels(
-        *(np.zeros((size.graphs, *shape)) for shape in LABEL_SHAPES), _wave_vectors(items, size.graphs)
-    )
+    forces, forces_mask = np.zeros((size.nodes, 3)), np.zeros(size.nodes)
+    nodes = NodeLabels(forces, forces_mask, tangents, hvp, hvp_mask)
+    zeros = [np.zeros((size.graphs, *shape)) for shape in LABEL_SHAPES]
+    energy, energy_mask, stress, stress_mask, *_ = zeros
+    labels = GraphLabels(*zeros, q=_wave_vectors(items, size.graphs))
     first = 0
     for b, (item, h) in enumerate(zip(items, heads, strict=True)):
         s, rows = item.labelled, slice(first, first + len(item.labelled.atoms))
@@ -173,12 +174,12 @@ def batch(
         for weights, weight in zip(labels.of_each, s.label_weights, strict=True):
             weights[b] = s.weight * weight
         if s.energy is not None:
-            labels.energy[b], labels.energy_mask[b] = s.energy - _isolated(s, config, energies=energies[h]), 1.0
+            energy[b], energy_mask[b] = s.energy - _isolated(s, config, energies=energies[h]), 1.0
         if s.stress is not None:
-            labels.stress[b], labels.stress_mask[b] = s.stress, 1.0
+            stress[b], stress_mask[b] = s.stress, 1.0
         if s.forces is not None:
             known = np.isfinite(s.forces).all(axis=1)
-            nodes.forces[rows], nodes.forces_mask[rows] = np.nan_to_num(s.forces), known
+            forces[rows], forces_mask[rows] = np.nan_to_num(s.forces), known
     return g._replace(nodes=g.nodes._replace(labels=nodes), globals=g.globals._replace(labels=labels))
 
 

@@ -214,8 +214,10 @@ def _digest(s: Labelled) -> bytes:
     labels = (s.energy, s.forces, s.stress, s.weight, s.tangents, s.hvp)
     more = [] if s.label_weights == (1.0, 1.0, 1.0) else [s.label_weights]
     for x in (*fields, *labels, *more, *([] if s.q is None else [s.q])):
-        kind = complex if np.iscomplexobj(x) else float
-        digest.update(b"-" if x is None else np.ascontiguousarray(x, kind).tobytes())
+        if x is None:
+            digest.update(b"-")
+        else:
+            digest.update(np.ascontiguousarray(x, complex if np.iscomplexobj(x) else float).tobytes())
     digest.update("".join((s.head or "", *(f" {k} {v}" for k, v in sorted(s.atoms.info.items())))).encode())
     return digest.digest()
 

@@ -1,5 +1,6 @@
 """Rattled, strained and relaxing supercells worth a DFT calculation."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -93,7 +94,7 @@ def make_supercell(crystal: ase.Atoms, repeat: Sequence[int] | None, *, min_leng
     """
     if repeat is None:
         heights = crystal.get_volume() / np.linalg.norm(np.cross(*_pairs(crystal.cell.array)), axis=1)
-        repeat = np.maximum(1, np.ceil(min_length / heights - 1e-6).astype(int)).tolist()
+        repeat = [max(1, math.ceil(min_length / height - 1e-6)) for height in heights]
     if min(repeat) < 1:
         raise InputError(f"supercell {tuple(repeat)}: expected positive repetitions")
     bare = ase.Atoms(crystal.numbers, crystal.positions, cell=crystal.cell, pbc=True)
@@ -153,7 +154,8 @@ def relaxations(ff: Potential, supercell: ase.Atoms, *, options: RattleConfig) -
     with tqdm(total=options.relaxations * options.relaxation_steps, desc="relax", unit="step") as progress:
         for number, (atoms, _) in enumerate(starts, start=1):
             atoms.calc = ff.calculator("float32")
-            optimizer = FIRE(UnitCellFilter(atoms), logfile=None, maxstep=MAX_STEP_A)
+            # ASE's annotations know neither filters nor silence
+            optimizer = FIRE(UnitCellFilter(atoms), logfile=None, maxstep=MAX_STEP_A)  # pyright: ignore[reportArgumentType]
             for step, _ in enumerate(optimizer.irun(fmax=FMAX, steps=options.relaxation_steps)):
                 bare = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
                 out.append((bare, f"relaxation {number}, step {step}"))

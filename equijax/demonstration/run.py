@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import ase.io
+import ase
 import jax
 import numpy as np
 import phonopy
@@ -19,9 +19,10 @@ from phonopy import Phonopy
 from tqdm import tqdm
 
 import equijax
-from equijax import forcefield, outputs, plots, tables
+from equijax import forcefield, outputs, plots, structures, tables
 from equijax.config import Compute
 from equijax.demonstration.options import DemoConfig
+from equijax.errors import needed
 from equijax.finetune import run as run_module
 from equijax.finetune.defaults import resolve
 from equijax.finetune.options import nested
@@ -123,6 +124,7 @@ def fine_tune(out: Path, config: DemoConfig) -> tuple[ForceField, list[dict]]:
     with resources.as_file(ASSETS) as folder:
         sets = {"train": f"{TUNED}_train", "valid": f"{TUNED}_valid", "test": f"{TUNED}_test", "retain": "mini_valid"}
         files = {option: (folder / f"{name}.extxyz",) for option, name in sets.items()}
+        sizes = {name: len(structures.read_all(path)) for name, (path,) in files.items()}
         given = {"model": out / "model", "out": out / "finetuned", "head": config.head, "epochs": config.epochs}
         result = run_module.run(resolve(nested(given | files)))
     assert result is not None  # None is an interrupted run, which a demo does not survive
@@ -130,9 +132,9 @@ def fine_tune(out: Path, config: DemoConfig) -> tuple[ForceField, list[dict]]:
     rows = [
         {
             "set": name,
-            "structures": sum(1 for _ in ase.io.iread(ASSETS / f"{sets[name]}.extxyz")),
-            "force MAE before (meV/A)": 1e3 * float(before[name].forces_mae),
-            "after (meV/A)": 1e3 * float(after[name].forces_mae),
+            "structures": sizes[name],
+            "force MAE before (meV/A)": 1e3 * needed(before[name].forces_mae, f"{name} has no forces"),
+            "after (meV/A)": 1e3 * needed(after[name].forces_mae, f"{name} has no forces"),
         }
         for name in sets
     ]
@@ -184,7 +186,7 @@ def read_labels(atoms: ase.Atoms) -> tuple[float, np.ndarray, np.ndarray]:
 def evaluate(ff: Potential, name: str) -> dict:
     """Mean absolute errors of a bundled file of labelled structures, and the time of the first and a second call."""
     with resources.as_file(ASSETS / f"{name}.extxyz") as path:
-        images = ase.io.read(path, ":")
+        images = structures.read_all(path)
     first_s, _ = timed(ff.evaluate, images)
     second_s, results = timed(ff.evaluate, images)
     labels = [read_labels(atoms) for atoms in images]

@@ -106,5 +106,5 @@ def restore(path: Path, state: TrainState, *, best: Any) -> Stored:
     if kinds[0] != kinds[1]:
         raise InputError(f"{path} holds arrays of other shapes or types than these options train")
     state, best = jax.tree.unflatten(structure, found)
-    values = {k: math.inf if v is None else v for k, v in document["progress"].items()}
+    values: dict[str, Any] = {k: math.inf if v is None else v for k, v in document["progress"].items()}
     return Stored(jax.tree.map(jnp.array, state), best, Progress(**values))

@@ -14,7 +14,8 @@ import jraph
 from equijax import derivatives, potential
 from equijax.config import ModelConfig
 from equijax.derivatives import Derivatives
-from equijax.finetune.options import WEIGHTS, LossConfig
+from equijax.errors import needed
+from equijax.finetune.options import UNRESOLVED, WEIGHTS, LossConfig
 
 # Conditional Huber of the universal loss: delta shrinks where the reference force is large (Batatia et al.,
 # arXiv:2401.00096, appendix): (|F| below, eV/A; factor on delta).
@@ -77,7 +78,7 @@ def mean(term: Term) -> jax.Array:
 
 def total(terms: dict[str, Term], options: LossConfig) -> jax.Array:
     """sum_t weight_t sum(numerators_t) / count_t."""
-    return sum(options.weight(t) * mean(term) for t, term in terms.items())
+    return jnp.asarray(sum(options.weight(t) * mean(term) for t, term in terms.items()))
 
 
 def _energy(found: Derivatives, graph: jraph.GraphsTuple, options: LossConfig) -> Term:
@@ -118,7 +119,7 @@ def _hvp(products: jax.Array, graph: jraph.GraphsTuple, *, options: LossConfig) 
 
 def _penalty(d: jax.Array, options: LossConfig, *, factor: jax.Array | float = 1.0) -> jax.Array:
     """rho(d); `factor` on where Huber turns linear."""
-    return PENALTIES[options.loss](d, options.huber_delta * factor)
+    return PENALTIES[needed(options.loss, UNRESOLVED)](d, options.huber_delta * factor)
 
 
 def _difference(found: jax.Array, label: jax.Array, *, mask: jax.Array) -> jax.Array:

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from equijax.finetune.options import TrainConfig
+from equijax.errors import needed
+from equijax.finetune.options import UNRESOLVED, TrainConfig
 
 EMA_RAMP = 10.0  # the average decays by at most (1 + t) / (10 + t) at step t, so that it forgets the start quickly
 
@@ -21,22 +22,24 @@ def optimizer(options: TrainConfig, total_steps: int) -> optax.GradientTransform
         "schedule_free": optax.scale_by_adam(b1=0.0),  # the average of the iterates is the momentum
     }
     chain = optax.chain(
-        rules[options.optimizer], optax.add_decayed_weights(options.weight_decay), optax.scale_by_learning_rate(rate)
+        rules[needed(options.optimizer, UNRESOLVED)],
+        optax.add_decayed_weights(needed(options.weight_decay, UNRESOLVED)),
+        optax.scale_by_learning_rate(rate),
     )
     if options.optimizer == "schedule_free":
         chain = optax.contrib.schedule_free(chain, rate, b1=0.9)
-    return optax.chain(optax.clip_by_global_norm(options.clip), chain)
+    return optax.chain(optax.clip_by_global_norm(needed(options.clip, UNRESOLVED)), chain)
 
 
 def learning_rate(options: TrainConfig, total_steps: int) -> optax.Schedule:
     """Linear warm-up, then cosine to zero or constant (plateau scales the constant from inside the state)."""
-    rate = float(options.lr)
+    rate = needed(options.lr, UNRESOLVED)
     after = max(1, total_steps - options.warmup)
     main = {
         "cosine": optax.cosine_decay_schedule(rate, after),
         "constant": optax.constant_schedule(rate),
         "plateau": optax.constant_schedule(rate),
-    }[options.schedule]
+    }[needed(options.schedule, UNRESOLVED)]
     ramp = optax.linear_schedule(rate / (options.warmup + 1), rate, options.warmup)
     return optax.join_schedules([ramp, main], [options.warmup])
 

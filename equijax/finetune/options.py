@@ -13,6 +13,7 @@ from equijax.errors import InputError
 Penalty = Literal["mse", "mae", "huber", "universal"]
 Strategy = Literal["zero-shot", "scratch", "naive", "freeze", "delta", "lora", "multihead"]
 WEIGHTS = {"energy": "energy_weight", "forces": "forces_weight", "stress": "stress_weight", "hvp": "hessian_weight"}
+UNRESOLVED = "an option is None: `equijax.finetune.defaults.resolve` fills it in with the default of the strategy"
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from equijax.adapters import files
 from equijax.adapters.lora import Adapters
 from equijax.data import errors
 from equijax.data.items import predictions
+from equijax.errors import needed
 from equijax.finetune import checkpoints, loader, metrics, report, setup, strategies, trainer
 from equijax.finetune.metrics import LabelErrors
-from equijax.finetune.options import FinetuneOptions
+from equijax.finetune.options import UNRESOLVED, FinetuneOptions
 from equijax.finetune.report import Assessment, Result
 from equijax.finetune.setup import Graphs, Setup
 from equijax.phonons import certificate, compare
@@ -114,7 +115,7 @@ def optimise(made: Setup, start: float, *, out: Path) -> tuple[Any, trainer.Prog
     options, trained, config, mesh = made.options, made.trained, made.ff.config, made.training.mesh
     plan, losses = options.training, options.loss
     batches = partial(loader.epoch, made.training)
-    steps = int(plan.epochs) * len(batches(0))
+    steps = needed(plan.epochs, UNRESOLVED) * len(batches(0))
     state = trainer.init(trained.start, plan, total_steps=steps)
     compiled = trainer.make_step(config, trained, losses=losses, options=plan, total_steps=steps, mesh=mesh)
     variables = potential.cast(made.ff.variables, options.dtype)
@@ -135,7 +136,8 @@ def optimise(made: Setup, start: float, *, out: Path) -> tuple[Any, trainer.Prog
 
     # from scratch, the random start is epoch 0; everything else starts from the model it must beat
     start = np.inf if options.strategy == "scratch" else start
-    progress, best = trainer.Progress(best=parallel.from_first({"loss": start})["loss"]), trained.start
+    shared = needed(parallel.from_first({"loss": start})["loss"], "the starting model has no validation loss")
+    progress, best = trainer.Progress(best=shared), trained.start
     path = out / "checkpoint.npz"
     if options.resume and path.exists():
         state, best, progress = checkpoints.restore(path, state, best=best)

@@ -17,10 +17,10 @@ from equijax.data.files import LabelledFile, read_file
 from equijax.data.items import Item, predictions, prepare
 from equijax.data.labelled import Labelled
 from equijax.data.phonopy_files import ForceConstants, force_constants, is_phonopy
-from equijax.errors import InputError
+from equijax.errors import InputError, needed
 from equijax.finetune import replay
 from equijax.finetune.loader import TrainingSet, evaluation_graphs, settle
-from equijax.finetune.options import FinetuneOptions, document
+from equijax.finetune.options import UNRESOLVED, FinetuneOptions, document
 from equijax.finetune.strategies import Trainable, trainable
 from equijax.forcefield import ForceField
 from equijax.potential import Potential
@@ -94,7 +94,7 @@ def begin(options: FinetuneOptions) -> Setup:
         seed=options.seed,
         mesh=parallel.data_mesh(options.devices),
     )
-    settle(training, options.training.epochs)
+    settle(training, needed(options.training.epochs, UNRESOLVED))
     graphs = _evaluation_graphs(training, items)
     untouched = graphs
     if e0.source != "model":
@@ -217,7 +217,7 @@ def _isolated_energies(options: FinetuneOptions, ff: Potential, *, sets: Sets) -
     return IsolatedEnergies(energies.values, source, (*told, *_reference_warning(source, structures, predicted=start)))
 
 
-def _reference_warning(source: str, structures: Sequence[Labelled], *, predicted: Sequence[float]) -> list[str]:
+def _reference_warning(source: str, structures: Sequence[Labelled], *, predicted: np.ndarray) -> list[str]:
     off = isolated.off_reference(structures, predicted)
     if off is None:
         return []

@@ -22,11 +22,11 @@ from jax.sharding import Mesh
 
 from equijax import parallel, precision
 from equijax.config import ModelConfig
-from equijax.errors import NotFinite
+from equijax.errors import NotFinite, needed
 from equijax.finetune import loss
 from equijax.finetune.loader import Batch
 from equijax.finetune.optimizer import moving_average, optimizer, plateau
-from equijax.finetune.options import LossConfig, TrainConfig
+from equijax.finetune.options import UNRESOLVED, LossConfig, TrainConfig
 from equijax.finetune.strategies import Trainable
 
 Tree = Any
@@ -116,7 +116,7 @@ def make_step(
         updates, opt_state = rule.update(grads, state.opt_state, state.trainable)
         updates = jax.tree.map(lambda u: u * state.plateau.scale.astype(u.dtype), updates)
         trainable = optax.apply_updates(state.trainable, updates)
-        ema = moving_average(state.ema, trainable, step=state.step, decay=options.ema)
+        ema = moving_average(state.ema, trainable, step=state.step, decay=needed(options.ema, UNRESOLVED))
         after = TrainState(state.step + 1, trainable, opt_state, ema, state.plateau)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
@@ -213,7 +213,7 @@ def fit(state: TrainState, progress: Progress, *, hooks: Hooks, options: TrainCo
     Raises:
       TrainingDiverged: a loss or gradient is not finite; the message names the structures.
     """
-    epochs = int(options.epochs)
+    epochs = needed(options.epochs, UNRESOLVED)
     with stop_signal() as stopped:
         while progress.epoch < epochs and progress.stale < options.patience:
             for batch in hooks.batches(progress.epoch)[progress.batch :]:

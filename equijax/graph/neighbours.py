@@ -1,6 +1,6 @@
 """Neighbour lists of structures, and what is refused before one is made. Host-side numpy."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ase
@@ -187,7 +187,7 @@ def _volume(vectors: np.ndarray) -> float:
     return float(np.sqrt(max(np.linalg.det(vectors @ vectors.T), 0.0)))
 
 
-def _some(indices: np.ndarray) -> str:
+def _some(indices: Sequence[int] | np.ndarray) -> str:
     shown = ", ".join(str(int(i)) for i in indices[:5])
     return f"atom{'s' if len(indices) > 1 else ''} {shown}" + (
         f" and {len(indices) - 5} more" if len(indices) > 5 else ""

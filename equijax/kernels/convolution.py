@@ -11,7 +11,7 @@ W[first[n, k] + j], so that R does not exist in memory either: J more multiply-a
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import cache, partial, reduce
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,7 +76,8 @@ def radial_from_table(phi: jax.Array, first: jax.Array, table: jax.Array) -> jax
     """R[n, k, p, c] = sum_j phi[n, k, j] table[first[n, k] + j, p, c] as an array [N, K, P, C]."""
     rows = jnp.clip(first, 0, table.shape[0] - phi.shape[-1]).reshape(phi.shape[:2])
     # one gather a term, each fused into the sum: together they would be J times the size of R
-    return sum(phi[..., j, None, None] * jnp.take(table, rows + j, axis=0, mode="clip") for j in range(phi.shape[-1]))
+    terms = (phi[..., j, None, None] * jnp.take(table, rows + j, axis=0, mode="clip") for j in range(phi.shape[-1]))
+    return reduce(jnp.add, terms)
 
 
 def _by_degree(
@@ -172,19 +173,22 @@ def _cpu(
     """Several variants by one call of the kernel; None where it cannot be had."""
     dtype = next(iter(operands.values())).dtype
     kept = "".join(names[s] for s in slots)
-    present = [s for s in range(len(names)) if s in operands and (len(slots) > 1 or s != slots[0])]
     shared = "W" not in names or operands.get(names.index("W"), index[0][None]).shape[0] == 1
     name = target(paths, shapes[0][-1] if "W" in names else 0, shapes[-1][-1], dtype.name)
     if name is None or "W" in kept or not shared or any(a.dtype != jnp.int32 for a in index):
         return None
-    if kept not in ("A", "R", "Y", "h", "RY", "RYh"):
-        return [out for s in slots for out in _cpu(names, (s,), operands, index, shapes, paths)]
-    batch = max(operands[s].shape[0] for s in present)
-    n, k = shapes[0][:2]
-    call = jax.ffi.ffi_call(name, [jax.ShapeDtypeStruct((batch, *shapes[s]), dtype) for s in slots])
-    sizes = {"N": np.int64(n), "K": np.int64(k), "M": np.int64(shapes[2][0])}
-    letters = {"present": "".join(names[s] for s in present), "outputs": kept}
-    return list(call(*(operands[s] for s in present), *index, **sizes, **letters))
+
+    def call(slots: Sequence[int]) -> list[jax.Array]:
+        present = [s for s in range(len(names)) if s in operands and (len(slots) > 1 or s != slots[0])]
+        batch = max(operands[s].shape[0] for s in present)
+        n, k = shapes[0][:2]
+        program = jax.ffi.ffi_call(name, [jax.ShapeDtypeStruct((batch, *shapes[s]), dtype) for s in slots])
+        sizes = {"N": np.int64(n), "K": np.int64(k), "M": np.int64(shapes[2][0])}
+        letters = {"present": "".join(names[s] for s in present), "outputs": "".join(names[s] for s in slots)}
+        return list(program(*(operands[s] for s in present), *index, **sizes, **letters))
+
+    together = kept in ("A", "R", "Y", "h", "RY", "RYh")
+    return call(slots) if together else [out for s in slots for out in call([s])]
 
 
 @cache

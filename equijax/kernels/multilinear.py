@@ -58,13 +58,13 @@ class Family(NamedTuple):
         return self.variant_p.bind(*operands, *index, slots=(slot,), **static)
 
     def push(
-        self, slots: tuple[int, ...], t: Sequence[jax.Array], x: list[Any], index: Sequence[jax.Array], **static: Any
+        self, slots: Sequence[int], t: Sequence[jax.Array], x: list[Any], index: Sequence[jax.Array], **static: Any
     ) -> jax.Array:
         """sum_s Phi(.., t_s, ..)"""
         return self.push_p.bind(*t, *x, *index, slots=tuple(slots), **static)
 
     def pull(
-        self, slots: tuple[int, ...], y: jax.Array, x: list[Any], index: Sequence[jax.Array], **static: Any
+        self, slots: Sequence[int], y: jax.Array, x: list[Any], index: Sequence[jax.Array], **static: Any
     ) -> list[jax.Array]:
         """(d Phi(x, y) / d x_s)_s"""
         return self.pull_p.bind(y, *x, *index, slots=tuple(slots), **static)
@@ -180,9 +180,10 @@ def _push_jvp(
 def _pull_jvp(
     family: Family, primals: Sequence[Any], tangents: Sequence[Any], slots: tuple[int, ...], **static: Any
 ) -> tuple:
-    y, x, index = _split(primals, 1, second=family.last)
+    (y,), x, index = _split(primals, 1, second=family.last)
     (dy,), dx, _ = _split(tangents, 1, second=family.last)
-    outs = family.pull(slots, *y, x, index, **static)
+    outs = family.pull(slots, y, x, index, **static)
+    totals: list[Any]
     if type(dy) is ad.Zero:
         totals = [ad.Zero(jax.core.get_aval(out)) for out in outs]
     else:
@@ -190,9 +191,8 @@ def _pull_jvp(
     for i, s in enumerate(slots):
         for j, d in enumerate(dx):
             if j != s and type(d) is not ad.Zero:
-                term = family.variant(s, _drop(_set(x, j, value=d), s) + y, index, **static)
-                total: Any = totals[i]
-                totals[i] = term if isinstance(total, ad.Zero) else total + term
+                term = family.variant(s, [*_drop(_set(x, j, value=d), s), y], index, **static)
+                totals[i] = term if isinstance(totals[i], ad.Zero) else totals[i] + term
     return outs, totals
 
 
@@ -235,7 +235,8 @@ def _pull_transpose(family: Family, cts: Sequence[Any], *args: Any, slots: tuple
     if not live:
         outs[0] = ad.Zero(y[0].aval)
         return outs
-    outs[0] = unbatch(family.push(*zip(*live, strict=True), x, index, **static), y[0].aval)
+    pushed = family.push([s for s, _ in live], [c for _, c in live], x, index, **static)
+    outs[0] = unbatch(pushed, y[0].aval)
     return outs
 
 
@@ -258,7 +259,7 @@ def _batch(primitive: Primitive, args: Sequence[Any], *, dims: Sequence[int | No
     """Merge the mapped axis into the leading one; a batch of index arrays (different graphs) is a loop over graphs."""
     mapped = [d is not None for d in dims]
     size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
-    args = [jnp.moveaxis(a, d, 0) if m else a for a, d, m in zip(args, dims, mapped, strict=True)]
+    args = [a if d is None else jnp.moveaxis(a, d, 0) for a, d in zip(args, dims, strict=True)]
     floating = [jnp.issubdtype(a.dtype, jnp.floating) for a in args]
     if any(m and not f for m, f in zip(mapped, floating, strict=True)):
         full = [a if m else jnp.broadcast_to(a, (size, *a.shape)) for a, m in zip(args, mapped, strict=True)]

@@ -95,7 +95,7 @@ def _xla(*args: jax.Array, slots: str, shapes: tuple, static: Terms) -> jax.Arra
     roles = _roles(slots, args)[1:]
 
     def one(x: jax.Array, *linear: jax.Array) -> jax.Array:
-        given = {"w": None, "O": None} | dict(zip(roles, linear, strict=True))
+        given = dict(zip(roles, linear, strict=True))
 
         def along(w: jax.Array, x: jax.Array) -> jax.Array:
             f = partial(plain, w, slot=args[-1], table=static)

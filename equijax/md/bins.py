@@ -27,8 +27,8 @@ SHRINK = 0.97  # bins are sized for a cell shrunk by this factor before they mus
 class Grid(NamedTuple):
     """Bins along each cell vector, how many to look at on either side, and atoms a bin holds: static."""
 
-    bins: tuple[int, int, int]
-    reach: tuple[int, int, int]
+    bins: tuple[int, ...]
+    reach: tuple[int, ...]
     capacity: int
 
 

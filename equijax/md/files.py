@@ -139,7 +139,7 @@ class HDF5:
     def mark(self) -> int:
         """Frames written so far, all of them on disk."""
         self.file.flush()
-        return len(self.file["particles/all/position/step"])
+        return len(self._datasets()["/particles/all/position/step"])
 
     def close(self) -> None:
         """Close the file."""

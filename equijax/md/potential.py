@@ -175,8 +175,8 @@ def probe(displacement: Callable, T: np.ndarray) -> tuple[bool, tuple[bool, bool
         )
     is_fractional = not like(moved, x)
     vectors = np.eye(3) if is_fractional else T.T
-    repeats = tuple(bool(np.abs(displacement(jnp.asarray(v), jnp.asarray(zero))).max() < 1e-2) for v in vectors)
-    return is_fractional, repeats
+    a, b, c = (bool(np.abs(displacement(jnp.asarray(v), jnp.asarray(zero))).max() < 1e-2) for v in vectors)
+    return is_fractional, (a, b, c)
 
 
 def _matrix(box: Any) -> Any:

@@ -71,7 +71,8 @@ def continued(config: MDConfig, system: System, *, begun: dict[str, str], path: 
         )
     state = jax.tree.structure(jax.eval_shape(system.init, *system.start))
     arrays = [jnp.asarray(x) for x in leaves]
-    grid = bins.Grid(*(tuple(x) if isinstance(x, list) else x for x in document["grid"]))
+    each_way, reach, capacity = document["grid"]
+    grid = bins.Grid(tuple(each_way), tuple(reach), capacity)
     neighbors = neighbours.NeighborList(
         *arrays[state.num_leaves :], slots=document["slots"], grid=grid, update_fn=system.neighbor_fn.update
     )

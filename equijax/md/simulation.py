@@ -70,7 +70,8 @@ def prepare(config: MDConfig, ff: Potential) -> System:
             atoms, name, why="npt scales all positions with the cell; use nvt or nve, or remove the constraints"
         )
     cell = complete_cell(atoms.cell.array)
-    space = boxes.Space(False, tuple(bool(p) for p in atoms.pbc), ff.config.r_max, config.skin)
+    a, b, c = map(bool, atoms.pbc)
+    space = boxes.Space(False, (a, b, c), ff.config.r_max, config.skin)
     neighbor_fn, energy_fn = energy_in(cell.T, space, ff=ff, numbers=atoms.numbers, info=atoms.info)
     rows = [ff.config.species.index(z) for z in atoms.numbers]
     e0 = np.asarray(ff.variables["constants"]["atomic_energies"], np.float64)[ff.head_index, rows].sum()
@@ -167,7 +168,7 @@ def integrator(config: MDConfig, atoms: ase.Atoms, *, cell: np.ndarray, energy_f
     def nvt_invariant(state: Any, e: jax.Array) -> jax.Array:
         return md.nvt_nose_hoover_invariant(constant(e), state, kT) - missing * kT * state.chain.position[0]
 
-    def npt_invariant(state: Any, e: jax.Array) -> jax.Array:
+    def npt_invariant(state: Any, e: jax.Array) -> jax.Array | float:
         return md.npt_nose_hoover_invariant(constant(e), state, pressure, kT_npt)
 
     def npt(energy_fn: Callable) -> tuple:

@@ -72,8 +72,9 @@ def _spectrum(phonon: Phonopy, mesh: Sequence[int]) -> tuple[np.ndarray, Spectru
     """Frequencies [q, modes] (THz) on all of the mesh, and what is read from them."""
     frequencies = phonon.run_mesh(mesh, is_mesh_symmetry=False, is_gamma_center=True).frequencies
     thermal = phonon.run_thermal_properties(temperatures=[TEMPERATURE_K], exclude_gamma_acoustic=True)
+    found = {name: getattr(thermal, name) for name in ("free_energy", "entropy", "heat_capacity")}
     return frequencies, Spectrum(
         float(frequencies.max()),
-        *(float(x[0]) for x in (thermal.free_energy, thermal.entropy, thermal.heat_capacity)),
+        **{name: float(values[0]) for name, values in found.items()},
         imaginary=float((frequencies < -IMAGINARY_THZ).mean()),
     )

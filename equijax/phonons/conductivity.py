@@ -12,7 +12,6 @@ import ase
 import numpy as np
 
 from equijax import outputs, plots, tables
-from equijax.config import Compute
 from equijax.errors import InputError
 from equijax.phonons import born, certificate, crystal, force_constants, projection, third_order
 from equijax.phonons.certificate import timed
@@ -42,9 +41,7 @@ def run(config: KappaConfig) -> dict:
     report: dict = {"relaxation": None}
     if config.relax:
         with timed(seconds, "relaxation"):
-            atoms, relaxation = symmetric.relax(
-                ff, atoms, fmax=config.fmax, symprec=config.symprec, compute=Compute(progress=True)
-            )
+            atoms, relaxation = symmetric.relax(ff, atoms, fmax=config.fmax, symprec=config.symprec)
         report["relaxation"] = relaxation.document()
         ph3 = _phono3py(config, atoms)
     with timed(seconds, "forces"):
@@ -114,7 +111,7 @@ def write(ph3: Any, report: dict, *, folder: Path) -> None:
     tables.write_csv(
         folder / "kappa.csv", header, rows=((t, *k) for t, k in zip(temperatures, conductivity, strict=True))
     )
-    curves = dict(zip(COMPONENTS[:3], conductivity.T[:3], strict=True))
+    curves: dict[str, np.ndarray] = dict(zip(COMPONENTS[:3], conductivity.T[:3], strict=True))
     plots.draw_conductivity(folder / "kappa.png", curves, temperatures=temperatures, title=report["formula"])
     certificate.write(report, folder / "report.json")
 

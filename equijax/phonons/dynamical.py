@@ -30,7 +30,7 @@ from tqdm import tqdm
 from equijax import compiled, executables, potential, structures, units
 from equijax.config import Compute
 from equijax.derivatives import WaveKind, wave_columns
-from equijax.errors import InputError
+from equijax.errors import InputError, needed
 from equijax.graph import regular
 from equijax.phonons import hessian
 from equijax.phonons.stars import relations
@@ -121,12 +121,12 @@ def symmetric_matrices(
     chosen = sorted({first for first, *_ in related})
     matrices = dynamical_matrices(ff, atoms, qpoints=q[chosen], compute=compute) * masses
     computed = dict(zip(chosen, matrices, strict=True))
-    n = len(atoms)
+    n, xyz = len(atoms), np.arange(3)
     out = []
     for first, R, image, sign, shift in related:
         blocks = computed[first].reshape(n, 3, n, 3)
         turned = np.empty_like(blocks)
-        turned[np.ix_(image, range(3), image, range(3))] = np.einsum("xa,iajb,yb->ixjy", R, blocks, R)
+        turned[np.ix_(image, xyz, image, xyz)] = np.einsum("xa,iajb,yb->ixjy", R, blocks, R)
         turned = turned.reshape(3 * n, 3 * n)
         out.append((turned.conj() if sign < 0 else turned) * phase(atoms, [shift])[0])
     return np.array(out) / masses
@@ -160,7 +160,7 @@ def force_constants(
     transform.dynamical_matrices = matrices
     transform.run()
     phonon.force_constants = transform.force_constants
-    return phonon.force_constants
+    return needed(phonon.force_constants, "phonopy made no force constants")
 
 
 def band_structure(

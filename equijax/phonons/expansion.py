@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from equijax import outputs, plots, tables
-from equijax.config import Compute
 from equijax.phonons import certificate, crystal, force_constants, volumes
 from equijax.phonons.certificate import timed
 from equijax.phonons.options import ExpansionConfig
@@ -29,7 +28,7 @@ def run(config: ExpansionConfig) -> dict:
     volumes.check_strains(config.strains)
     first, last, step = config.temperatures
     with timed(seconds, "relaxation"):
-        atoms, relaxation = symmetric.relax(ff, atoms, fmax=config.fmax, compute=Compute(progress=True))
+        atoms, relaxation = symmetric.relax(ff, atoms, fmax=config.fmax)
     with timed(seconds, "Grueneisen parameters"):
         modes = volumes.gruneisen(ff, atoms, supercell=config.supercell, mesh=config.gruneisen_mesh)
     with timed(seconds, "quasi-harmonic approximation"):

@@ -6,7 +6,7 @@ in the units of the file; `equijax.phonons.reference` makes a Phonopy object in 
 
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def files_of(path: Path) -> list[Path]:
     return [path, *(found for found in _beside(path, names) if found != path)]
 
 
-def has_forces(dataset: dict | None) -> bool:
+def has_forces(dataset: Mapping[str, Any] | None) -> bool:
     """Whether a displacement dataset of phonopy has the forces of at least one displacement."""
     if dataset is None:
         return False

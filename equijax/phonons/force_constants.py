@@ -4,19 +4,19 @@ phonopy's symmetry-reduced displacements u are the tangents of Hessian-vector pr
 -H u exactly, with no step length. phonopy then spreads them over the crystal by symmetry.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ase
 import numpy as np
 import numpy.typing as npt
 from phonopy import Phonopy
-from phonopy.harmonic.displacement import generate_systematic_displacements
+from phonopy.harmonic.displacement import Type1DisplacementDataset, generate_systematic_displacements
 from phonopy.interface.fc_calculator import get_fc2
 from phonopy.structure.atoms import PhonopyAtoms
 
 from equijax.config import Compute
-from equijax.errors import InputError
+from equijax.errors import InputError, needed
 from equijax.phonons import hessian, projection
 from equijax.potential import Potential
 from equijax.structures import primitive_matrix, to_ase, to_phonopy
@@ -114,11 +114,11 @@ def irreducible_displacements(phonon: Phonopy) -> np.ndarray:
     return tangents(_dataset(phonon)["first_atoms"], len(phonon.supercell))
 
 
-def _dataset(phonon: Phonopy) -> dict:
+def _dataset(phonon: Phonopy) -> Type1DisplacementDataset:
     return generate_systematic_displacements(phonon.supercell, phonon.symmetry, distance=1.0, is_plusminus=False)
 
 
-def tangents(entries: Sequence[dict], num_atoms: int) -> np.ndarray:
+def tangents(entries: Sequence[Mapping[str, Any]], num_atoms: int) -> np.ndarray:
     """[B, N, 3] of phonopy's entries, each the number and the displacement of one atom."""
     out = np.zeros((len(entries), num_atoms, 3))
     for row, entry in zip(out, entries, strict=True):
@@ -149,7 +149,7 @@ def force_constants(ff: Potential, phonon: Phonopy, *, full: bool = False, compu
     phonon.force_constants = get_fc2(
         phonon.supercell, dataset, phonon.primitive, is_compact_fc=not full, symmetry=phonon.symmetry
     )
-    return phonon.force_constants
+    return _stored(phonon)
 
 
 def compact(phonon: Phonopy) -> np.ndarray:
@@ -158,10 +158,13 @@ def compact(phonon: Phonopy) -> np.ndarray:
     Raises:
       InputError: the object has none.
     """
-    fc = phonon.force_constants
-    if fc is None:
-        raise InputError("the Phonopy object has no force constants; call equijax.phonons.force_constants first")
+    fc = _stored(phonon)
     return fc if len(fc) == len(phonon.primitive) else fc[phonon.primitive.p2s_map]
+
+
+def _stored(phonon: Phonopy) -> np.ndarray:
+    message = "the Phonopy object has no force constants; call equijax.phonons.force_constants first"
+    return needed(phonon.force_constants, message)
 
 
 def residuals(phonon: Phonopy) -> Residuals:
@@ -229,7 +232,7 @@ def project(phonon: Phonopy, method: str = "symfc") -> Residuals:
     raw = residuals(phonon)
     if method == "symfc":
         cells = projection.Cells(phonon.supercell, phonon.primitive, phonon.symmetry)
-        phonon.force_constants = projection.project(phonon.force_constants, cells)
+        phonon.force_constants = projection.project(_stored(phonon), cells)
     elif method == "phonopy":
         phonon.symmetrize_force_constants(show_drift=False)
     else:

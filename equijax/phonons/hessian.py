@@ -86,7 +86,8 @@ def hvps(
         raise InputError(f"{len(images)} structures but {len(tangents)} arrays of tangents: expected one array each")
     tangents = [_checked(t, atoms, i=i) for i, (atoms, t) in enumerate(zip(images, tangents, strict=True))]
     if along is not None:
-        along = [_checked([a], atoms, i=i)[0] for i, (atoms, a) in enumerate(zip(images, along, strict=True))]
+        rows = [np.asarray(a)[None] for a in along]
+        along = [_checked(a, atoms, i=i)[0] for i, (atoms, a) in enumerate(zip(images, rows, strict=True))]
     structures = []
     for i, atoms in enumerate(images):
         name = f"structure {i} ({atoms.get_chemical_formula()})"

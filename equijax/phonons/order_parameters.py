@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import ase
 import numpy as np
-import spglib
 from ase.build.supercells import lattice_points_in_supercell
 from ase.geometry.minkowski_reduction import minkowski_reduce
 
+from equijax import structures
 from equijax.config import Compute
 from equijax.errors import InputError
 from equijax.phonons import dynamical, stars
@@ -171,7 +171,8 @@ def displaced(
     norm = np.sqrt((atoms.get_masses()[:, None] * u**2).sum() / len(T))
     positions = ((T[:, None] + x) @ atoms.cell.array).reshape(-1, 3)
     cell = ase.Atoms(list(atoms.numbers) * len(T), positions, cell=matrix @ atoms.cell.array, pbc=True)
-    cell.set_masses(np.tile(atoms.get_masses(), len(T)))
+    # ASE's annotation knows "defaults" alone
+    cell.set_masses(np.tile(atoms.get_masses(), len(T)))  # pyright: ignore[reportArgumentType]
     return cell, u.reshape(-1, 3) / norm
 
 
@@ -210,7 +211,7 @@ def distinct(
         cell, u = displaced(atoms, order, direction=direction, matrix=matrix)
         probe = cell.copy()
         probe.positions += PROBE_A * u / np.linalg.norm(u, axis=1).max()
-        found = spglib.get_symmetry_dataset((probe.cell.array, probe.get_scaled_positions(), probe.numbers), symprec)
-        kept.setdefault((found.number, len(cell)), Distortion(direction, cell, u, found.number))
+        number = structures.space_group_number(probe, symprec)
+        kept.setdefault((number, len(cell)), Distortion(direction, cell, u, number))
     # the highest symmetry first: those are the wells experiments report
     return sorted(kept.values(), key=lambda found: (len(found.cell), -found.space_group))

@@ -67,11 +67,11 @@ class Followed(NamedTuple):
 
     scan: Scan
     led: Led
-    distorted_space_group: str  # of the cell once it is distorted
+    distorted_space_group: int  # of the cell once it is distorted
 
     def document(self) -> dict[str, object]:
         """By name, for reports and figures."""
-        return self.scan._asdict() | self.led._asdict() | {"distorted_space_group": self.distorted_space_group}
+        return {**self.scan._asdict(), **self.led._asdict(), "distorted_space_group": self.distorted_space_group}
 
 
 def describe(
@@ -106,8 +106,9 @@ def same(a: Phase, b: Phase) -> bool:
 def primitive(atoms: ase.Atoms) -> ase.Atoms:
     """The primitive cell at `NAMED_AT_A`, isotopes apart, without moving atoms onto symmetry; relaxation does that."""
     kinds = structures.isotopes(atoms.numbers, atoms.get_masses())
-    cell = (atoms.cell.array, atoms.get_scaled_positions(), kinds)
-    found = spglib.standardize_cell(cell, to_primitive=True, no_idealize=True, symprec=NAMED_AT_A)
+    found = spglib.standardize_cell(
+        structures.for_spglib(atoms, kinds), to_primitive=True, no_idealize=True, symprec=NAMED_AT_A
+    )
     if found is None:
         raise RuntimeError(f"spglib found no primitive cell of {atoms.get_chemical_formula()} at {NAMED_AT_A} A")
     lattice, positions, kept = found

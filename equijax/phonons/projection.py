@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from phonopy.harmonic.displacement import DisplacementDataset
 from phonopy.interface.fc_calculator import get_fc2
 from phonopy.interface.symfc import symmetrize_by_projector
 from phonopy.structure.atoms import PhonopyAtoms
@@ -46,7 +47,7 @@ def project(values: np.ndarray, cells: Cells) -> np.ndarray:
     return symmetrize_by_projector(cell, values, order, primitive=cells.primitive, symmetry=cells.symmetry)
 
 
-def fit(dataset: dict, cells: Cells) -> np.ndarray:
+def fit(dataset: DisplacementDataset, cells: Cells) -> np.ndarray:
     """Force constants [n_p, n_s, 3, 3] that explain forces of random displacements best."""
     cell = exact(cells.supercell, cells.symmetry)
     return get_fc2(cell, dataset, cells.primitive, fc_calculator="symfc", is_compact_fc=True, symmetry=cells.symmetry)

@@ -7,6 +7,7 @@ import numpy as np
 from phonopy import Phonopy
 
 from equijax.phonons.dynamical import primitive
+from equijax.phonons.force_constants import compact
 from equijax.potential import Potential
 
 
@@ -48,8 +49,7 @@ def _holding(atoms: ase.Atoms, reach: float) -> Range:
 
 def decay(phonon: Phonopy) -> tuple[np.ndarray, np.ndarray]:
     """Distance (A) and largest entry (eV/A^2) of the force constants of every pair, sorted by distance."""
-    fc, cell = phonon.force_constants, phonon.primitive
-    fc = fc if len(fc) == len(cell) else fc[cell.p2s_map]
+    fc, cell = compact(phonon), phonon.primitive
     vectors, multiplicity = cell.get_smallest_vectors()  # [.., 3] fractional; [n_s, n_p, 2] (number, first)
     first = multiplicity[..., 1].T
     distance = np.linalg.norm(vectors[first] @ cell.cell, axis=-1).ravel()

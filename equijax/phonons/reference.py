@@ -11,9 +11,10 @@ from phonopy.structure.atoms import PhonopyAtoms
 from phonopy.structure.symmetry import Symmetry
 
 from equijax import structures
-from equijax.errors import InputError
+from equijax.errors import InputError, needed
 from equijax.phonons import projection
 from equijax.phonons.files import DESCRIPTIONS, VALUES, Stored, has_forces, plain_name, program_of, stored_in
+from equijax.phonons.force_constants import compact
 
 SAME_A = 1e-3  # two supercells are one where no atom differs by more
 # what the readers of phonopy and phono3py raise when a file is not what they expect
@@ -75,16 +76,17 @@ def produce(phonon: Phonopy, source: str | Path) -> None:
     """
     if phonon.force_constants is not None:
         return
-    entries = phonon.dataset.get("first_atoms", ())
+    dataset = needed(phonon.dataset, f"{source} has neither force constants nor displacements")
+    entries = dataset.get("first_atoms", ())
     if missing := sum("forces" not in entry for entry in entries):
         raise InputError(f"{source}: {missing} of {len(entries)} displacements have no forces")
     cells = projection.Cells(phonon.supercell, phonon.primitive, phonon.symmetry)
     try:
         if entries:
             phonon.produce_force_constants(calculate_full_force_constants=False, show_drift=False)
-            phonon.force_constants = projection.project(phonon.force_constants, cells)
+            phonon.force_constants = projection.project(compact(phonon), cells)
         else:
-            phonon.force_constants = projection.fit(phonon.dataset, cells)
+            phonon.force_constants = projection.fit(dataset, cells)
     except (*UNREADABLE, np.linalg.LinAlgError) as error:
         text = " ".join(str(error).split())
         raise InputError(f"{source}: its displacements do not give force constants: {text}") from error
@@ -191,4 +193,4 @@ def _fit_with_third_order(phonon: Phonopy, stored: Stored) -> np.ndarray:
     )
     ph3.dataset = stored.dataset
     ph3.produce_fc3(fc_calculator="symfc")
-    return ph3.fc2
+    return needed(ph3.fc2, "phono3py made no force constants of second order")

@@ -5,7 +5,6 @@ import numpy as np
 from phonopy import Phonopy
 
 from equijax import outputs, plots
-from equijax.config import Compute
 from equijax.phonons import born, certificate, crystal, force_constants
 from equijax.phonons.certificate import timed
 from equijax.phonons.options import PhononsConfig
@@ -34,7 +33,6 @@ def run(config: PhononsConfig) -> dict:
                 fmax=config.fmax,
                 cell=not config.fixed_cell,
                 symprec=config.symprec,
-                compute=Compute(progress=True),
             )
         report["relaxation"] = relaxation.document()
         phonon = _phonopy(config, atoms)

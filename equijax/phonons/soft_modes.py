@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import ase.io
 import numpy as np
-import spglib
 from tqdm import tqdm
 
 from equijax import outputs, plots, structures, tables
@@ -118,11 +117,11 @@ def _spectrum(
     ff: Potential, phase: Phase, *, extent: np.ndarray, config: ModesConfig
 ) -> tuple[Phase, list[OrderParameter]]:
     """The phase with its verdict, and the order parameters of its unstable modes."""
-    mesh = np.maximum(1, np.ceil(extent / heights(phase.atoms) - 0.1)).astype(int)
+    mesh = np.maximum(1, np.ceil(extent / heights(phase.atoms) - 0.1)).astype(int).tolist()
     _, frequencies, orders = order_parameters.order_parameters(
         ff, phase.atoms, mesh=mesh, threshold=config.threshold, symprec=symmetric.SYMPREC_A
     )
-    verdict = phase._replace(mesh=mesh.tolist(), lowest_THz=float(frequencies.min()), stable=not orders)
+    verdict = phase._replace(mesh=mesh, lowest_THz=float(frequencies.min()), stable=not orders)
     return verdict, orders
 
 
@@ -182,7 +181,7 @@ def energy_scan(ff: Potential, cell: ase.Atoms, *, u: np.ndarray, cells: int) ->
     Q, values = coarse, energy
     if energy[lowest] < flat:
         around = np.clip([lowest - 1, lowest + 1], 0, len(coarse) - 1)
-        fine = np.linspace(*coarse[around], len(coarse))
+        fine = np.linspace(coarse[around[0]], coarse[around[1]], len(coarse))
         energy = _energies(ff, cell, u=u, amplitudes=fine)
         i = int(np.clip(energy.argmin(), 1, len(fine) - 2))
         a, b, c = np.polyfit(fine[i - 1 : i + 2] - fine[i], energy[i - 1 : i + 2] - flat, 2)
@@ -206,8 +205,7 @@ def _energies(ff: Potential, cell: ase.Atoms, *, u: np.ndarray, amplitudes: np.n
 
 def label(atoms: ase.Atoms, symprec: float = NAMED_AT_A) -> tuple[str, int]:
     """What makes two structures the same phase in `scores`: reduced formula and space group number at `symprec`."""
-    found = spglib.get_symmetry_dataset((atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), symprec)
-    return atoms.symbols.formula.reduce()[0].format("hill"), int(found.number)
+    return atoms.symbols.formula.reduce()[0].format("hill"), structures.space_group_number(atoms, symprec)
 
 
 def scores(predicted: Iterable, reference: Iterable) -> Scores:

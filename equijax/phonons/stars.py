@@ -9,6 +9,7 @@ import numpy.typing as npt
 import spglib
 
 from equijax import structures
+from equijax.errors import needed
 
 
 class Relation(NamedTuple):
@@ -39,7 +40,10 @@ def relations(atoms: ase.Atoms, kinds: np.ndarray, *, qpoints: np.ndarray, sympr
     Operations take atoms to atoms of the same of `kinds` [N].
     """
     cell, x = atoms.cell.array.T, atoms.cell.scaled_positions(atoms.positions)
-    found = spglib.get_symmetry((atoms.cell.array, x, kinds), symprec)
+    found = needed(
+        spglib.get_symmetry(structures.for_spglib(atoms, kinds), symprec),
+        f"spglib finds no symmetry of {atoms.get_chemical_formula()} at {symprec} A: move atoms apart",
+    )
     operations = []
     for W, t in zip(found["rotations"], found["translations"], strict=True):
         apart = (x @ W.T + t)[:, None] - x
@@ -58,6 +62,6 @@ def relations(atoms: ase.Atoms, kinds: np.ndarray, *, qpoints: np.ndarray, sympr
     return related
 
 
-def key(q: npt.ArrayLike) -> tuple[int, int, int]:
+def key(q: npt.ArrayLike) -> tuple[int, ...]:
     """The same for q and q + G, different for different q."""
     return tuple(int(n) for n in np.rint(np.asarray(q) * 1e6).astype(int) % 10**6)

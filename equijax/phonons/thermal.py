@@ -13,7 +13,7 @@ import numpy.typing as npt
 from phonopy.phonon.dos import TotalDos
 
 from equijax import tables
-from equijax.errors import InputError
+from equijax.errors import InputError, needed
 from equijax.units import KB_EV_PER_K, KJ_PER_MOL_PER_EV, THZ_EV
 
 NUM_ACOUSTIC = 3
@@ -105,4 +105,8 @@ def _at_temperature(energy: np.ndarray, weight: np.ndarray, *, temperature: floa
 
 def write_dos(dos: TotalDos, path: str | Path) -> None:
     """frequency (THz), states per THz and primitive cell."""
-    tables.write_csv(path, ["frequency_THz", "dos_1/THz"], rows=zip(dos.frequency_points, dos.dos, strict=True))
+    tables.write_csv(
+        path,
+        ["frequency_THz", "dos_1/THz"],
+        rows=zip(dos.frequency_points, needed(dos.dos, "phonopy has no density of states"), strict=True),
+    )

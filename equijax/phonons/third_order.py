@@ -9,7 +9,7 @@ are the forces phono3py asks for, with no step length and no terms of higher ord
 """
 
 from types import ModuleType
-from typing import Any, NamedTuple  # phono3py, an extra, is not imported for its types
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ase
 import numpy as np
@@ -24,6 +24,9 @@ from equijax.phonons import force_constants as force_constants_module
 from equijax.phonons import hessian
 from equijax.phonons.force_constants import supercell_matrix, to_primitive
 from equijax.potential import Potential
+
+if TYPE_CHECKING:  # it comes with an extra
+    from phono3py.phonon3.displacement_fc3 import Fc3Type1DisplacementDataset
 
 
 class Residuals(NamedTuple):
@@ -75,7 +78,7 @@ def _phono3py() -> ModuleType:
     return phono3py
 
 
-def displacement_pairs(ph3: Any) -> dict:
+def displacement_pairs(ph3: Any) -> "Fc3Type1DisplacementDataset":
     """phono3py's symmetry-reduced dataset with displacements of 1 A and one sign only.
 
     first_atoms: number, displacement and second_atoms, each of them with number and displacement.
@@ -121,23 +124,27 @@ def force_constants(ff: Potential, ph3: Any, *, full: bool = False, compute: Com
     return fc3
 
 
-def fill_forces(ff: Potential, ph3: Any, *, dataset: dict, compute: Compute = Compute()) -> None:
+def fill_forces(
+    ff: Potential, ph3: Any, *, dataset: "Fc3Type1DisplacementDataset", compute: Compute = Compute()
+) -> None:
     """Enter the forces of every displacement and pair of `displacement_pairs` into it, in place.
 
     `compute` is that of `hessian.hvp`.
     """
     atoms, first = structures.to_ase(ph3.supercell), dataset["first_atoms"]
     directions = force_constants_module.tangents(first, len(atoms))
-    for entry, Hu in zip(first, hessian.hvp(ff, atoms, tangents=directions, compute=compute), strict=True):
-        entry["forces"] = -Hu
-    fc2 = get_fc2(ph3.supercell, dataset, primitive=ph3.primitive, is_compact_fc=False, symmetry=ph3.symmetry)
-    for entry, along in zip(first, directions, strict=True):
+    forces = [-Hu for Hu in hessian.hvp(ff, atoms, tangents=directions, compute=compute)]
+    for entry, F in zip(first, forces, strict=True):
+        entry["forces"] = F
+    singles: Any = dataset  # also one of second order, though the annotations of phonopy tell them apart
+    fc2 = get_fc2(ph3.supercell, singles, primitive=ph3.primitive, is_compact_fc=False, symmetry=ph3.symmetry)
+    for entry, along, F in zip(first, directions, forces, strict=True):
         pairs = entry["second_atoms"]
         which, sign, tangents = _distinct(force_constants_module.tangents(pairs, len(atoms)))
         T = hessian.hvp(ff, atoms, tangents=tangents, along=along, compute=compute)
         for pair, i, s in zip(pairs, which, sign, strict=True):
             Hv = np.einsum("jab,a->jb", fc2[pair["number"]], pair["displacement"])
-            pair["forces"] = entry["forces"] - Hv - s * T[i]
+            pair["forces"] = F - Hv - s * T[i]
 
 
 def _distinct(tangents: np.ndarray) -> tuple[list[int], list[float], np.ndarray]:

@@ -126,5 +126,5 @@ def quasi_harmonic(
     """
     if len(phonons) < MIN_VOLUMES:
         raise InputError(f"{len(phonons)} volumes: expected at least {MIN_VOLUMES} for an equation of state")
-    temperatures = np.arange(0.0, 1011.0, 10.0) if temperatures is None else temperatures
-    return phonopy.run_qha(phonons, temperatures, internal_energies=energies, mesh=mesh, exclude_gamma_acoustic=True)
+    kelvin = np.arange(0.0, 1011.0, 10.0) if temperatures is None else np.asarray(temperatures, float)
+    return phonopy.run_qha(phonons, kelvin, internal_energies=energies, mesh=mesh, exclude_gamma_acoustic=True)

@@ -75,7 +75,8 @@ def _vesin_without_torch() -> None:
     Not for libraries: in a user's own process vesin shall know torch.
     """
     if "torch" not in sys.modules:
-        sys.modules["torch"] = None  # `import torch` fails from here
+        # `import torch` fails from here, as Python's reference says and no annotation does
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
         importlib.import_module("vesin")
 
         del sys.modules["torch"]

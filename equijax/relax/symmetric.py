@@ -13,10 +13,10 @@ from ase.optimize import BFGS
 from ase.spacegroup.symmetrize import refine_symmetry
 from tqdm import tqdm
 
-from equijax.config import Compute
 from equijax.constraints import free_components, refuse_fixed
 from equijax.errors import InputError
 from equijax.potential import Potential
+from equijax.structures import for_spglib
 from equijax.units import GPA_PER_EV_A3
 
 SYMPREC_A = 1e-4  # symmetry is found and kept to this
@@ -75,9 +75,8 @@ def relax(
     cell: bool = True,
     steps: int = 500,
     symprec: float | None = SYMPREC_A,
-    compute: Compute = Compute(),
 ) -> Relaxed:
-    """Relax ions, and the cell if asked, with ASE's BFGS, in float64 by default.
+    """Relax ions, and the cell if asked, with ASE's BFGS, in float64; on a terminal, step and largest force are shown.
 
     Args:
       ff: a ForceField.
@@ -86,7 +85,6 @@ def relax(
       cell: relax the cell (three periodic directions needed).
       steps: at most.
       symprec: A; the structure is refined to its space group at this, then keeps that group. None: as it is.
-      compute: dtype; progress shows step and largest force.
 
     Raises:
       InputError: a structure the model cannot describe, a cell relaxation without three periodic directions or with
@@ -107,10 +105,12 @@ def relax(
     if symprec is not None and relaxed.pbc.all() and not fixed:
         refine_symmetry(relaxed, symprec=symprec)
         relaxed.set_constraint(FixSymmetry(relaxed, symprec=symprec, adjust_positions=True, adjust_cell=cell))
-    relaxed.calc = ff.calculator(dtype=compute.dtype)
+    relaxed.calc = ff.calculator(dtype="float64")
     energy, volume = relaxed.get_potential_energy(), relaxed.cell.volume
-    optimiser = BFGS(FrechetCellFilter(relaxed) if cell else relaxed, logfile=None, maxstep=MAX_STEP_A)
-    with tqdm(total=steps, desc="relax", unit="step", disable=not compute.progress) as bar:
+    moving = FrechetCellFilter(relaxed) if cell else relaxed
+    # ASE's annotations know no filters
+    optimiser = BFGS(moving, logfile=None, maxstep=MAX_STEP_A)  # pyright: ignore[reportArgumentType]
+    with tqdm(total=steps, desc="relax", unit="step", disable=None) as bar:
         converged = False
         for converged in optimiser.irun(fmax=fmax, steps=steps):  # noqa: B007
             bar.update(optimiser.nsteps - bar.n)
@@ -210,5 +210,5 @@ def space_group(atoms: ase.Atoms, symprec: float = SYMPREC_A) -> str | None:
     """International symbol and number, such as "Fm-3m (225)"; None where not periodic in three directions."""
     if not atoms.pbc.all():
         return None
-    found = spglib.get_symmetry_dataset((atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), symprec)
+    found = spglib.get_symmetry_dataset(for_spglib(atoms), symprec)
     return None if found is None else f"{found.international} ({found.number})"

@@ -16,7 +16,12 @@ from equijax import checkpoint, derivatives, graph
 from tests.parity import _versions as versions
 
 OUTCOME = os.environ.get("EQUIJAX_MATRIX")
-QUICK = {3: ["two_stages", "calculator_widened"], 9: ["foundation_density"], 14: ["nonlinear"], 16: ["multihead", "lora", "embedded"]}
+QUICK = {
+    3: ["two_stages", "calculator_widened"],
+    9: ["foundation_density"],
+    14: ["nonlinear"],
+    16: ["multihead", "lora", "embedded"],
+}
 CASES = {release: versions.recipes_of(release) for release in versions.RELEASES} if OUTCOME else QUICK
 # In float64. Files built in float32 hold couplings and Bessel prefactors that were rounded to float32.
 LIMITS = {
