@@ -1,4 +1,4 @@
-"""What a person with mace-torch runs for the rows of `wall.py`, a script a task: `python bench/wall_peers.py TASK ...`.
+"""What a person with mace-torch runs for the rows of `wall.py`: `python bench/wall_peers.py TASK ...`.
 
 Each does what equijax's command of that name does, the way mace-torch, ASE and phonopy document it.
 """

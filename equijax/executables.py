@@ -106,6 +106,21 @@ def fitting(
         chunk = min(chunk // 2, 1 << (fits.bit_length() - 1))
 
 
+def keep(jitted: Any, key: tuple) -> Callable:
+    """A function made by `jax.jit` whose programs are those of `program`.
+
+    Args:
+      jitted: called with pytrees of arrays by position.
+      key: its name, then all that it depends on beside its arguments.
+    """
+
+    def call(*arguments: Any) -> Any:
+        layout = (str(jax.tree.structure(arguments)), shapes(arguments))
+        return program((*key, layout), lambda: jitted.lower(*arguments)).call(*arguments)
+
+    return call
+
+
 def shapes(tree: Any) -> tuple:
     """Shapes and dtypes of the arrays of a pytree: what the key of a program that takes it must hold."""
     return tuple((x.shape, x.dtype.name) for x in jax.tree.leaves(tree))

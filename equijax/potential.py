@@ -252,7 +252,7 @@ def cast(tree: Any, dtype: str | np.dtype) -> Any:
 
     def leaf(x: Any) -> Any:
         x = x if isinstance(x, jax.Array) else np.asarray(x)
-        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        return x.astype(dtype) if x.dtype != dtype and jnp.issubdtype(x.dtype, jnp.floating) else x
 
     return jax.tree.map(leaf, tree)
 

@@ -95,6 +95,13 @@ class Options:
     function: object = None
 
 
+def test_a_jitted_function_is_kept_by_the_layout_of_its_arguments(folder):
+    add = executables.keep(jax.jit(lambda tree, y: tree["x"] + y), ("add", 1))
+    for x in (NUMBERS, NUMBERS, NUMBERS[:2]):
+        np.testing.assert_array_equal(add({"x": x}, x), 2 * x)
+    assert len(os.listdir(folder)) == len(executables.programs) == 2
+
+
 def test_a_key_that_does_not_say_all_is_not_kept_on_disk(folder, double):
     """The text of a function is its name and address, which another function has in the next process."""
     pair = testing.pair_forcefield(lambda r: r, 3.0, species=(11,)).config

@@ -12,7 +12,7 @@ import jraph
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 
-from equijax import derivatives
+from equijax import derivatives, executables
 from equijax.config import ModelConfig
 from equijax.data.labelled import LABELS
 from equijax.finetune import loss
@@ -42,9 +42,8 @@ class Deviation(NamedTuple):
     count: jax.Array  # []
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def _sums(
-    config: ModelConfig, losses: loss.LossConfig, *, variables: dict, graph: jraph.GraphsTuple
+    config: ModelConfig, losses: loss.LossConfig, variables: dict, graph: jraph.GraphsTuple
 ) -> tuple[dict[str, tuple[jax.Array, jax.Array]], dict[str, Deviation]]:
     """Loss terms as (sum of numerators, count), and the deviation of each quantity."""
     found = derivatives.energy_forces_stress(config, variables, graph=graph)
@@ -76,8 +75,9 @@ def label_errors(
     """
     terms: dict[str, np.ndarray] = {}
     errors = {name: np.zeros(3) for name in LABELS}
+    sums = executables.keep(jax.jit(partial(_sums, config, losses)), ("label_errors", config, losses))
     for graph in graphs:
-        found_terms, found = jax.device_get(_sums(config, losses, variables=variables, graph=graph))
+        found_terms, found = jax.device_get(sums(variables, graph))
         for name, values in found_terms.items():
             terms[name] = terms.get(name, np.zeros(2)) + np.asarray(values, float)
         for name in LABELS:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from equijax import checkpoint, outputs, parallel, plots, potential
+from equijax import checkpoint, executables, outputs, parallel, plots, potential
 from equijax.adapters import files
 from equijax.adapters.lora import Adapters
 from equijax.data import errors
@@ -117,7 +117,10 @@ def optimise(made: Setup, start: float, *, out: Path) -> tuple[Any, trainer.Prog
     batches = partial(loader.epoch, made.training)
     steps = needed(plan.epochs, UNRESOLVED) * len(batches(0))
     state = trainer.init(trained.start, plan, total_steps=steps)
-    compiled = trainer.make_step(config, trained, losses=losses, options=plan, total_steps=steps, mesh=mesh)
+    step = trainer.make_step(config, trained, losses=losses, options=plan, total_steps=steps, mesh=mesh)
+    if mesh is None:
+        acts = f"{trained.combine.__module__}.{trained.combine.__qualname__}"  # a function of a module
+        step = executables.keep(step, ("training_step", config, acts, trained.pull, losses, plan, steps))
     variables = potential.cast(made.ff.variables, options.dtype)
     here = jax.device_put(variables)
     everywhere = here if mesh is None else parallel.replicate(variables, mesh)
@@ -150,7 +153,7 @@ def optimise(made: Setup, start: float, *, out: Path) -> tuple[Any, trainer.Prog
             checkpoints.save(path, checkpoints.Stored(state, best, progress))
 
     with report.Log(out / "metrics.jsonl", progress, steps=steps, done=int(state.step)) as log:
-        hooks = trainer.Hooks(lambda s, g: compiled(s, everywhere, g), batches, evaluate, save, log, suspects)
+        hooks = trainer.Hooks(lambda s, g: step(s, everywhere, g), batches, evaluate, save, log, suspects)
         fitted = trainer.fit(parallel.replicate(state, mesh), progress, hooks=hooks, options=plan)
     return best, fitted.progress, fitted.reason
 

@@ -67,14 +67,14 @@ SHARED = (Ladder(16384, 0, 2, 96, 4), *FINE)
 class SizePool:
     """The padded shapes in use, so that a thousand different structures compile a handful of programs.
 
-    A shape is reused while it wastes less than `MAX_WASTE` in edge slots, or no more than a new one would; after
-    `MAX_SIZES` shapes any that is large enough is, and new ones are powers of two, so their number stays bounded. A
-    shape of a coarse ladder is left for a fine one when what was wasted in it would have paid for a program.
+    A shape is reused while it wastes less than `MAX_WASTE` in edge slots; after `MAX_SIZES` shapes any that is large
+    enough is, and new ones are powers of two, so their number stays bounded. In a pool of coarse ladders any shape that
+    is large enough is reused, until what was wasted in it would have paid for a better one.
     """
 
     sizes: list[Size] = field(default_factory=list)
     ladders: tuple[Ladder, ...] = FINE
-    wasted: Counter = field(default_factory=Counter)  # edge slots by shape
+    wasted: Counter = field(default_factory=Counter)  # edge slots, by shape in use and better shape
 
     @property
     def full(self) -> bool:
@@ -94,15 +94,17 @@ class SizePool:
           work: times that each edge slot is computed in one call.
         """
         full, new = self.full, round_up(needed, self.ladders, work=work)
-        most = max(new.cost, MAX_WASTE * needed.cost)
-        fits = [s for s in self.sizes if s.holds(needed) and (full or s.cost <= most)]
-        if fits:
-            size = min(fits, key=lambda s: s.cost)
-            self.wasted[size] += work * (size.cost - needed.cost)
-            fine = round_up(needed)
-            if self.ladders is FINE or full or self.wasted[size] < PROGRAM_SLOTS or size.cost <= 1.3 * fine.cost:
+        holding = [s for s in self.sizes if s.holds(needed)]
+        if self.ladders is FINE and not full:
+            holding = [s for s in holding if s.cost <= MAX_WASTE * needed.cost]
+        if holding:
+            size = min(holding, key=lambda s: s.cost)
+            if self.ladders is FINE or full:
                 return size
-            new = fine
+            new = round_up(needed) if size == new else new
+            self.wasted[size, new] += work * (size.cost - new.cost)
+            if size.cost <= 1.3 * new.cost or self.wasted[size, new] < PROGRAM_SLOTS:
+                return size
         if full:
             new = Size(*map(_power_of_two, new[:3]), max(new.graphs, *(s.graphs for s in self.sizes)))
         self.sizes.append(new)

@@ -15,6 +15,7 @@ from phonopy.harmonic.displacement import Type1DisplacementDataset, generate_sys
 from phonopy.interface.fc_calculator import get_fc2
 from phonopy.structure.atoms import PhonopyAtoms
 
+from equijax import graph
 from equijax.config import Compute
 from equijax.errors import InputError, needed
 from equijax.phonons import hessian, projection
@@ -238,6 +239,14 @@ def project(phonon: Phonopy, method: str = "symfc") -> Residuals:
     else:
         raise InputError(f"projection {method!r}: expected 'symfc' or 'phonopy'")
     return raw
+
+
+def reserve(ff: Potential, phonon: Phonopy) -> None:
+    """Make the padded shape of the spot check known to `ff` where it is small: what comes before shares its program."""
+    atoms = to_ase(phonon.supercell)
+    size = graph.size_of([(atoms, graph.neighbour_list(atoms, ff.config.r_max))], ff.config)
+    if size.cost <= graph.SHARED[0].work:
+        ff.pool.fit(size)
 
 
 def spot_check(ff: Potential, phonon: Phonopy, *, seed: int = 0) -> SpotCheck:

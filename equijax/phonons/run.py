@@ -25,6 +25,8 @@ def run(config: PhononsConfig) -> dict:
     force_constants.check_mesh(phonon.supercell, phonon.primitive, mesh=config.mesh)
     ff = ff.specialise(atoms.numbers) if config.fast else ff
     report: dict = {"relaxation": None}
+    if config.check:
+        force_constants.reserve(ff, phonon)
     if config.relax:
         with timed(seconds, "relaxation"):
             atoms, relaxation = symmetric.relax(
