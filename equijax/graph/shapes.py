@@ -106,7 +106,8 @@ class SizePool:
             if size.cost <= 1.3 * new.cost or self.wasted[size, new] < PROGRAM_SLOTS:
                 return size
         if full:
-            new = Size(*map(_power_of_two, new[:3]), max(new.graphs, *(s.graphs for s in self.sizes)))
+            nodes, slots, species = map(_power_of_two, new[:3])
+            new = Size(nodes, slots, species, max(new.graphs, *(s.graphs for s in self.sizes)))
         self.sizes.append(new)
         return new
 

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from equijax import couplings
+from equijax.graph.fields import Array
 from equijax.kernels import build, multilinear
 
 NAMES = "RYhA"  # operands of the first form
@@ -37,7 +38,7 @@ class Tabulated(NamedTuple):
 
 
 def neighbour_sum(
-    h: list[jax.Array], R: jax.Array, Y: jax.Array, paths: Sequence, senders: jax.Array, reverse: jax.Array
+    h: list[jax.Array], R: jax.Array, Y: jax.Array, paths: Sequence, senders: Array, reverse: Array
 ) -> list[jax.Array]:
     """A[n, p, m3, c] = sum_k R[n, k, p, c] sum_{m1 m2} C[m1, m2, m3] h[s_nk, m1, c] Y[n, k, m2].
 
@@ -56,7 +57,7 @@ def neighbour_sum(
 
 
 def table_sum(
-    h: list[jax.Array], R: Tabulated, Y: jax.Array, paths: Sequence, senders: jax.Array, reverse: jax.Array
+    h: list[jax.Array], R: Tabulated, Y: jax.Array, paths: Sequence, senders: Array, reverse: Array
 ) -> list[jax.Array]:
     """`neighbour_sum` with R from a table.
 
@@ -81,7 +82,7 @@ def radial_from_table(phi: jax.Array, first: jax.Array, table: jax.Array) -> jax
 
 
 def _by_degree(
-    form: Callable, operands: Sequence[jax.Array], *, index: Sequence[jax.Array], paths: Sequence
+    form: Callable, operands: Sequence[jax.Array], *, index: Sequence[Array], paths: Sequence
 ) -> list[jax.Array]:
     """Evaluate a form and split A by degree."""
     n, channels = operands[0].shape[0], operands[2].shape[-1]
@@ -103,7 +104,7 @@ def available(channels: int, dtype: npt.DTypeLike) -> bool:
 
 
 def _xla(
-    slot: int, operands: Sequence[jax.Array], index: Sequence[jax.Array], shapes: Sequence[tuple], paths: Sequence
+    slot: int, operands: Sequence[jax.Array], index: Sequence[Array], shapes: Sequence[tuple], paths: Sequence
 ) -> jax.Array:
     """Variant `slot` by einsum over the coupling tensor of every path: the reference, and the fallback."""
     x = dict(zip([s for s in range(4) if s != slot], operands, strict=True))
@@ -135,7 +136,7 @@ def _xla(
 
 
 def _table_xla(
-    slot: int, operands: Sequence[jax.Array], index: Sequence[jax.Array], shapes: Sequence[tuple], paths: Sequence
+    slot: int, operands: Sequence[jax.Array], index: Sequence[Array], shapes: Sequence[tuple], paths: Sequence
 ) -> jax.Array:
     """Variant `slot` of the form with a table: `_xla` after R is made, or before its derivative is taken apart."""
     x = dict(zip([s for s in range(5) if s != slot], operands, strict=True))
@@ -166,7 +167,7 @@ def _cpu(
     names: str,
     slots: Sequence[int],
     operands: dict[int, jax.Array],
-    index: Sequence[jax.Array],
+    index: Sequence[Array],
     shapes: Sequence[tuple],
     paths: Sequence,
 ) -> list[jax.Array] | None:

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from equijax.graph.fields import Array
+
 
 class Form(NamedTuple):
     """What distinguishes one multilinear form from another. Operands and outputs have the batch axis.
@@ -53,18 +55,18 @@ class Family(NamedTuple):
         """The slot of the value, and the number of its operands, m - 1."""
         return self.form.slots - 1
 
-    def variant(self, slot: int, operands: Sequence[jax.Array], index: Sequence[jax.Array], **static: Any) -> jax.Array:
+    def variant(self, slot: int, operands: Sequence[jax.Array], index: Sequence[Array], **static: Any) -> jax.Array:
         """d Phi / d x_slot."""
         return self.variant_p.bind(*operands, *index, slots=(slot,), **static)
 
     def push(
-        self, slots: Sequence[int], t: Sequence[jax.Array], x: list[Any], index: Sequence[jax.Array], **static: Any
+        self, slots: Sequence[int], t: Sequence[jax.Array], x: list[Any], index: Sequence[Array], **static: Any
     ) -> jax.Array:
         """sum_s Phi(.., t_s, ..)"""
         return self.push_p.bind(*t, *x, *index, slots=tuple(slots), **static)
 
     def pull(
-        self, slots: Sequence[int], y: jax.Array, x: list[Any], index: Sequence[jax.Array], **static: Any
+        self, slots: Sequence[int], y: jax.Array, x: list[Any], index: Sequence[Array], **static: Any
     ) -> list[jax.Array]:
         """(d Phi(x, y) / d x_s)_s"""
         return self.pull_p.bind(y, *x, *index, slots=tuple(slots), **static)

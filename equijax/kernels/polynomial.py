@@ -23,6 +23,7 @@ import numpy.typing as npt
 from jax.extend.core import Primitive
 from jax.interpreters import ad
 
+from equijax.graph.fields import Array
 from equijax.kernels import build, multilinear
 
 TYPES = {"float32": "float", "float64": "double"}
@@ -50,7 +51,7 @@ def terms(tables: Sequence, variables: int) -> Terms:
     return Terms(degree, variables, int(component.max(initial=0)) + 1, factors.tobytes(), component.tobytes())
 
 
-def plain(w: jax.Array, x: jax.Array, slot: jax.Array, table: Terms) -> jax.Array:
+def plain(w: jax.Array, x: jax.Array, slot: Array, table: Terms) -> jax.Array:
     """P_m(w[slot_n, :, c], x[n, :, c]) in XLA.
 
     Args:
@@ -71,7 +72,7 @@ def plain(w: jax.Array, x: jax.Array, slot: jax.Array, table: Terms) -> jax.Arra
     return jnp.stack([products[:, a:b].sum(1) for a, b in zip(bounds, bounds[1:], strict=False)], axis=1)
 
 
-def evaluate(w: jax.Array, x: jax.Array, slot: jax.Array, table: Terms) -> jax.Array:
+def evaluate(w: jax.Array, x: jax.Array, slot: Array, table: Terms) -> jax.Array:
     """`plain` by the CPU kernel where there is one."""
     shapes = (w.shape, (x.shape[0], table.outputs, x.shape[2]), x.shape)
     return _polynomial.bind(x[None], w[None], slot.astype(jnp.int32), slots="O", shapes=shapes, static=table)[0]

@@ -13,7 +13,7 @@ import numpy as np
 
 from equijax import couplings
 from equijax.config import ModelConfig
-from equijax.graph.fields import Topology
+from equijax.graph.fields import Array, Topology
 from equijax.graph.shapes import MAX_DENSE_SPECIES
 from equijax.nn import convolution
 from equijax.nn.contraction import SymmetricContraction
@@ -63,7 +63,7 @@ class SkipTP(nn.Module):
     num_species: int
 
     @nn.compact
-    def __call__(self, x: list[jax.Array], slot: jax.Array, table: jax.Array) -> list[jax.Array]:
+    def __call__(self, x: list[jax.Array], slot: Array, table: Array) -> list[jax.Array]:
         """[N, 2l+1, C] for each l, slot [N] rows of table [U] -> the same shapes for l = 0..lmax."""
         channels = x[0].shape[-1]
         norm = 1.0 / math.sqrt(channels * self.num_species)
@@ -74,7 +74,7 @@ class SkipTP(nn.Module):
         return out
 
 
-def species_linear(x: jax.Array, w: jax.Array, *, slot: jax.Array) -> jax.Array:
+def species_linear(x: jax.Array, w: jax.Array, *, slot: Array) -> jax.Array:
     """y[n] = x[n] w[:, slot[n]]: x [N, m, C], w [C, U, D], slot [N] -> [N, m, D]."""
     num = w.shape[1]
     if num == 1:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from equijax import couplings
+from equijax.graph.fields import Array
 from equijax.kernels.polynomial import available, evaluate, plain, terms
 from equijax.nn.convolution import KERNEL_CHANNELS
 
@@ -26,7 +27,7 @@ class SymmetricContraction(nn.Module):
     so3: bool = False
 
     @nn.compact
-    def __call__(self, A: jax.Array, slot: jax.Array, table: jax.Array) -> jax.Array:
+    def __call__(self, A: jax.Array, slot: Array, table: Array) -> jax.Array:
         """A [N, m, C], slot [N] rows of table [U] -> B [N, 2L+1, C]."""
         channels = A.shape[-1]
         degrees = range(1, self.correlation + 1)
@@ -45,9 +46,7 @@ class SymmetricContraction(nn.Module):
         return couplings.compress_u(u, self.lmax, L=self.L, so3=self.so3)
 
 
-def polynomial(
-    A: jax.Array, coefficients: jax.Array, *, tables: list[couplings.Monomials], slot: jax.Array
-) -> jax.Array:
+def polynomial(A: jax.Array, coefficients: jax.Array, *, tables: list[couplings.Monomials], slot: Array) -> jax.Array:
     """Evaluate per-species polynomials, elementwise in the channel.
 
     Args:

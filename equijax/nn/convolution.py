@@ -4,6 +4,8 @@ Regular edges make the neighbour sum a batched matrix product over the K slots o
 functions are R_p = g W_p with g the U last hidden units of the radial MLP.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +27,7 @@ def paths(config: ModelConfig, t: int) -> tuple[couplings.Path, ...]:
 
 
 def convolve(
-    h: list[jax.Array], g: jax.Array, *, last: jax.Array, Y: jax.Array, paths: list, graph: Topology
+    h: list[jax.Array], g: jax.Array, *, last: jax.Array, Y: jax.Array, paths: Sequence[couplings.Path], graph: Topology
 ) -> list[jax.Array]:
     """Convolve node features with neighbours.
 
@@ -51,7 +53,9 @@ def convolve(
     return coupled_on_edge(sender, R, Y=Y, paths=paths)
 
 
-def convolve_table(h: list[jax.Array], R: Tabulated, *, Y: jax.Array, paths: list, graph: Topology) -> list[jax.Array]:
+def convolve_table(
+    h: list[jax.Array], R: Tabulated, *, Y: jax.Array, paths: Sequence[couplings.Path], graph: Topology
+) -> list[jax.Array]:
     """`convolve` with radial functions from a table.
 
     Args:
@@ -107,7 +111,9 @@ def has_kernel(channels: int, dtype: npt.DTypeLike) -> bool:
     return jax.default_backend() == "cpu" and channels >= KERNEL_CHANNELS and available(channels, dtype)
 
 
-def coupled_on_edge(sender: list[jax.Array], R: jax.Array, *, Y: jax.Array, paths: list) -> list[jax.Array]:
+def coupled_on_edge(
+    sender: list[jax.Array], R: jax.Array, *, Y: jax.Array, paths: Sequence[couplings.Path]
+) -> list[jax.Array]:
     """Fold Clebsch-Gordan into Y on the edge; one batched [2 l3 + 1, K m1] x [K m1, C] product per path."""
     out = [[] for _ in range(max(p.l3 for p in paths) + 1)]
     n, k = Y.shape[:2]

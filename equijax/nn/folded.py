@@ -16,7 +16,8 @@ import numpy as np
 
 from equijax import couplings
 from equijax.config import ModelConfig, Spline
-from equijax.graph.fields import Topology
+from equijax.errors import needed
+from equijax.graph.fields import Array, Topology
 from equijax.kernels.convolution import Tabulated
 from equijax.nn.blocks import species_linear
 from equijax.nn.contraction import polynomial
@@ -48,7 +49,8 @@ def node_energies(cfg: ModelConfig, folded: dict, *, vectors: jax.Array, graph: 
     species = table[slot]
     senders = species[graph.senders].reshape(shape)
     r, Y = edge_harmonics(cfg, vectors)
-    phi, first = spline_weights(cfg.spline, r, pair=pair_index(cfg, species[:, None], b=senders), r_max=cfg.r_max)
+    spline = needed(cfg.spline, "the model is not specialised: see `equijax.specialise`")
+    phi, first = spline_weights(spline, r, pair=pair_index(cfg, species[:, None], b=senders), r_max=cfg.r_max)
 
     energy = jnp.zeros(shape[0], vectors.dtype)
     if cfg.pair_repulsion:
@@ -107,7 +109,7 @@ def _nonlinear(messages: list[jax.Array], up: list[jax.Array], *, part: dict) ->
     return [m @ w for m, w in zip(gated(messages, part["gate"]), part["out"], strict=True)]
 
 
-def pair_index(cfg: ModelConfig, a: jax.Array, *, b: jax.Array) -> jax.Array:
+def pair_index(cfg: ModelConfig, a: Array, *, b: Array) -> jax.Array:
     """Table of the pair of species a, b (rows of cfg.species) of receiver and sender.
 
     Unordered where radial functions know the sum of two radii alone.

@@ -1,6 +1,7 @@
 """The MACE potential: edge vectors and species in, one interaction energy per atom out."""
 
 import math
+from functools import reduce
 
 import flax.linen as nn
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 
 from equijax import couplings, precision
 from equijax.config import ModelConfig
-from equijax.graph.fields import Topology
+from equijax.graph.fields import Array, Topology
 from equijax.nn.attention import AttentionInteraction
 from equijax.nn.blocks import Geometry, Interaction, Product
 from equijax.nn.embeddings import JointEmbedding
@@ -67,10 +68,10 @@ class MACE(nn.Module):
             x = Product(cfg, t, name=f"products_{t}")(messages, residual, graph)
             if (energies := readout(cfg, t, name=f"readouts_{t}")) is not None:
                 readouts.append(energies(x[0][:, 0], graph.head))
-        energy = self._scale_shift(energy, sum(readouts), graph.head)
+        energy = self._scale_shift(energy, reduce(jnp.add, readouts), graph.head)
         return energy if own is None else energy + own
 
-    def _scale_shift(self, pair: jax.Array, learned: jax.Array, head: jax.Array) -> jax.Array:
+    def _scale_shift(self, pair: jax.Array, learned: jax.Array, head: Array) -> jax.Array:
         """Scale-shift acts on repulsion and readouts alike, as mace-torch does; a plain MACE has neither."""
         if not self.config.scale_shift:
             return pair + learned

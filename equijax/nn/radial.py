@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from ase.data import covalent_radii
+from jax.typing import DTypeLike
 
 from equijax.config import ModelConfig
 
@@ -86,7 +87,7 @@ class RadialBasis(nn.Module):
             out.append(current)
         return jnp.concatenate(out, axis=-1)
 
-    def _constant(self, name: str, value: Callable[[], np.ndarray], dtype: npt.DTypeLike) -> jax.Array:
+    def _constant(self, name: str, value: npt.ArrayLike, dtype: DTypeLike) -> jax.Array:
         return jnp.asarray(self.variable("constants", name, lambda: np.asarray(value, np.float64)).value, dtype)
 
 
@@ -135,7 +136,8 @@ class RadialMLP(nn.Module):
         """basis [N, K, B] -> hidden [N, K, U], last layer [U, P, C] including its 1/sqrt(U)."""
         sizes = (self.config.num_radial, *self.config.radial_mlp)
         x = basis.reshape(-1, basis.shape[-1])  # the transpose of a plain matrix product is one: several times faster
-        norm = self.variable("constants", "silu", lambda: np.asarray(activation_norm("silu"))).value.astype(x.dtype)
+        norm = self.variable("constants", "silu", lambda: np.asarray(activation_norm("silu"))).value
+        norm = jnp.asarray(norm, x.dtype)
         for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
             w = self.param(f"layer{i}", nn.initializers.normal(1.0), (fan_in, fan_out))
             x = norm * nn.silu(x @ (w.astype(x.dtype) / math.sqrt(fan_in)))
@@ -151,7 +153,7 @@ def activation_norm(name: str) -> float:
     return float((weights * values**2).sum() / weights.sum()) ** -0.5
 
 
-def e3nn_activation(name: str) -> Callable[[jax.Array], jax.Array]:
+def e3nn_activation(name: str) -> Callable[[np.ndarray], np.ndarray]:
     """The activation called `name` in a ModelConfig, as a function of an array."""
     return {
         "silu": lambda x: x / (1.0 + np.exp(-x)),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equijax.config import ModelConfig
+from equijax.graph.fields import Array
 from equijax.nn.radial import activation_norm
 
 _normal = nn.initializers.normal(1.0)
@@ -19,7 +20,7 @@ class LinearReadout(nn.Module):
     num_heads: int
 
     @nn.compact
-    def __call__(self, scalars: jax.Array, head: jax.Array) -> jax.Array:
+    def __call__(self, scalars: jax.Array, head: Array) -> jax.Array:
         """scalars [N, C], head [N] -> [N] eV before scale and shift."""
         channels = scalars.shape[-1]
         w = self.param("linear", _normal, (channels, self.num_heads)).astype(scalars.dtype)
@@ -35,7 +36,7 @@ class NonLinearReadout(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, scalars: jax.Array, head: jax.Array) -> jax.Array:
+    def __call__(self, scalars: jax.Array, head: Array) -> jax.Array:
         """scalars [N, C], head [N] -> [N] eV before scale and shift."""
         cfg = self.config
         num_heads, channels = len(cfg.heads), scalars.shape[-1]
@@ -69,5 +70,5 @@ def readout(config: ModelConfig, t: int, *, name: str | None = None) -> nn.Modul
     return LinearReadout(len(config.heads), name=name)
 
 
-def _pick(values: jax.Array, head: jax.Array) -> jax.Array:
+def _pick(values: jax.Array, head: Array) -> jax.Array:
     return values[:, 0] if values.shape[1] == 1 else jnp.take_along_axis(values, head[:, None], axis=1)[:, 0]
