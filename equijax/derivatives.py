@@ -12,7 +12,7 @@ import numpy as np
 from equijax import executables, potential
 from equijax.config import ModelConfig
 from equijax.graph.gather import gather_senders, sum_to_senders
-from equijax.potential import cast, isolated_energies, per_graph
+from equijax.potential import cast, isolated_energies, per_graph, start_kernels
 
 
 class Derivatives(NamedTuple):
@@ -224,8 +224,12 @@ def start(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, dty
     """The device's part of `evaluate`; returns before the device is done."""
     with jax.enable_x64(np.dtype(dtype) == np.float64):
         inputs = cast(variables, dtype), cast(graph, dtype)
-        key = ("energy_forces_stress", config, executables.shapes(inputs))
-        return executables.program(key, lambda: _evaluate.lower(config, inputs)).call(inputs)
+
+        def lower() -> jax.stages.Lowered:
+            start_kernels(config, dtype)
+            return _evaluate.lower(config, inputs)
+
+        return executables.program(("energy_forces_stress", config, executables.shapes(inputs)), lower).call(inputs)
 
 
 def finish(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, started: Derivatives) -> Derivatives:

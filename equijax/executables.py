@@ -8,6 +8,7 @@ What is read back is a pickle with machine code, so it is executed: it lies in a
 to, and whoever can write there could as well change the user's Python. EQUIJAX_CACHE=off keeps and reads nothing.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -16,7 +17,7 @@ import pickle
 import tempfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ import jax
 import jax.extend
 import jaxlib
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 
 from equijax import compiled, precision
 from equijax.kernels import build
@@ -162,7 +164,9 @@ def _source() -> str:
 
 
 def _compile(path: Path | None, lower: Callable[[], jax.stages.Lowered]) -> Program:
-    call = lower().compile()
+    lowered = lower()
+    with contextlib.nullcontext() if path is None else _by_the_compiler():
+        call = lowered.compile()
     made = Program(call, call.memory_analysis().temp_size_in_bytes)
     if path is not None and not build.refused:  # without its kernels it is no program for the next time
         try:
@@ -170,6 +174,22 @@ def _compile(path: Path | None, lower: Callable[[], jax.stages.Lowered]) -> Prog
         except (OSError, ValueError, NotImplementedError) as error:  # a full disk; JAX cannot serialise it
             log.warning("a compiled program is not kept for the next time: %s", error)
     return made
+
+
+@contextlib.contextmanager
+def _by_the_compiler() -> Iterator[None]:
+    """What is compiled meanwhile does not come from JAX's compilation cache.
+
+    An executable that XLA for CPUs has read from there cannot be written again: it is written without its functions.
+    """
+    enabled = jax.config.jax_enable_compilation_cache
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # JAX looks at the option only before it has a cache
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()
 
 
 def _write(path: Path, made: Program) -> None:

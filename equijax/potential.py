@@ -15,7 +15,7 @@ from equijax import precision
 from equijax.config import Compute, ModelConfig
 from equijax.graph.fields import Topology
 from equijax.graph.gather import gather_senders
-from equijax.nn import folded, initial
+from equijax.nn import folded, initial, kernels
 from equijax.nn.mace import MACE
 from equijax.pytrees import path_name
 
@@ -218,6 +218,12 @@ def _mace(config: ModelConfig, variables: dict, *, vectors: jax.Array, topology:
         return folded.node_energies(config, variables["constants"], vectors=vectors, graph=topology)
     # a tuple where `mutable` asks for one
     return MACE(config).apply(variables, vectors, topology)  # pyright: ignore[reportReturnType]
+
+
+def start_kernels(config: ModelConfig | OtherConfig, dtype: str | np.dtype) -> None:
+    """Compile the C++ kernels of a MACE in the background: before a program that needs them is traced."""
+    if isinstance(config, ModelConfig):
+        kernels.start(config, np.dtype(dtype).name, terms=0 if config.spline is None else folded.TERMS)
 
 
 def total_energy(

@@ -10,9 +10,7 @@ float64 on rattled structures before it is handed out.
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -25,8 +23,8 @@ from ase.data import atomic_numbers, covalent_radii
 from equijax import derivatives, folding, graph, potential
 from equijax.config import ModelConfig, Spline
 from equijax.errors import InputError, needed
-from equijax.kernels import convolution, polynomial
-from equijax.nn.convolution import has_kernel, paths
+from equijax.nn import kernels
+from equijax.nn.convolution import paths
 from equijax.nn.folded import DEGREE, TERMS, knows_species, num_pairs, pair_index
 from equijax.nn.radial import RadialBasis, RadialMLP
 
@@ -237,18 +235,9 @@ def _radial_functions(
 
 def _compile_kernels(config: ModelConfig) -> None:
     """Start compiling C++ kernels on other cores: the check waits for those of float64, a later call for float32."""
-    if not has_kernel(config.channels, "float64"):
-        return
-    with_tables = [(tuple(map(tuple, paths(config, t))), config.edge_width(t)) for t in range(config.num_interactions)]
-    jobs = [partial(convolution.target, found, 0, width, "float64") for found, width in with_tables[1:]]
+    kernels.start(config, "float64")
     for dtype in ("float64", "float32"):
-        jobs += [partial(convolution.target, found, TERMS, width, dtype) for found, width in with_tables]
-        variables = (config.max_ell + 1) ** 2
-        jobs.append(partial(polynomial.target, max(config.correlation), variables, config.channels, dtype))
-    pool = ThreadPoolExecutor(os.cpu_count())
-    for job in jobs:
-        pool.submit(job)  # what goes wrong there goes wrong again, and is said, where the kernel is needed
-    pool.shutdown(wait=False)
+        kernels.start(config, dtype, terms=TERMS)
 
 
 def _check_structures(config: ModelConfig, numbers: Sequence[int]) -> list[tuple[ase.Atoms, graph.Edges]]:

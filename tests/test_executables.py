@@ -67,6 +67,30 @@ def test_a_file_that_cannot_be_used_is_made_again(folder, double, monkeypatch, c
     assert double() == 2  # the new file is sound
 
 
+@pytest.fixture
+def all_in_the_cache_of_jax():
+    """JAX keeps also what takes no time to compile."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0.0)
+    yield
+    jax.config.update(name, before)
+
+
+@pytest.mark.usefixtures("all_in_the_cache_of_jax")
+def test_what_is_in_the_cache_of_jax_as_well_can_be_read_back(folder):
+    """An executable that JAX took from its own cache cannot be written whole."""
+    function = jax.jit(lambda x: jax.numpy.sin(x).sum() + jax.numpy.cumsum(x))
+    expected = np.asarray(function.lower(NUMBERS).compile()(NUMBERS))  # there from here on
+    for _ in range(2):
+        jax.clear_caches()
+        executables.programs.clear()
+        found = executables.program(("sums", 1), lambda: function.lower(NUMBERS)).call(NUMBERS)
+        np.testing.assert_array_equal(found, expected)
+    assert len(os.listdir(folder)) == 1
+    assert jax.config.jax_enable_compilation_cache
+
+
 CHANGES = {
     "source": lambda patch: patch.setattr(executables, "_source", lambda: "another"),
     "processor": lambda patch: patch.setattr(compiled, "processor", lambda: "flags : sse2"),

@@ -1,6 +1,11 @@
 """Neighbour lists of structures, and what is refused before one is made. Host-side numpy."""
 
+import importlib
+import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import ase
@@ -90,17 +95,51 @@ def has_stress(atoms: ase.Atoms) -> bool:
     return bool(atoms.cell.volume > 0)
 
 
+class _WithoutTorch:
+    """A finder of modules to which torch is not installed, for one thread."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+
+    def find_spec(self, name: str, *_: object) -> None:
+        """None, so that the next finder is asked.
+
+        Raises:
+          ModuleNotFoundError: torch is asked for.
+        """
+        if name == "torch" and threading.get_ident() == self.thread:
+            raise ModuleNotFoundError("vesin is imported without torch")
+
+
+@cache
+def _vesin() -> ModuleType:
+    """vesin, which imports torch where that is installed: seconds, for tensors that nothing here has.
+
+    Where the user has not imported either, it is a module of our own; the user's own vesin still knows torch.
+    """
+    if {"torch", "vesin"} & set(sys.modules):
+        return importlib.import_module("vesin")
+    finder = _WithoutTorch()
+    sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
+    try:
+        found = importlib.import_module("vesin")
+    finally:
+        sys.meta_path.remove(finder)  # type: ignore[arg-type]
+        for name in [n for n in sys.modules if n.partition(".")[0] == "vesin"]:
+            del sys.modules[name]
+    return found
+
+
 def neighbour_list(atoms: ase.Atoms, cutoff: float, *, name: str = "structure") -> Edges:
     """All ordered pairs within `cutoff` (A) with periodic images, self-images included.
 
     Raises:
       InputError: two atoms closer than 0.05 A, named; see also `check_geometry` and `compact`.
     """
-    import vesin  # not at the top: it imports torch where that is installed
 
     check_geometry(atoms, name)
     frame = compact(atoms, cutoff, name=name)
-    calculator = vesin.NeighborList(cutoff=float(cutoff), full_list=True)
+    calculator = _vesin().NeighborList(cutoff=float(cutoff), full_list=True)
     i, j, shifts, d = calculator.compute(frame.positions, frame.cell, frame.pbc, "ijSd")
     shifts = shifts.astype(np.int64) + frame.cells[i] - frame.cells[j]
     if d.size and d.min() < MIN_DISTANCE_A:

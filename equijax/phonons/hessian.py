@@ -239,6 +239,7 @@ def _program(
     jitted = jax.jit(function, in_shardings=(replicated, replicated, split, replicated), out_shardings=split)
 
     def lower(chunk: int) -> jax.stages.Lowered:
+        potential.start_kernels(config, compute.dtype)
         shape = (MAX_STEPS, chunk * len(devices), nodes, 3)
         return jitted.lower(variables, batch, jax.ShapeDtypeStruct(shape, "float64", sharding=split), 1)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import signal
 import sys
 import threading
@@ -58,7 +57,6 @@ def options(kind: Any, argv: Sequence[str] | None, *, name: str, positional: str
     chosen = tyro.cli(kind, args=argv, prog=name, config=(tyro.conf.OmitArgPrefixes,))  # flags are flat
     from equijax import compiled  # after the options: JAX
 
-    _vesin_without_torch()
     compiled.use_cache()
     return chosen
 
@@ -67,19 +65,6 @@ def finish(summary: str, out: Path) -> int:
     """Print the summary of a run and where its files are; 0."""
     print(f"{summary}\nEverything is in {out}")
     return 0
-
-
-def _vesin_without_torch() -> None:
-    """vesin imports torch where that is installed, for tensors that no program here has: a second of processor time.
-
-    Not for libraries: in a user's own process vesin shall know torch.
-    """
-    if "torch" not in sys.modules:
-        # `import torch` fails from here, as Python's reference says and no annotation does
-        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
-        importlib.import_module("vesin")
-
-        del sys.modules["torch"]
 
 
 def describe(error: BaseException) -> str:

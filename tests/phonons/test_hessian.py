@@ -69,7 +69,7 @@ def test_a_budget_too_small_for_one_row_is_an_error_that_says_what_is_needed(ff,
 def test_tangents_are_linear_and_a_second_call_compiles_nothing(ff, atoms, full):
     tangents = np.random.default_rng(0).normal(size=(20, len(atoms), 3))
     before = set(executables.programs)
-    found = hessian.hvp(ff, atoms, tangents)
+    found = hessian.hvp(ff, atoms, tangents=tangents)
     assert set(executables.programs) == before
     np.testing.assert_allclose(found, np.einsum("bia,iajc->bjc", tangents, full), rtol=0, atol=10 * EXACT)
 
