@@ -161,7 +161,7 @@ def use_reduced_basis(model: MACE) -> None:
             num_elements=old.contractions[0].weights_max.shape[0],
             use_reduced_cg=True,
         )
-    model.use_reduced_cg = True
+    model.use_reduced_cg = True  # pyright: ignore[reportArgumentType]  # a flag, where torch's annotation has modules
 
 
 def _fill(model: MACE, config: ModelConfig, *, variables: dict) -> None:
@@ -177,10 +177,10 @@ def _fill(model: MACE, config: ModelConfig, *, variables: dict) -> None:
     for name, path in mapping.activation_names(config).items():
         factor = float(_leaf(variables, path))
         if name in dict(model.named_modules()):
-            act = model.get_submodule(name)
+            act: Any = model.get_submodule(name)
             act.cst, act._is_id = factor, factor == 1.0
     for name, path in mapping.gate_names(config).items():
-        gate = model.get_submodule(name)
+        gate: Any = model.get_submodule(name)
         gate._scalar_cst, gate._gate_cst = (float(x) for x in _leaf(variables, path))
 
 

@@ -75,7 +75,7 @@ class Embedding:
     offset: int = 0
     bias: bool = True  # of the MLP
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _one_of("embedding", self.name, allowed=tuple(EMBEDDED))
         if self.width < 1 or self.classes < 0:
             raise InputError(f"embedding of {self.name}: width {self.width} and classes {self.classes} are too small")

@@ -24,11 +24,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.extend
-import jaxlib
+import jaxlib.version
 from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 
 from equijax import compiled, precision
+from equijax.errors import needed
 from equijax.kernels import build
 
 MAX_PROGRAMS = 32  # alive at once: XLA on CPU runs out of memory maps when there are hundreds
@@ -148,7 +149,7 @@ def _environment() -> tuple:
     """What machine code depends on beside the function and its arguments."""
     backend = jax.extend.backend.get_backend()
     return (
-        *(_source(), jax.__version__, jaxlib.__version__, backend.platform, backend.platform_version),
+        *(_source(), jax.__version__, jaxlib.version.__version__, backend.platform, backend.platform_version),
         *(tuple((d.id, d.device_kind) for d in jax.local_devices()), str(jax.config.jax_default_device)),
         *(os.environ.get("XLA_FLAGS"), compiled.processor(), build.mode(), build.compiler()),
     )
@@ -167,7 +168,8 @@ def _compile(path: Path | None, lower: Callable[[], jax.stages.Lowered]) -> Prog
     lowered = lower()
     with contextlib.nullcontext() if path is None else _by_the_compiler():
         call = lowered.compile()
-    made = Program(call, call.memory_analysis().temp_size_in_bytes)
+    memory = needed(call.memory_analysis(), "JAX does not say how much memory a program takes on this device")
+    made = Program(call, memory.temp_size_in_bytes)
     if path is not None and not build.refused:  # without its kernels it is no program for the next time
         try:
             _write(path, made)
@@ -194,7 +196,8 @@ def _by_the_compiler() -> Iterator[None]:
 
 def _write(path: Path, made: Program) -> None:
     """Beside its place, then moved there; the oldest go where all together are more than the cache may hold."""
-    devices = tuple(d.id for d in made.call.runtime_executable().local_devices())
+    loaded = needed(made.call.runtime_executable(), "JAX does not give the executable")
+    devices = tuple(d.id for d in loaded.local_devices())
     executable = serialize_executable.serialize(made.call)
     kept = Kept(tuple(sorted(build.registered)), devices, made.temporary, executable)
     body = zlib.compress(pickle.dumps(kept), level=1)

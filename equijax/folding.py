@@ -1,7 +1,7 @@
 """Arrays of a specialised model's non-linear interactions, see `equijax.specialise.fold`."""
 
 import math
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -52,7 +52,8 @@ def edge_functions(config: ModelConfig, block: dict, *, t: int, edges: EdgeBasis
     topology = Topology(np.arange(2, dtype=np.int32), rows, np.zeros(2, np.int32), senders, senders)
     # a basis with the cutoff leaves functions that end with a step, which the spline's own range makes
     cutoff = np.ones_like(cutoff) if config.apply_cutoff else cutoff
-    geometry = Geometry(jax.numpy.zeros(()), *(np.concatenate([x, x]) for x in (basis, cutoff)))
+    twice: Any = [np.concatenate([x, x]) for x in (basis, cutoff)]  # numpy, which keeps float64 by itself
+    geometry = Geometry(jax.numpy.zeros(()), *twice)
     found = EdgeFunctions(config, t).apply({"params": block["edges"]}, geometry, topology)
     hidden, _, density = cast(tuple, found)
     return np.concatenate([np.asarray(hidden)[0], np.asarray(density)[0][:, None]], axis=1)

@@ -73,7 +73,7 @@ def table_sum(
     )
 
 
-def radial_from_table(phi: jax.Array, first: jax.Array, table: jax.Array) -> jax.Array:
+def radial_from_table(phi: jax.Array, first: Array, table: jax.Array) -> jax.Array:
     """R[n, k, p, c] = sum_j phi[n, k, j] table[first[n, k] + j, p, c] as an array [N, K, P, C]."""
     rows = jnp.clip(first, 0, table.shape[0] - phi.shape[-1]).reshape(phi.shape[:2])
     # one gather a term, each fused into the sum: together they would be J times the size of R

@@ -46,7 +46,8 @@ class AttentionInteraction(nn.Module):
     def _radial(self, features: jax.Array, num_paths: int, width: int) -> tuple[jax.Array, jax.Array]:
         """Hidden units [N, K, U] of edge features [N, K, B + 2 D], and the last layer [U, P, C]."""
         sizes, x = (features.shape[-1], *UNITS), features.reshape(-1, features.shape[-1])
-        norm = self.variable("constants", "silu", lambda: np.asarray(activation_norm("silu"))).value.astype(x.dtype)
+        norm = self.variable("constants", "silu", lambda: np.asarray(activation_norm("silu"))).value
+        norm = jnp.asarray(norm, x.dtype)
         normal = nn.initializers.normal(1.0)
         for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
             w = self.param(f"radial{i}", normal, (fan_in, fan_out)).astype(x.dtype)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from equijax.config import ModelConfig
+from equijax.graph.fields import Array
 
 
 class JointEmbedding(nn.Module):
@@ -16,7 +17,7 @@ class JointEmbedding(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, embedded: jax.Array) -> jax.Array:
+    def __call__(self, embedded: Array) -> jax.Array:
         """Numbers [N, F] -> features [N, C] to add to those of the species."""
         parts = []
         for i, spec in enumerate(self.config.embeddings):

@@ -115,7 +115,7 @@ def pair_index(cfg: ModelConfig, a: Array, *, b: Array) -> jax.Array:
     Unordered where radial functions know the sum of two radii alone.
     """
     if knows_species(cfg):
-        return a * len(cfg.species) + b
+        return jnp.asarray(a * len(cfg.species) + b)
     if cfg.distance_transform == "none":
         return jnp.zeros(jnp.broadcast_shapes(a.shape, b.shape), jnp.int32)
     low, high = jnp.minimum(a, b), jnp.maximum(a, b)

@@ -10,6 +10,7 @@ import numpy as np
 
 from equijax import couplings, precision
 from equijax.config import ModelConfig
+from equijax.errors import needed
 from equijax.graph.fields import Array, Topology
 from equijax.nn.attention import AttentionInteraction
 from equijax.nn.blocks import Geometry, Interaction, Product
@@ -54,7 +55,8 @@ class MACE(nn.Module):
         embedding = kernel.astype(dtype)[graph.table] / math.sqrt(len(cfg.species))
         x = [embedding[graph.slot][:, None, :]]
         if cfg.embeddings:
-            x = [x[0] + JointEmbedding(cfg, name="joint_embedding")(graph.embedded)[:, None, :]]
+            embedded = needed(graph.embedded, "a model with embeddings reads numbers of each structure: there are none")
+            x = [x[0] + JointEmbedding(cfg, name="joint_embedding")(embedded)[:, None, :]]
         energy = ZBL(cfg, name="zbl")(r, z_sender, z_receiver) if cfg.pair_repulsion else jnp.zeros(shape[0], dtype)
         own = (
             LinearReadout(len(cfg.heads), name="embedding_readout")(x[0][:, 0], graph.head)

@@ -55,7 +55,7 @@ class NonLinearInteraction(nn.Module):
         messages = [m / (alpha + beta * density.sum(1))[:, None, None] for m in messages]
         own = Linear(lmax, widths[: lmax + 1], name="linear_res")(up)
         messages = [m + own[l] if l <= lmax else m for l, m in enumerate(messages)]
-        norms = self.variable("constants", "gate", gate_norms).value.astype(hidden.dtype)
+        norms = jnp.asarray(self.variable("constants", "gate", gate_norms).value, hidden.dtype)
         return Linear(cfg.max_ell, name="linear_out")(gated(messages, norms)), residual
 
 

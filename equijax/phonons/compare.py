@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from phonopy import Phonopy
@@ -36,7 +36,7 @@ class PhononErrors(NamedTuple):
     found: Spectrum
     reference: Spectrum
 
-    def document(self) -> dict[str, object]:
+    def document(self) -> dict[str, Any]:
         """By name, what the reference has as NAME_reference, for reports."""
         values = {"crystal": self.crystal, "frequency_mae": self.frequency_mae}
         values["imaginary_agreement"] = self.imaginary_agreement
