@@ -17,7 +17,9 @@ import numpy as np
 
 import equijax
 from equijax import testing
-from equijax.md import blocks, run
+from equijax.md import blocks, energy_neighbor
+from equijax.md.momenta import thermal_momenta
+from equijax.md.simulation import FS
 
 STEPS, BLOCK = 200, 20
 
@@ -28,11 +30,11 @@ def simulation(ff, atoms, dtype: str):
 
     T = jnp.asarray(atoms.cell.array.T, dtype)
     displacement, shift = space.periodic_general(T)
-    neighbor_fn, energy_fn = run.energy_neighbor(displacement, T, ff, atoms.numbers)
-    init, apply = simulate.nve(energy_fn, shift, run.FS)
+    neighbor_fn, energy_fn = energy_neighbor(displacement, T, ff, atoms.numbers)
+    init, apply = simulate.nve(energy_fn, shift, FS)
     R = jnp.asarray(atoms.get_scaled_positions(), dtype)
     neighbors, variables = neighbor_fn.allocate(R), ff.device_variables(dtype)
-    momenta = jnp.asarray(run.thermal_momenta(atoms, 300.0, 0), dtype)
+    momenta = jnp.asarray(thermal_momenta(atoms, 300.0, 0), dtype)
     mass = jnp.asarray(atoms.get_masses()[:, None], dtype)
     state = init(jax.random.PRNGKey(0), R, 0.0, mass=mass, momenta=momenta, neighbor=neighbors, variables=variables)
     energy = jax.jit(

@@ -198,7 +198,7 @@ def _radial_functions(config: ModelConfig, params: dict, constants: dict, r: np.
 
 def _compile_kernels(config: ModelConfig) -> None:
     """Start compiling C++ kernels on other cores: the check waits for those of float64, a later call for float32."""
-    if not has_kernel(config.channels, "float64"):
+    if jax.default_backend() != "cpu" or not has_kernel(config.channels, "float64"):
         return
     with_tables = [tuple(map(tuple, _paths(config, t))) for t in range(config.num_interactions)]
     jobs = [partial(convolution.target, paths, 0, config.channels, "float64") for paths in with_tables[1:]]

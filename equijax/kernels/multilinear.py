@@ -27,13 +27,14 @@ class Form(NamedTuple):
 
     `xla(slot, operands, index, shapes, static)` is a variant in plain JAX, vectorised over the batch;
     `cpu(slots, operands, index, shapes, static)` the list of several variants by one kernel call, operands
-    {slot: array}, or None where there is no kernel for this case.
+    {slot: array}, or None where there is no kernel for this case; `gpu` the same on NVIDIA GPUs.
     """
 
     name: str
     slots: int  # m
     xla: Callable
     cpu: Callable
+    gpu: Callable
 
 
 class Family(NamedTuple):
@@ -79,10 +80,11 @@ def make(form: Form) -> Callable:
     """
     family = Family(form, *(Primitive(f"{form.name}_{kind}") for kind in ("variant", "push", "pull")))
     family.pull_p.multiple_results = True
+    variant, pull = ([partial(f, k) for k in (form.cpu, form.gpu)] for f in (_variant_kernel, _pull_kernel))
     table = (
-        (family.variant_p, _variant_xla, _variant_cpu, _variant_jvp, _variant_transpose),
-        (family.push_p, _push_any, _push_any, _push_jvp, _push_transpose),
-        (family.pull_p, _pull_xla, _pull_cpu, _pull_jvp, _pull_transpose),
+        (family.variant_p, _variant_xla, *variant, _variant_jvp, _variant_transpose),
+        (family.push_p, _push_any, _push_any, _push_any, _push_jvp, _push_transpose),
+        (family.pull_p, _pull_xla, *pull, _pull_jvp, _pull_transpose),
     )
     for primitive, *rules in table:
         register(primitive, *(partial(rule, family) for rule in (*rules, _abstract)))
@@ -100,12 +102,17 @@ def _variant_xla(
     return family.form.xla(slots[0], args[: family.last], args[family.last :], shapes, static)
 
 
-def _variant_cpu(
-    family: Family, *args: Any, slots: tuple[int, ...], shapes: tuple[tuple[int, ...], ...], static: Any
+def _variant_kernel(
+    kernel: Callable,
+    family: Family,
+    *args: Any,
+    slots: tuple[int, ...],
+    shapes: tuple[tuple[int, ...], ...],
+    static: Any,
 ) -> jax.Array:
     others = [s for s in range(family.form.slots) if s != slots[0]]
     operands = dict(zip(others, args, strict=False))
-    out = family.form.cpu(slots, operands, args[family.last :], shapes, static)
+    out = kernel(slots, operands, args[family.last :], shapes, static)
     return _variant_xla(family, *args, slots=slots, shapes=shapes, static=static) if out is None else out[0]
 
 
@@ -119,11 +126,16 @@ def _pull_xla(family: Family, *args: Any, slots: tuple[int, ...], **static: Any)
     return [family.variant(s, _drop(x, s) + y, index, **static) for s in slots]
 
 
-def _pull_cpu(
-    family: Family, *args: Any, slots: tuple[int, ...], shapes: tuple[tuple[int, ...], ...], static: Any
+def _pull_kernel(
+    kernel: Callable,
+    family: Family,
+    *args: Any,
+    slots: tuple[int, ...],
+    shapes: tuple[tuple[int, ...], ...],
+    static: Any,
 ) -> list[jax.Array]:
     y, x, index = _split(args, 1, family.last)
-    out = family.form.cpu(slots, dict(enumerate(x + y)), index, shapes, static)
+    out = kernel(slots, dict(enumerate(x + y)), index, shapes, static)
     return _pull_xla(family, *args, slots=slots, shapes=shapes, static=static) if out is None else out
 
 
@@ -238,15 +250,22 @@ def _pull_transpose(family: Family, cts: Sequence[Any], *args: Any, slots: tuple
 
 
 def register(
-    primitive: Primitive, xla: Callable, cpu: Callable, jvp: Callable, transpose: Callable, abstract: Callable
+    primitive: Primitive,
+    xla: Callable,
+    cpu: Callable,
+    gpu: Callable,
+    jvp: Callable,
+    transpose: Callable,
+    abstract: Callable,
 ) -> None:
-    """Give a primitive with the static parameters slots, shapes, static its value on CPUs and elsewhere, its
-    derivatives, and batching over the leading axis."""
+    """Give a primitive with the static parameters slots, shapes, static its value on CPUs, NVIDIA GPUs and elsewhere,
+    its derivatives, and batching over the leading axis."""
     many = primitive.multiple_results
     primitive.def_impl(jax.jit(primitive.bind, static_argnames=("slots", "shapes", "static")))
     primitive.def_abstract_eval(lambda *args, **kw: abstract(*args, primitive=primitive, **kw))
     mlir.register_lowering(primitive, mlir.lower_fun(xla, multiple_results=many))
     mlir.register_lowering(primitive, mlir.lower_fun(cpu, multiple_results=many), platform="cpu")
+    mlir.register_lowering(primitive, mlir.lower_fun(gpu, multiple_results=many), platform="cuda")
     ad.primitive_jvps[primitive] = jvp
     ad.primitive_transposes[primitive] = transpose
     batching.primitive_batchers[primitive] = lambda args, dims, **kw: _batch(primitive, args, dims, **kw)

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from jax.extend.core import Primitive
 from jax.interpreters import ad
 
-from equijax.kernels import build, multilinear
+from equijax.kernels import build, gpu, multilinear
 
 TYPES = {"float32": "float", "float64": "double"}
 
@@ -132,6 +132,12 @@ def _cpu(*args: jax.Array, slots: str, shapes: tuple, static: Terms) -> jax.Arra
     return call(*args, roles=_roles(slots, args), output=slots, factors=factors.ravel(), runs=runs.ravel())
 
 
+def _gpu(*args: jax.Array, slots: str, shapes: tuple, static: Terms) -> jax.Array:
+    shape = shapes["wOt".index(slots)]
+    out = gpu.polynomial(args, _roles(slots, args), slots, shape, static.arrays())
+    return _xla(*args, slots=slots, shapes=shapes, static=static) if out is None else out
+
+
 @cache
 def target(degree: int, variables: int, channels: int, dtype: str) -> str | None:
     """Compile and register the kernel for this number of factors and of variables; None: no kernel."""
@@ -184,4 +190,4 @@ def _abstract(*args: Any, slots: str, shapes: tuple, **kw: Any) -> jax.core.Shap
 
 
 _polynomial = Primitive("symmetric_polynomial")
-multilinear.register(_polynomial, _xla, _cpu, _jvp, _transpose, _abstract)
+multilinear.register(_polynomial, _xla, _cpu, _gpu, _jvp, _transpose, _abstract)

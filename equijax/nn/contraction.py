@@ -4,11 +4,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 
 from equijax import couplings
-from equijax.kernels.polynomial import available, evaluate, plain, terms
-from equijax.nn.convolution import KERNEL_CHANNELS
+from equijax.kernels.polynomial import evaluate, plain, terms
+from equijax.nn.convolution import has_kernel
 
 
 class SymmetricContraction(nn.Module):
@@ -56,8 +55,3 @@ def polynomial(A: jax.Array, coefficients: jax.Array, tables: list[couplings.Mon
     """
     table = terms(tables, A.shape[1])
     return (evaluate if has_kernel(A.shape[-1], A.dtype) else plain)(coefficients, A, slot, table)
-
-
-def has_kernel(channels: int, dtype: npt.DTypeLike) -> bool:
-    """Under the same conditions as the convolution's."""
-    return jax.default_backend() == "cpu" and channels >= KERNEL_CHANNELS and available(channels, dtype)

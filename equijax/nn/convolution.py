@@ -12,6 +12,7 @@ import numpy.typing as npt
 from equijax import couplings
 from equijax.graph.fields import Topology
 from equijax.graph.gather import gather_senders
+from equijax.kernels import gpu
 from equijax.kernels.convolution import Tabulated, available, neighbour_sum, radial_from_table, table_sum
 
 # A register of float32 or two of float64: models of fewer channels are toys, not worth seconds of a C++ compiler.
@@ -34,9 +35,13 @@ def convolve(
     Returns:
       one array [N, P_l, 2l+1, C] per output degree l.
     """
-    gather = graph.gather
     R = (g.reshape(-1, g.shape[-1]) @ last.reshape(g.shape[-1], -1)).reshape(*g.shape[:2], *last.shape[1:])
-    kernel = has_kernel(R.shape[-1], R.dtype)
+    return _convolve(h, R, Y, paths, graph)
+
+
+def _convolve(h: list[jax.Array], R: jax.Array, Y: jax.Array, paths: list, graph: Topology) -> list[jax.Array]:
+    """`convolve` with the radial functions R [N, K, P, C]."""
+    gather, kernel = graph.gather, has_kernel(R.shape[-1], R.dtype)
     if gather is gather_senders and kernel:
         return neighbour_sum(h, R, Y, paths, graph.senders, graph.reverse)
     sender = [gather(x, graph.senders, graph.reverse) for x in h]  # [N, K, 2l+1, C]
@@ -52,13 +57,12 @@ def convolve_table(h: list[jax.Array], R: Tabulated, Y: jax.Array, paths: list, 
       R: see `Tabulated`.
       h, Y, paths, graph: as in `convolve`, and so the result.
     """
-    gather, kernel = graph.gather, has_kernel(R.table.shape[-1], R.phi.dtype)
-    if gather is gather_senders and kernel:
+    if jax.default_backend() != "cpu" or not has_kernel(R.table.shape[-1], R.phi.dtype):
+        return _convolve(h, radial_from_table(*R), Y, paths, graph)
+    if graph.gather is gather_senders:
         return table_sum(h, R, Y, paths, graph.senders, graph.reverse)
-    sender = [gather(x, graph.senders, graph.reverse) for x in h]
-    if kernel:
-        return table_sum(_rows(sender), R, Y, paths, *_own_slots(R.phi))
-    return coupled_on_edge(sender, radial_from_table(*R), Y, paths)
+    sender = [graph.gather(x, graph.senders, graph.reverse) for x in h]
+    return table_sum(_rows(sender), R, Y, paths, *_own_slots(R.phi))
 
 
 def _rows(sender: list[jax.Array]) -> list[jax.Array]:
@@ -97,8 +101,10 @@ def convolve_species(h: jax.Array, g: jax.Array, last: jax.Array, Y: jax.Array, 
 
 
 def has_kernel(channels: int, dtype: npt.DTypeLike) -> bool:
-    """Whether this process computes on a CPU, the model repays compiling a kernel, and one can be built."""
-    return jax.default_backend() == "cpu" and channels >= KERNEL_CHANNELS and available(channels, dtype)
+    """Whether the model repays compiling a kernel, and this process has one: C++ on a CPU, Pallas on an NVIDIA GPU."""
+    if channels < KERNEL_CHANNELS:
+        return False
+    return available(channels, dtype) if jax.default_backend() == "cpu" else gpu.available(channels)
 
 
 def coupled_on_edge(sender: list[jax.Array], R: jax.Array, Y: jax.Array, paths: list) -> list[jax.Array]:
