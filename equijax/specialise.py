@@ -25,7 +25,7 @@ from equijax import couplings, derivatives, graph, potential
 from equijax.config import ModelConfig, Spline
 from equijax.errors import InputError
 from equijax.kernels import convolution, polynomial
-from equijax.nn.convolution import has_kernel
+from equijax.nn.convolution import kernel_platform
 from equijax.nn.folded import DEGREE, TERMS, num_pairs, pair_index
 from equijax.nn.radial import RadialBasis, RadialMLP
 
@@ -198,7 +198,7 @@ def _radial_functions(config: ModelConfig, params: dict, constants: dict, r: np.
 
 def _compile_kernels(config: ModelConfig) -> None:
     """Start compiling C++ kernels on other cores: the check waits for those of float64, a later call for float32."""
-    if jax.default_backend() != "cpu" or not has_kernel(config.channels, "float64"):
+    if kernel_platform(config.channels, "float64") != "cpu":
         return
     with_tables = [tuple(map(tuple, _paths(config, t))) for t in range(config.num_interactions)]
     jobs = [partial(convolution.target, paths, 0, config.channels, "float64") for paths in with_tables[1:]]

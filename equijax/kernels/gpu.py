@@ -5,10 +5,8 @@ another, gathers the sender's features itself and keeps all sums in registers, a
 never exist in memory. Operands and derivative rules are those of `multilinear` and `polynomial`.
 """
 
-import operator
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
-from itertools import permutations
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from equijax import couplings
-from equijax.kernels import build
+from equijax.kernels import build, monomials
 
 PROGRAMS = 2048  # fewer atoms than this: their edges are split among several programs each
 CHANNELS = (128, 64, 32, 16)  # in a block: the first that divides the model's
@@ -32,7 +30,8 @@ def block(channels: int) -> int | None:
 
 def available(channels: int) -> bool:
     """Whether kernels are wanted, this process computes on an NVIDIA GPU, and they fit the model."""
-    return build.mode() != "off" and jax.default_backend() == "gpu" and block(channels) is not None
+    cuda = jax.default_backend() == "gpu" and "cuda" in jax.devices()[0].client.platform_version
+    return cuda and build.mode() != "off" and block(channels) is not None
 
 
 def warps(size: int, itemsize: int) -> int:
@@ -80,7 +79,7 @@ def neighbour_sum(
         grid=(n, parts * blocks, batch),
         compiler_params=triton.CompilerParams(num_warps=warps(size, dtype.itemsize), num_stages=1),
         interpret=INTERPRET,
-    )(index[0], *arrays)
+    )(jnp.clip(index[0], 0, m - 1), *arrays)
 
     def finish(slot: int, x: jax.Array) -> jax.Array:
         if slot in (1, 3):
@@ -198,60 +197,33 @@ def _pull(paths: Sequence, k: int, step: int, size: int, kept: list[int], slots:
 
 
 def polynomial(
-    args: Sequence[jax.Array], roles: str, output: str, shape: tuple, table: tuple[np.ndarray, np.ndarray]
-) -> jax.Array | None:
-    """Values and gradients of the form in `equijax.kernels.polynomial`; None where the kernel does not fit.
+    given: dict[str, list[jax.Array]], slot: jax.Array, shape: tuple, table: tuple[np.ndarray, np.ndarray]
+) -> jax.Array:
+    """Values or gradients of the form in `equijax.kernels.polynomial`.
 
     A program makes one row of the output of one atom. Monomials are read from a list: unrolled, the hundreds there are
     take minutes to compile.
 
     Args:
-      args: x, the linear operands, slot.
-      roles: what the arguments but the last are: "x", "w", "O", "t".
-      output: "O" or "t"; coefficients are left to XLA.
-      shape: of the output, without batch axis.
-      table: factors [Q, degree] and component [Q].
+      given: operands by role: "x" and directions "t" with a row for the constant factor, "w", and "O" for a gradient.
+      slot: [N] row of w.
+      shape: of the output [B, N, rows, C].
+      table: see `monomials.rows`.
     """
-    *arrays, slot = args
-    n, _, channels = arrays[0].shape[1:]
+    arrays = [a for role in "xwOt" for a in given[role]]
+    roles = "".join(role * len(given[role]) for role in "xwOt")
+    batch, n, rows, channels = shape
     size = block(channels)
-    if size is None or output == "w":
-        return None
-    # row m of x and of every direction stands for the factor that is constant
-    padded = [_with_row(a, float(r == "x")) if r in "xt" else a for r, a in zip(roles, arrays, strict=True)]
-    batch, dtype = max(a.shape[0] for a in arrays), arrays[0].dtype
-    bounds, entries = _entries(output, shape[1], table)
     return pl.pallas_call(
-        partial(_monomials, roles, size, output == "t"),
-        jax.ShapeDtypeStruct((batch, *shape), dtype),
-        grid=(n, shape[1] * (channels // size), batch),
-        compiler_params=triton.CompilerParams(num_warps=warps(size, dtype.itemsize), num_stages=1),
+        partial(_monomials, roles, size),
+        jax.ShapeDtypeStruct(shape, arrays[0].dtype),
+        grid=(n, rows * (channels // size), batch),
+        compiler_params=triton.CompilerParams(num_warps=warps(size, arrays[0].dtype.itemsize), num_stages=1),
         interpret=INTERPRET,
-    )(bounds, entries, slot, *padded)
+    )(*table, jnp.clip(slot, 0, given["w"][0].shape[1] - 1), *arrays)
 
 
-def _with_row(x: jax.Array, value: float) -> jax.Array:
-    return jnp.concatenate([x, jnp.full_like(x[:, :, :1], value)], axis=2)
-
-
-def _entries(output: str, rows: int, table: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Where the terms of each row of the output begin [rows + 1]; of each term the monomial, its component, factors."""
-    factors, component = table
-    if output == "O":
-        row, entries = component, np.column_stack([np.arange(len(factors)), component, factors])
-    else:  # one term for each place that a variable stands at, with the other factors
-        parts = []
-        for place in range(factors.shape[1]):
-            others = np.delete(factors, place, axis=1)
-            parts.append(np.column_stack([factors[:, place], np.arange(len(factors)), component, others]))
-        terms = np.concatenate(parts)
-        terms = terms[terms[:, 0] < rows]
-        row, entries = terms[:, 0], terms[:, 1:]
-    order = np.argsort(row, kind="stable")
-    return np.searchsorted(row[order], np.arange(rows + 1)).astype(np.int32), entries[order].astype(np.int32)
-
-
-def _monomials(roles: str, size: int, gradient: bool, bounds: Any, entries: Any, slot: Any, *refs: Any) -> None:
+def _monomials(roles: str, size: int, bounds: Any, entries: Any, slot: Any, *refs: Any) -> None:
     *given, out = refs
     rows = out.shape[2]
     n, j, b = pl.program_id(0), pl.program_id(1), pl.program_id(2)
@@ -262,23 +234,11 @@ def _monomials(roles: str, size: int, gradient: bool, bounds: Any, entries: Any,
 
     def add(i: Any, total: Any) -> Any:
         value = w[_at(w, b), species, entries[i, 0], c]
-        if gradient:
-            value = value * read["O"][0][_at(read["O"][0], b), n, entries[i, 1], c]
+        for ref in read["O"]:
+            value = value * ref[_at(ref, b), n, entries[i, 1], c]
         factors = [entries[i, 2 + d] for d in range(entries.shape[1] - 2)]
-        term = _derivative(*([ref[_at(ref, b), n, f, c] for f in factors] for ref in (x, *directions)))
-        return total if term is None else total + (value if isinstance(term, float) else value * term)
+        term = monomials.derivative(*([ref[_at(ref, b), n, f, c] for f in factors] for ref in (x, *directions)))
+        return total if term is None else total + value * term
 
     zero = jnp.zeros((size,), out.dtype)
     out[b, n, row, c] = jax.lax.fori_loop(bounds[row], bounds[row + 1], add, zero)
-
-
-def _derivative(x: list, *directions: list) -> Any:
-    """Derivative of the product of x along all directions; 1.0 of an empty product, None where it is zero."""
-    total = None
-    for places in permutations(range(len(x)), len(directions)):
-        factors = list(x)
-        for place, direction in zip(places, directions, strict=True):
-            factors[place] = direction[place]
-        term = reduce(operator.mul, factors) if factors else 1.0
-        total = term if total is None else total + term
-    return total

@@ -1,13 +1,18 @@
 """Symmetric contraction (MACE's product basis) by monomials instead of the dense U tensor."""
 
+from functools import cache, partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from equijax import couplings
-from equijax.kernels.polynomial import evaluate, plain, terms
-from equijax.nn.convolution import has_kernel
+from equijax.kernels import build, choice
+from equijax.kernels.monomials import Terms, terms
+from equijax.kernels.polynomial import evaluate, plain
+from equijax.nn.convolution import TIMED, kernel_platform
 
 
 class SymmetricContraction(nn.Module):
@@ -54,4 +59,28 @@ def polynomial(A: jax.Array, coefficients: jax.Array, tables: list[couplings.Mon
       [N, 2L+1, C]
     """
     table = terms(tables, A.shape[1])
-    return (evaluate if has_kernel(A.shape[-1], A.dtype) else plain)(coefficients, A, slot, table)
+    place = kernel_platform(A.shape[-1], A.dtype)
+    if place == "":
+        return plain(coefficients, A, slot, table)
+    if place == "cuda" and build.mode() != "require":
+        table = table._replace(pallas=_faster_on_gpu(A.shape[-1], A.dtype, table))
+    return evaluate(coefficients, A, slot, table)
+
+
+@cache
+def _faster_on_gpu(channels: int, dtype: npt.DTypeLike, table: Terms) -> bool:
+    """By timing value and gradient with respect to the variables, for one species."""
+    rng = np.random.default_rng(0)
+    w = jnp.asarray(rng.normal(size=(1, len(table.arrays()[1]), channels)), dtype)
+    x = jnp.asarray(rng.normal(size=(TIMED[0], table.variables, channels)), dtype)
+    slot = jnp.zeros(TIMED[0], jnp.int32)
+    calls = {
+        name: choice.value_and_gradients(partial(_of_variables, w, slot, table._replace(pallas=name == "Pallas")), [x])
+        for name in ("XLA", "Pallas")
+    }
+    name = f"polynomials of {channels} channels and {table.outputs} outputs in {np.dtype(dtype).name}"
+    return choice.fastest(name, calls) == "Pallas"
+
+
+def _of_variables(w: jax.Array, slot: jax.Array, table: Terms, x: jax.Array) -> jax.Array:
+    return evaluate(w, x, slot, table)

@@ -4,6 +4,8 @@ Regular edges make the neighbour sum a batched matrix product over the K slots o
 functions are R_p = g W_p with g the U last hidden units of the radial MLP.
 """
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +14,12 @@ import numpy.typing as npt
 from equijax import couplings
 from equijax.graph.fields import Topology
 from equijax.graph.gather import gather_senders
-from equijax.kernels import gpu
+from equijax.kernels import build, choice, gpu
 from equijax.kernels.convolution import Tabulated, available, neighbour_sum, radial_from_table, table_sum
 
 # A register of float32 or two of float64: models of fewer channels are toys, not worth seconds of a C++ compiler.
 KERNEL_CHANNELS = 16
+TIMED = (2048, 48)  # atoms and neighbours of the problem that chooses between kernels and XLA on a GPU
 
 
 def convolve(
@@ -57,7 +60,7 @@ def convolve_table(h: list[jax.Array], R: Tabulated, Y: jax.Array, paths: list, 
       R: see `Tabulated`.
       h, Y, paths, graph: as in `convolve`, and so the result.
     """
-    if jax.default_backend() != "cpu" or not has_kernel(R.table.shape[-1], R.phi.dtype):
+    if kernel_platform(R.table.shape[-1], R.phi.dtype) != "cpu":
         return _convolve(h, radial_from_table(*R), Y, paths, graph)
     if graph.gather is gather_senders:
         return table_sum(h, R, Y, paths, graph.senders, graph.reverse)
@@ -100,11 +103,45 @@ def convolve_species(h: jax.Array, g: jax.Array, last: jax.Array, Y: jax.Array, 
     return [(T[:, l * l : (l + 1) ** 2] @ W[l])[:, None] for l in range(last.shape[1])]
 
 
+def kernel_platform(channels: int, dtype: npt.DTypeLike) -> str:
+    """Whose kernels compute a model: "cpu" (C++), "cuda" (Pallas), or none, by XLA on a CPU ("") or "other" device."""
+    repays = channels >= KERNEL_CHANNELS
+    if jax.default_backend() == "cpu":
+        return "cpu" if repays and available(channels, dtype) else ""
+    return "cuda" if repays and gpu.available(channels) else "other"
+
+
 def has_kernel(channels: int, dtype: npt.DTypeLike) -> bool:
-    """Whether the model repays compiling a kernel, and this process has one: C++ on a CPU, Pallas on an NVIDIA GPU."""
-    if channels < KERNEL_CHANNELS:
-        return False
-    return available(channels, dtype) if jax.default_backend() == "cpu" else gpu.available(channels)
+    """Whether the neighbour sum is left to a kernel: wherever there is one on a CPU, on a GPU where it is faster."""
+    place = kernel_platform(channels, dtype)
+    return place == "cpu" or (place == "cuda" and (build.mode() == "require" or _faster_on_gpu(channels, dtype)))
+
+
+@cache
+def _faster_on_gpu(channels: int, dtype: npt.DTypeLike) -> bool:
+    """By timing value and gradients of a neighbour sum like that of the second interaction of the published models."""
+    n, k = TIMED
+    rng, paths = np.random.default_rng(0), couplings.conv_paths(1, 3, 3)
+    partner = np.arange(n)[:, None] ^ (1 + np.arange(k))  # symmetric: slot k of either is the pair's
+    senders = jnp.asarray(partner.ravel(), jnp.int32)
+    reverse = jnp.asarray((partner * k + np.arange(k)).ravel(), jnp.int32)
+    shapes = ((n, 4, channels), (n, k, len(paths), channels), (n, k, 16))
+    x = [jnp.asarray(rng.normal(size=s), dtype) for s in shapes]
+
+    def by_kernel(h: jax.Array, R: jax.Array, Y: jax.Array) -> list[jax.Array]:
+        return neighbour_sum([h[:, :1], h[:, 1:]], R, Y, paths, senders, reverse)
+
+    def by_xla(h: jax.Array, R: jax.Array, Y: jax.Array) -> list[jax.Array]:
+        sender = [gather_senders(a, senders, reverse) for a in (h[:, :1], h[:, 1:])]
+        return coupled_on_edge(sender, R, Y, paths)
+
+    return (
+        choice.fastest(
+            f"neighbour sums of {channels} channels in {np.dtype(dtype).name}",
+            {"XLA": choice.value_and_gradients(by_xla, x), "Pallas": choice.value_and_gradients(by_kernel, x)},
+        )
+        == "Pallas"
+    )
 
 
 def coupled_on_edge(sender: list[jax.Array], R: jax.Array, Y: jax.Array, paths: list) -> list[jax.Array]:

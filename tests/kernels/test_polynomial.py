@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from equijax import couplings
-from equijax.kernels import build, polynomial
+from equijax.kernels import build, monomials, polynomial
 from equijax.kernels import polynomial as kernel
 from equijax.nn import contraction
 
@@ -14,7 +14,7 @@ N, U, LMAX, DEGREE = 5, 3, 1, 3
 RTOL = {"float32": 5e-6, "float64": 1e-13}  # relative to the largest entry
 SLOT = jnp.asarray([0, 2, 2, 0, 1], jnp.int32)
 TABLES = [couplings.monomials(LMAX, 1, degree) for degree in range(1, DEGREE + 1)]
-TABLE = polynomial.terms(TABLES, (LMAX + 1) ** 2)
+TABLE = monomials.terms(TABLES, (LMAX + 1) ** 2)
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler on this machine")
 
