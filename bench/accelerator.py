@@ -9,43 +9,41 @@ is left of the time is shared among the items still to come. `--tiny` tries all 
 """
 
 import dataclasses
-import gzip
-import json
-import os
-import tempfile
-import threading
 import time
 import traceback
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 
 import _common as common
-import ase
 import jax
-import jax.numpy as jnp
-import jraph
-import md as dynamics
 import numpy as np
 import peers
 import throughput
 import training
 import tyro
+from _accelerator import (
+    PEAKS,
+    WAYS,
+    bounds_ms,
+    computing,
+    crystal_graph,
+    energy_and_forces,
+    evaluator,
+    kernel_times,
+    lowered,
+    median_ms,
+    neighbour_sums,
+    plot,
+    started,
+    step_seconds,
+)
 
-from equijax import derivatives, graph, potential, testing
+from equijax import derivatives, testing
 from equijax.finetune.options import LOSS
 from equijax.forcefield import ForceField
-from equijax.md import blocks
 
-# Peaks of the data sheets (SXM): float32 outside the tensor cores, flop/s; memory, byte/s
-PEAKS = {"H100": (67e12, 3.35e12), "H200": (67e12, 4.8e12)}
 SIDES = (2, 3, 5, 10, 20, 30, 40, 50)  # conventional Si cells of 8 atoms a side: 64 to 1,000,000 atoms
-LISTED = 10  # sides up to which the neighbour list is made; larger systems are copies of that crystal side by side
-# Ways to compute: EQUIJAX_KERNELS (None: as it is), precision of float32 products (None: full)
-WAYS = {"kernels": (None, None), "TF32": (None, "tensorfloat32"), "XLA": ("off", None)}
 MEMORY_SHARE = 0.9  # of the device's memory that a program may need
 TANGENTS = 16
 PATIENCE_S = 60  # for one program to compile
@@ -67,8 +65,6 @@ class Options:
     ways: tuple[str, ...] = ()
     """Some of `WAYS`, for energy and forces; none: all of them."""
     repeats: int = 7
-    largest: int = 1_000_000
-    """Atoms at most."""
     tiny: bool = False
     """A toy model and a few atoms."""
     profile: bool = False
@@ -91,15 +87,13 @@ class Bench:
         )
 
     def forms(self, *species: str) -> dict[str, ForceField]:
-        """The model specialised for these elements, and the plain one."""
-        return {"specialised": self.ff.specialise(species), "plain": self.ff}
+        """The model specialised for these elements, unless everything is tiny, and the plain one."""
+        return ({} if self.options.tiny else {"specialised": self.ff.specialise(species)}) | {"plain": self.ff}
 
     @property
     def sides(self) -> tuple[int, ...]:
         """Sizes of the crystals."""
-        if self.options.tiny:
-            return (1, 2)
-        return tuple(s for s in self.options.sides or SIDES if 8 * s**3 <= self.options.largest)
+        return self.options.sides or ((1,) if self.options.tiny else SIDES)
 
     @property
     def late(self) -> bool:
@@ -107,79 +101,27 @@ class Bench:
         return time.perf_counter() > self.deadline
 
 
-def crystal_graph(ff: ForceField, side: int) -> jraph.GraphsTuple:
-    """A batch of rattled silicon, float32; beyond `LISTED` the same crystal several times over, as one graph."""
-    inner = min(side, LISTED)
-    atoms = common.crystal("Si", inner)
-    batch = graph.build([(atoms, graph.neighbour_list(atoms, ff.config.r_max))], ff.config)
-    return tiled(potential.cast(batch, "float32"), side**3 // inner**3)
-
-
-def tiled(batch: jraph.GraphsTuple, copies: int) -> jraph.GraphsTuple:
-    """The atoms of a graph several times over, without a neighbour search of their own."""
-    n, slots = len(batch.nodes.slot), len(batch.senders)
-
-    def often(x: np.ndarray, step: int = 0) -> np.ndarray:
-        offset = step * np.arange(copies, dtype=x.dtype).reshape(-1, *[1] * x.ndim) if step else np.zeros((), x.dtype)
-        return (np.broadcast_to(x, (copies, *x.shape)) + offset).reshape(-1, *x.shape[1:])
-
-    edges = batch.edges
-    return batch._replace(
-        nodes=batch.nodes._replace(positions=often(batch.nodes.positions), slot=often(batch.nodes.slot)),
-        edges=edges._replace(
-            vectors=often(edges.vectors),
-            shifts=often(edges.shifts),
-            mask=np.tile(edges.mask, copies),
-            reverse=often(edges.reverse, slots),
-        ),
-        senders=often(batch.senders, n),
-        receivers=often(batch.receivers, n),
-        n_node=batch.n_node * copies,
-        n_edge=batch.n_edge * copies,
-    )
-
-
-@contextmanager
-def computing(way: str) -> Iterator[None]:
-    """What is traced inside computes in this way."""
-    kernels, products = WAYS[way]
-    before = os.environ.get("EQUIJAX_KERNELS", "auto")
-    os.environ["EQUIJAX_KERNELS"] = kernels or before
-    try:
-        with jax.default_matmul_precision(products):
-            yield
-    finally:
-        os.environ["EQUIJAX_KERNELS"] = before
-
-
-def lowered(function: Callable, *arguments) -> Callable[[], tuple[Callable, dict]]:
-    """Trace now; what is returned compiles: a call on arguments that are on the device, what the compiler says."""
-    arguments = jax.device_put(arguments)
-    traced = jax.jit(function).lower(*arguments)
-
-    def compiled() -> tuple[Callable, dict]:
-        start = time.perf_counter()
-        program = traced.compile()
-        told = {"compile_s": time.perf_counter() - start}
-        cost, memory = program.cost_analysis() or {}, program.memory_analysis()
-        told["memory_gb"] = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 1e9
-        told |= {f"xla_{k}": cost[v] / 1e9 for k, v in (("gflop", "flops"), ("gbyte", "bytes accessed")) if v in cost}
-        return lambda: jax.block_until_ready(program(*arguments)), told
-
-    return compiled
-
-
-def energy_and_forces(ff: ForceField, batch: jraph.GraphsTuple) -> Callable:
-    """`lowered` of energy, forces and stress, float32."""
-    return lowered(partial(derivatives.energy_forces_stress, ff.config), ff.device_variables("float32"), batch)
-
-
-def median_ms(call: Callable, repeats: int) -> float:
-    """Of one call."""
-    return common.timed({"call": call}, repeats)["call"]["median_ms"]
-
-
 # The items. Each yields rows.
+
+
+def rates(bench: Bench) -> Iterator[dict]:
+    """What a large float32 product and a stream reach, beside the data sheets."""
+    if not bench.options.tiny:
+        yield {"device": jax.devices()[0].device_kind} | throughput.machine_bounds()
+    for card, (flop, byte) in PEAKS.items():
+        yield {"data_sheet": card, "flop_per_s": flop, "byte_per_s": byte}
+
+
+def kernels(bench: Bench) -> Iterator[dict]:
+    """The second interaction's neighbour sum alone, value and all gradients, by kernels and by XLA, float32."""
+    n, k = (16, 3) if bench.options.tiny else (8192, 46)
+    functions, x = neighbour_sums(n, k, bench.ff.config.channels)
+    for way in ("kernels", "XLA"):
+        for name, function in functions.items():
+            with computing(way):
+                call, told = lowered(function, *x)()
+            ms = median_ms(call, bench.options.repeats)
+            yield {"part": name, "way": way, "atoms": n, "ms": ms, "us_per_atom": 1e3 * ms / n} | told
 
 
 def correctness(bench: Bench) -> Iterator[dict]:
@@ -187,8 +129,9 @@ def correctness(bench: Bench) -> Iterator[dict]:
     atoms = common.crystal("NaCl", 1 if bench.options.tiny else 2)
     with jax.default_device(jax.devices("cpu")[0]), computing("XLA"):
         exact = evaluator(bench.ff, "float64")(atoms)
+    cases = (("float64", "kernels"), ("float32", "kernels"), ("float32", "TF32"), ("float32", "XLA"))
     for model, ff in bench.forms("Na", "Cl").items():
-        for dtype, way in (("float64", "kernels"), ("float32", "kernels"), ("float32", "XLA"), ("float32", "TF32")):
+        for dtype, way in cases[: 1 if bench.options.tiny else None]:
             evaluate = evaluator(ff, dtype)
             with computing(way):
                 found = evaluate(atoms)
@@ -205,29 +148,6 @@ def correctness(bench: Bench) -> Iterator[dict]:
             yield row
             if bench.late:
                 return
-
-
-def evaluator(ff: ForceField, dtype: str) -> Callable[[ase.Atoms], potential.Evaluated]:
-    """Energy and forces of a structure by a program of its own; E0 left out."""
-    program = jax.jit(partial(derivatives.energy_forces_stress, ff.config))
-
-    def evaluate(atoms: ase.Atoms) -> potential.Evaluated:
-        batch = graph.build([(atoms, graph.neighbour_list(atoms, ff.config.r_max))], ff.config)
-        with jax.enable_x64(dtype == "float64"):
-            out = program(potential.cast(ff.variables, dtype), potential.cast(batch, dtype))
-        return potential.Evaluated(
-            *(np.asarray(x, np.float64) for x in (out.energy[0], out.node_energy, out.forces, out.stress[0]))
-        )
-
-    return evaluate
-
-
-def rates(bench: Bench) -> Iterator[dict]:
-    """What a large float32 product and a stream reach, beside the data sheets."""
-    if not bench.options.tiny:
-        yield {"device": jax.devices()[0].device_kind} | throughput.machine_bounds()
-    for card, (flop, byte) in PEAKS.items():
-        yield {"data_sheet": card, "flop_per_s": flop, "byte_per_s": byte}
 
 
 def energy_forces(bench: Bench) -> Iterator[dict]:
@@ -259,47 +179,15 @@ def energy_forces(bench: Bench) -> Iterator[dict]:
                 return
 
 
-def started(function: Callable) -> Future:
-    """Its result, from a thread that nobody waits for at the end."""
-    future: Future = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(function())
-        except Exception as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return future
-
-
-def bounds_ms(name: str, edges: int, atoms: int) -> dict[str, float]:
-    """The longer of counted operations and least traffic over the cards' peaks, ms."""
-    per_edge, per_atom = throughput.FLOPS["equijax" if name == "plain" else name]
-    flop, byte = per_edge * edges + per_atom * atoms, throughput.BYTES[0] * edges + throughput.BYTES[1] * atoms
-    return {f"bound_{card}_ms": 1e3 * max(flop / f, byte / b) for card, (f, b) in PEAKS.items()}
-
-
 def molecular_dynamics(bench: Bench) -> Iterator[dict]:
     """NVE of silicon at 1 fs in one compiled block, list updates included."""
     steps = 4 if bench.options.tiny else STEPS.get(jax.default_backend(), 10)
     for repeat in (1,) if bench.options.tiny else (2, (2, 2, 4), 3, 5, 8):
         for name, ff in bench.forms("Si").items():
             atoms = common.crystal("Si", repeat)
-            apply, state, neighbors, neighbor_fn, variables, _ = dynamics.simulation(ff, atoms, "float32")
-            advance = blocks.compiled_block(apply, None)
-            start = time.perf_counter()
-            jax.block_until_ready(advance(state, neighbors, 1, {"variables": variables}))
-            compile_s = time.perf_counter() - start
-            seconds = []
-            for _ in range(2):
-                start = time.perf_counter()
-                state, neighbors = jax.block_until_ready(advance(state, neighbors, steps, {"variables": variables}))
-                seconds.append((time.perf_counter() - start) / steps)
-            if bool(neighbors.did_buffer_overflow) or not bool(jnp.isfinite(state.position).all()):
-                raise RuntimeError(f"{name}, {len(atoms)} atoms: the neighbour list overflowed or atoms were lost")
-            yield {"model": name, "atoms": len(atoms), "ms_per_step": 1e3 * min(seconds),
-                   "us_per_atom": 1e6 * min(seconds) / len(atoms), "ns_per_day": 1e-6 * 86400 / min(seconds),
+            compile_s, seconds = step_seconds(ff, atoms, steps)
+            yield {"model": name, "atoms": len(atoms), "ms_per_step": 1e3 * seconds,
+                   "us_per_atom": 1e6 * seconds / len(atoms), "ns_per_day": 1e-6 * 86400 / seconds,
                    "compile_s": compile_s}  # fmt: skip
             if bench.late:
                 return
@@ -357,29 +245,15 @@ def profile(bench: Bench) -> Iterator[dict]:
         batch = crystal_graph(ff, bench.sides[min(1, len(bench.sides) - 1)])
         call, _ = energy_and_forces(ff, batch)()
         call()
-        with tempfile.TemporaryDirectory() as folder:
-            with jax.profiler.trace(folder):
-                call()
-            (path,) = Path(folder).rglob("*.trace.json.gz")
-            spent = kernel_times(json.loads(gzip.decompress(path.read_bytes())))
+        spent = kernel_times(call)
         for kernel, (us, count) in sorted(spent.items(), key=lambda x: -x[1][0])[:40]:
             yield {"model": name, "atoms": len(batch.nodes.slot), "us": us, "count": count, "kernel": kernel}
-
-
-def kernel_times(trace: dict) -> dict[str, tuple[float, int]]:
-    """Microseconds and calls of each kernel on the device, from a trace of the profiler."""
-    named = {e["pid"]: e["args"]["name"] for e in trace["traceEvents"] if e.get("name") == "process_name"}
-    spent: defaultdict = defaultdict(lambda: (0.0, 0))
-    for e in trace["traceEvents"]:
-        if e.get("ph") == "X" and "device" in named.get(e.get("pid"), "").lower():
-            us, count = spent[e["name"]]
-            spent[e["name"]] = us + e.get("dur", 0.0), count + 1
-    return dict(spent)
 
 
 # Each with its share of the time.
 ITEMS: dict[str, tuple[float, Callable[[Bench], Iterator[dict]]]] = {
     "rates": (0.3, rates),
+    "kernels": (0.7, kernels),
     "correctness": (2, correctness),
     "energy_forces": (4, energy_forces),
     "molecular_dynamics": (3, molecular_dynamics),
@@ -423,24 +297,6 @@ def measure(options: Options) -> list[dict]:
             traceback.print_exc()
             keep({"item": name, "error": _first_line(error)})
     return rows
-
-
-def plot(rows: list[dict], path: Path) -> None:
-    """Microseconds per atom of energy and forces, and of a step of dynamics, against the number of atoms."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4.5))
-    for item, style in (("energy_forces", "o-"), ("molecular_dynamics", "s--"), ("installed_peers", "^:")):
-        chosen = [r for r in rows if r["item"] == item and "us_per_atom" in r]
-        for name in dict.fromkeys(r.get("model", r.get("peer")) for r in chosen):
-            points = [(r["atoms"], r["us_per_atom"]) for r in chosen if name in (r.get("model"), r.get("peer"))]
-            axes.loglog(*zip(*points, strict=True), style, label=f"{name}, {item.replace('_', ' ')}")
-    axes.set(xlabel="atoms (silicon)", ylabel="microseconds per atom", title=jax.devices()[0].device_kind)
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
 def main(argv: list[str] | None = None) -> None:

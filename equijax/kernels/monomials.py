@@ -17,7 +17,7 @@ class Terms(NamedTuple):
     outputs: int  # M
     factors: bytes  # int32 [Q, degree] variables of each monomial; m stands for the constant one
     component: bytes  # int32 [Q] the output each monomial adds to
-    pallas: bool = True  # whether a GPU computes it by the Pallas kernel
+    pallas: bool = False  # whether an NVIDIA GPU computes it by the Pallas kernel
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """factors [Q, degree] and component [Q]."""

@@ -62,9 +62,8 @@ def polynomial(A: jax.Array, coefficients: jax.Array, tables: list[couplings.Mon
     place = kernel_platform(A.shape[-1], A.dtype)
     if place == "":
         return plain(coefficients, A, slot, table)
-    if place == "cuda" and build.mode() != "require":
-        table = table._replace(pallas=_faster_on_gpu(A.shape[-1], A.dtype, table))
-    return evaluate(coefficients, A, slot, table)
+    pallas = place == "cuda" and (build.mode() == "require" or _faster_on_gpu(A.shape[-1], A.dtype, table))
+    return evaluate(coefficients, A, slot, table._replace(pallas=pallas))
 
 
 @cache

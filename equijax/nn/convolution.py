@@ -39,11 +39,11 @@ def convolve(
       one array [N, P_l, 2l+1, C] per output degree l.
     """
     R = (g.reshape(-1, g.shape[-1]) @ last.reshape(g.shape[-1], -1)).reshape(*g.shape[:2], *last.shape[1:])
-    return _convolve(h, R, Y, paths, graph)
+    return neighbour_sums(h, R, Y, paths, graph)
 
 
-def _convolve(h: list[jax.Array], R: jax.Array, Y: jax.Array, paths: list, graph: Topology) -> list[jax.Array]:
-    """`convolve` with the radial functions R [N, K, P, C]."""
+def neighbour_sums(h: list[jax.Array], R: jax.Array, Y: jax.Array, paths: list, graph: Topology) -> list[jax.Array]:
+    """`convolve` with the radial functions R [N, K, P, C], zero on masked slots."""
     gather, kernel = graph.gather, has_kernel(R.shape[-1], R.dtype)
     if gather is gather_senders and kernel:
         return neighbour_sum(h, R, Y, paths, graph.senders, graph.reverse)
@@ -61,7 +61,7 @@ def convolve_table(h: list[jax.Array], R: Tabulated, Y: jax.Array, paths: list, 
       h, Y, paths, graph: as in `convolve`, and so the result.
     """
     if kernel_platform(R.table.shape[-1], R.phi.dtype) != "cpu":
-        return _convolve(h, radial_from_table(*R), Y, paths, graph)
+        return neighbour_sums(h, radial_from_table(*R), Y, paths, graph)
     if graph.gather is gather_senders:
         return table_sum(h, R, Y, paths, graph.senders, graph.reverse)
     sender = [graph.gather(x, graph.senders, graph.reverse) for x in h]
