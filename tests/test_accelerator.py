@@ -13,10 +13,9 @@ BENCH = Path(__file__).resolve().parent.parent / "bench"
 @pytest.fixture
 def accelerator(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCH))
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)  # half the time of the compiler
     yield importlib.import_module("accelerator")
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_everything_is_measured_and_written(accelerator, tmp_path, monkeypatch):

@@ -128,11 +128,11 @@ def _value(paths: Sequence, k: int, step: int, size: int) -> Callable:
     def kernel(senders: Any, R: Any, Y: Any, h: Any, A: Any) -> None:
         n, b, part, _, c, first, last = _place(step, size, k)
 
-        def edge(e: Any, sums: tuple) -> tuple:
+        def edge(e: Any, before: tuple) -> tuple:
             s = senders[n * k + e]
             x = [h[_at(h, b), s, i, c] for i in range(h.shape[2])]
             y = [Y[_at(Y, b), n, e, i] for i in range(Y.shape[3])]
-            sums, row = list(sums), 0
+            sums, row = list(before), 0
             for i, path in enumerate(paths):
                 r = R[_at(R, b), n, e, i, c]
                 total: dict = {}
