@@ -76,12 +76,13 @@ def peak_memory_gb() -> float:
     return int(line.split()[1]) * 1024 / 1e9
 
 
-def write(name: str, rows: list[dict], **extra) -> Path:
-    """Write bench/results/NAME-BACKEND.json: the machine, what was asked and one dict a row."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{jax.default_backend()}.json"
+def write(name: str, rows: list[dict], *, folder: Path = RESULTS, quiet: bool = False, **extra) -> Path:
+    """Write NAME-BACKEND.json under bench/results: the machine, what was asked and one dict a row."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}-{jax.default_backend()}.json"
     path.write_text(json.dumps({"machine": machine(), **extra, "rows": rows}, indent=1) + "\n")
-    print(f"wrote {path}")
+    if not quiet:
+        print(f"wrote {path}")
     return path
 
 

@@ -56,13 +56,16 @@ def mace_torch(config: ModelConfig, atoms: Atoms, dtype: str = "float32", hessia
         data.config_from_atoms(atoms), z_table=tools.AtomicNumberTable(list(config.species)), cutoff=config.r_max
     )
     loader = torch_geometric.dataloader.DataLoader(dataset=[item], batch_size=1, shuffle=False)
-    batch = next(iter(loader)).to_dict()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    batch, model = next(iter(loader)).to(device).to_dict(), model.to(device)
 
     def call():
         torch.set_default_dtype(getattr(torch, dtype))
         forces = model(batch, compute_stress=False, training=hessian_rows > 0)["forces"]
         for force in forces.view(-1)[:hessian_rows]:
             torch.autograd.grad(-force, batch["positions"], retain_graph=True)
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return call
 

@@ -1,7 +1,7 @@
 """Compile C++ kernels on first use, keep them in the user's cache, hand them to XLA as FFI targets.
 
 EQUIJAX_KERNELS chooses: "auto" (default; where a kernel cannot be had, XLA does the work, which is said once), "off"
-(always XLA) or "require" (an error where a kernel cannot be had).
+(always XLA) or "require" (an error where a kernel cannot be had). It holds for those of GPUs (`gpu`, `choice`) too.
 """
 
 import ctypes

@@ -29,13 +29,14 @@ class Form(NamedTuple):
 
     `xla(slot, operands, index, shapes, static)` is a variant in plain JAX, vectorised over the batch;
     `cpu(slots, operands, index, shapes, static)` the list of several variants by one kernel call, operands
-    {slot: array}, or None where there is no kernel for this case.
+    {slot: array}, or None where there is no kernel for this case; `gpu` the same on NVIDIA GPUs.
     """
 
     name: str
     slots: int  # m
     xla: Callable
     cpu: Callable
+    gpu: Callable
 
 
 class Family(NamedTuple):
@@ -81,13 +82,15 @@ def make(form: Form) -> Callable:
     """
     family = Family(form, *(Primitive(f"{form.name}_{kind}") for kind in ("variant", "push", "pull")))
     family.pull_p.multiple_results = True
+    kernels = {"cpu": form.cpu, "cuda": form.gpu}
     table = (
-        (family.variant_p, _variant_xla, _variant_cpu, _variant_jvp, _variant_transpose),
+        (family.variant_p, _variant_xla, _variant_kernel, _variant_jvp, _variant_transpose),
         (family.push_p, _push_any, _push_any, _push_jvp, _push_transpose),
-        (family.pull_p, _pull_xla, _pull_cpu, _pull_jvp, _pull_transpose),
+        (family.pull_p, _pull_xla, _pull_kernel, _pull_jvp, _pull_transpose),
     )
-    for primitive, *rules in table:
-        register(primitive, *(partial(rule, family) for rule in (*rules, _abstract)))
+    for primitive, xla, kernel, *rules in table:
+        values = {None: partial(xla, family)} | {p: partial(kernel, family, kernel=k) for p, k in kernels.items()}
+        register(primitive, values, *(partial(rule, family) for rule in (*rules, _abstract)))
     return lambda operands, index, shapes, static, slot=family.last: family.variant(
         slot, operands, index, shapes=shapes, static=static
     )
@@ -102,16 +105,16 @@ def _variant_xla(
     return family.form.xla(slots[0], args[: family.last], args[family.last :], shapes, static)
 
 
-def _variant_cpu(
-    family: Family, *args: Any, slots: tuple[int, ...], shapes: tuple[tuple[int, ...], ...], static: Any
+def _variant_kernel(
+    family: Family, *args: Any, kernel: Callable, slots: tuple[int, ...], shapes: tuple, static: Any
 ) -> jax.Array:
     others = [s for s in range(family.form.slots) if s != slots[0]]
     operands = dict(zip(others, args, strict=False))
-    out = family.form.cpu(slots, operands, args[family.last :], shapes, static)
+    out = kernel(slots, operands, args[family.last :], shapes, static)
     return _variant_xla(family, *args, slots=slots, shapes=shapes, static=static) if out is None else out[0]
 
 
-def _push_any(family: Family, *args: Any, slots: tuple[int, ...], **static: Any) -> Any:
+def _push_any(family: Family, *args: Any, slots: tuple[int, ...], kernel: Any = None, **static: Any) -> Any:
     t, x, index = _split(args, len(slots), second=family.last)
     return sum(
         family.variant(family.last, _set(x, s, value=ts), index, **static) for s, ts in zip(slots, t, strict=True)
@@ -123,11 +126,11 @@ def _pull_xla(family: Family, *args: Any, slots: tuple[int, ...], **static: Any)
     return [family.variant(s, _drop(x, s) + y, index, **static) for s in slots]
 
 
-def _pull_cpu(
-    family: Family, *args: Any, slots: tuple[int, ...], shapes: tuple[tuple[int, ...], ...], static: Any
+def _pull_kernel(
+    family: Family, *args: Any, kernel: Callable, slots: tuple[int, ...], shapes: tuple, static: Any
 ) -> list[jax.Array]:
     y, x, index = _split(args, 1, second=family.last)
-    out = family.form.cpu(slots, dict(enumerate(x + y)), index, shapes, static)
+    out = kernel(slots, dict(enumerate(x + y)), index, shapes, static)
     return _pull_xla(family, *args, slots=slots, shapes=shapes, static=static) if out is None else out
 
 
@@ -243,15 +246,15 @@ def _pull_transpose(family: Family, cts: Sequence[Any], *args: Any, slots: tuple
 
 
 def register(
-    primitive: Primitive, xla: Callable, cpu: Callable, jvp: Callable, transpose: Callable, abstract: Callable
+    primitive: Primitive, values: dict[str | None, Callable], jvp: Callable, transpose: Callable, abstract: Callable
 ) -> None:
-    """Give a primitive with the static parameters slots, shapes, static its value on CPUs and elsewhere, its
-    derivatives, and batching over the leading axis."""
+    """Give a primitive with the static parameters slots, shapes, static its value on each platform ("cpu", "cuda",
+    None: on others), its derivatives, and batching over the leading axis."""
     many = primitive.multiple_results
     primitive.def_impl(jax.jit(primitive.bind, static_argnames=("slots", "shapes", "static")))
     primitive.def_abstract_eval(lambda *args, **kw: abstract(*args, primitive=primitive, **kw))
-    mlir.register_lowering(primitive, mlir.lower_fun(xla, multiple_results=many))
-    mlir.register_lowering(primitive, mlir.lower_fun(cpu, multiple_results=many), platform="cpu")
+    for platform, value in values.items():
+        mlir.register_lowering(primitive, mlir.lower_fun(value, multiple_results=many), platform=platform)
     ad.primitive_jvps[primitive] = jvp
     ad.primitive_transposes[primitive] = transpose
     batching.primitive_batchers[primitive] = lambda args, dims, **kw: _batch(primitive, args, dims=dims, **kw)

@@ -14,7 +14,7 @@ Every operand has a leading batch axis of size B or 1, which is all that `vmap` 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,31 +24,10 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad
 
 from equijax.graph.fields import Array
-from equijax.kernels import build, multilinear
+from equijax.kernels import build, gpu, monomials, multilinear
+from equijax.kernels.monomials import Terms
 
 TYPES = {"float32": "float", "float64": "double"}
-
-
-class Terms(NamedTuple):
-    """The Q monomials of all degrees, hashable."""
-
-    degree: int  # of the highest
-    variables: int  # m
-    outputs: int  # M
-    factors: bytes  # int32 [Q, degree] variables of each monomial; m stands for the constant one
-    component: bytes  # int32 [Q] the output each monomial adds to
-
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """factors [Q, degree] and component [Q]."""
-        return np.frombuffer(self.factors, np.int32).reshape(-1, self.degree), np.frombuffer(self.component, np.int32)
-
-
-def terms(tables: Sequence, variables: int) -> Terms:
-    """Monomials of several degrees (`cg.Monomials`) as one table."""
-    degree = max(t.factors.shape[1] for t in tables)
-    factors = [np.pad(t.factors, ((0, 0), (0, degree - t.factors.shape[1])), constant_values=variables) for t in tables]
-    factors, component = (np.concatenate(x).astype(np.int32) for x in (factors, [t.component for t in tables]))
-    return Terms(degree, variables, int(component.max(initial=0)) + 1, factors.tobytes(), component.tobytes())
 
 
 def plain(w: jax.Array, x: jax.Array, slot: Array, table: Terms) -> jax.Array:
@@ -72,7 +51,7 @@ def plain(w: jax.Array, x: jax.Array, slot: Array, table: Terms) -> jax.Array:
     return jnp.stack([products[:, a:b].sum(1) for a, b in zip(bounds, bounds[1:], strict=False)], axis=1)
 
 
-def evaluate(w: jax.Array, x: jax.Array, slot: Array, table: Terms) -> jax.Array:
+def evaluate(w: Array, x: jax.Array, slot: Array, table: Terms) -> jax.Array:
     """`plain` by the CPU kernel where there is one."""
     shapes = (w.shape, (x.shape[0], table.outputs, x.shape[2]), x.shape)
     return _polynomial.bind(x[None], w[None], slot.astype(jnp.int32), slots="O", shapes=shapes, static=table)[0]
@@ -92,24 +71,43 @@ def _roles(output: str, args: Sequence) -> str:
 
 
 def _xla(*args: jax.Array, slots: str, shapes: tuple, static: Terms) -> jax.Array:
-    x, *linear = args[:-1]
-    roles = _roles(slots, args)[1:]
+    if slots == "w":
+        return _of_coefficients(*args, shape=shapes[0], static=static)
+    *arrays, slot = args
+    given = _padded(arrays, _roles(slots, args))
+    (x,), (w,), *linear = (given[role] for role in "xwOt")
+    bounds, entries = monomials.rows(static, gradient=slots == "t")
+    value = (w if w.shape[1] == 1 else jnp.take(w, slot, axis=1, mode="clip"))[:, :, entries[:, 0]]
+    if linear[0]:
+        value = value * linear[0][0][:, :, entries[:, 1]]
+    term = monomials.derivative(*([a[:, :, f] for f in entries[:, 2:].T] for a in (x, *linear[1])))
+    out = jnp.zeros_like(value) if term is None else value * term
+    # sorted by row: sums of slices, where the transpose of a gather would be a scatter
+    out = jnp.stack([out[:, :, a:b].sum(2) for a, b in zip(bounds, bounds[1:], strict=False)], axis=2)
+    return jnp.broadcast_to(out, _abstract(*args, slots=slots, shapes=shapes).shape)
 
-    def one(x: jax.Array, *linear: jax.Array) -> jax.Array:
-        given = dict(zip(roles, linear, strict=True))
 
-        def along(w: jax.Array, x: jax.Array) -> jax.Array:
-            f = partial(plain, w, slot=args[-1], table=static)
-            for role, t in zip(roles, linear, strict=True):
-                if role == "t":
-                    f = partial(_derivative, f, t)
+def _padded(arrays: Sequence[jax.Array], roles: str) -> dict[str, list[jax.Array]]:
+    """The operands by role; row m of x and of every direction stands for the factor that is constant."""
+    given: dict[str, list] = {role: [] for role in "xwOt"}
+    for role, a in zip(roles, arrays, strict=True):
+        row = jnp.full_like(a[:, :, :1], float(role == "x"))
+        given[role].append(jnp.concatenate([a, row], axis=2) if role in "xt" else a)
+    return given
+
+
+def _of_coefficients(*args: jax.Array, shape: tuple, static: Terms) -> jax.Array:
+    """The form's derivative by w."""
+    x, *linear, slot = args
+
+    def one(x: jax.Array, O: jax.Array, *directions: jax.Array) -> jax.Array:
+        def along(w: jax.Array) -> jax.Array:
+            f = partial(plain, w, slot=slot, table=static)
+            for t in directions:
+                f = partial(_derivative, f, t)
             return f(x)
 
-        if slots == "O":
-            return along(given["w"], x)
-        if slots == "t":
-            return jax.vjp(lambda x: along(given["w"], x), x)[1](given["O"])[0]
-        return jax.vjp(lambda w: along(w, x), jnp.zeros(shapes[0], x.dtype))[1](given["O"])[0]
+        return jax.vjp(along, jnp.zeros(shape, x.dtype))[1](O)[0]
 
     batch = max(a.shape[0] for a in args[:-1])
     return jax.vmap(one)(*(jnp.broadcast_to(a, (batch, *a.shape[1:])) for a in (x, *linear)))
@@ -131,6 +129,16 @@ def _cpu(*args: jax.Array, slots: str, shapes: tuple, static: Terms) -> jax.Arra
     out = _abstract(*args, slots=slots, shapes=shapes)
     call = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(out.shape, out.dtype))
     return call(*args, roles=_roles(slots, args), output=slots, factors=factors.ravel(), runs=runs.ravel())
+
+
+def _gpu(*args: jax.Array, slots: str, shapes: tuple, static: Terms) -> jax.Array:
+    *arrays, slot = args
+    if slots == "w" or not static.pallas:
+        return _xla(*args, slots=slots, shapes=shapes, static=static)
+    shape = _abstract(*args, slots=slots, shapes=shapes).shape
+    return gpu.polynomial(
+        _padded(arrays, _roles(slots, args)), slot, shape=shape, table=monomials.rows(static, slots == "t")
+    )
 
 
 @cache
@@ -185,4 +193,4 @@ def _abstract(*args: Any, slots: str, shapes: tuple, **kw: Any) -> jax.core.Shap
 
 
 _polynomial = Primitive("symmetric_polynomial")
-multilinear.register(_polynomial, _xla, _cpu, _jvp, _transpose, _abstract)
+multilinear.register(_polynomial, {None: _xla, "cpu": _cpu, "cuda": _gpu}, _jvp, _transpose, _abstract)

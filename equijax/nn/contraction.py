@@ -1,15 +1,18 @@
 """Symmetric contraction (MACE's product basis) by monomials instead of the dense U tensor."""
 
+from functools import cache, partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 
 from equijax import couplings
 from equijax.graph.fields import Array
-from equijax.kernels.polynomial import available, evaluate, plain, terms
-from equijax.nn.convolution import KERNEL_CHANNELS
+from equijax.kernels import build, choice
+from equijax.kernels.monomials import Terms, terms
+from equijax.kernels.polynomial import evaluate, plain
+from equijax.nn.convolution import TIMED, kernel_platform
 
 
 class SymmetricContraction(nn.Module):
@@ -59,9 +62,27 @@ def polynomial(A: jax.Array, coefficients: jax.Array, *, tables: list[couplings.
       [N, 2L+1, C]
     """
     table = terms(tables, A.shape[1])
-    return (evaluate if has_kernel(A.shape[-1], A.dtype) else plain)(coefficients, A, slot, table)
+    place = kernel_platform(A.shape[-1], A.dtype)
+    if place == "":
+        return plain(coefficients, A, slot, table)
+    pallas = place == "cuda" and (build.mode() == "require" or _faster_on_gpu(A.shape[-1], A.dtype.name, table=table))
+    return evaluate(coefficients, A, slot, table._replace(pallas=pallas))
 
 
-def has_kernel(channels: int, dtype: npt.DTypeLike) -> bool:
-    """Under the same conditions as the convolution's."""
-    return jax.default_backend() == "cpu" and channels >= KERNEL_CHANNELS and available(channels, dtype)
+@cache
+def _faster_on_gpu(channels: int, dtype: str, *, table: Terms) -> bool:
+    """By timing value and gradient with respect to the variables, for one species."""
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(1, len(table.arrays()[1]), channels)).astype(dtype)  # numpy's: a program may be being traced
+    x = rng.normal(size=(TIMED[0], table.variables, channels)).astype(dtype)
+    slot = np.zeros(TIMED[0], np.int32)
+    calls = {
+        name: choice.value_and_gradients(partial(_of_variables, w, slot, table._replace(pallas=name == "Pallas")), [x])
+        for name in ("XLA", "Pallas")
+    }
+    name = f"polynomials of {channels} channels and {table.outputs} outputs in {dtype}"
+    return choice.fastest(name, calls) == "Pallas"
+
+
+def _of_variables(w: Array, slot: Array, table: Terms, x: jax.Array) -> jax.Array:
+    return evaluate(w, x, slot, table)

@@ -5,6 +5,7 @@ functions are R_p = g W_p with g the U last hidden units of the radial MLP.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,12 @@ from equijax import couplings
 from equijax.config import ModelConfig
 from equijax.graph.fields import Topology
 from equijax.graph.gather import gather_senders
+from equijax.kernels import build, choice, gpu
 from equijax.kernels.convolution import Tabulated, available, neighbour_sum, radial_from_table, table_sum
 
 # A register of float32 or two of float64: models of fewer channels are toys, not worth seconds of a C++ compiler.
 KERNEL_CHANNELS = 16
+TIMED = (2048, 48)  # atoms and neighbours of the problem that chooses between kernels and XLA on a GPU
 
 
 def paths(config: ModelConfig, t: int) -> tuple[couplings.Path, ...]:
@@ -42,9 +45,15 @@ def convolve(
     Returns:
       one array [N, P_l, 2l+1, C] per output degree l.
     """
-    gather = graph.gather
     R = (g.reshape(-1, g.shape[-1]) @ last.reshape(g.shape[-1], -1)).reshape(*g.shape[:2], *last.shape[1:])
-    kernel = has_kernel(R.shape[-1], R.dtype)
+    return neighbour_sums(h, R, Y=Y, paths=paths, graph=graph)
+
+
+def neighbour_sums(
+    h: list[jax.Array], R: jax.Array, *, Y: jax.Array, paths: Sequence[couplings.Path], graph: Topology
+) -> list[jax.Array]:
+    """`convolve` with the radial functions R [N, K, P, C], zero on masked slots."""
+    gather, kernel = graph.gather, has_kernel(R.shape[-1], R.dtype)
     if gather is gather_senders and kernel:
         return neighbour_sum(h, R, Y, paths, graph.senders, graph.reverse)
     sender = [gather(x, graph.senders, graph.reverse) for x in h]  # [N, K, 2l+1, C]
@@ -62,13 +71,12 @@ def convolve_table(
       R: see `Tabulated`.
       h, Y, paths, graph: as in `convolve`, and so the result.
     """
-    gather, kernel = graph.gather, has_kernel(R.table.shape[-1], R.phi.dtype)
-    if gather is gather_senders and kernel:
+    if kernel_platform(R.table.shape[-1], R.phi.dtype) != "cpu":
+        return neighbour_sums(h, radial_from_table(*R), Y=Y, paths=paths, graph=graph)
+    if graph.gather is gather_senders:
         return table_sum(h, R, Y, paths, graph.senders, graph.reverse)
-    sender = [gather(x, graph.senders, graph.reverse) for x in h]
-    if kernel:
-        return table_sum(_rows(sender), R, Y, paths, *_own_slots(R.phi))
-    return coupled_on_edge(sender, radial_from_table(*R), Y=Y, paths=paths)
+    sender = [graph.gather(x, graph.senders, graph.reverse) for x in h]
+    return table_sum(_rows(sender), R, Y, paths, *_own_slots(R.phi))
 
 
 def _rows(sender: list[jax.Array]) -> list[jax.Array]:
@@ -106,9 +114,42 @@ def convolve_species(h: jax.Array, g: jax.Array, *, last: jax.Array, Y: jax.Arra
     return [(T[:, l * l : (l + 1) ** 2] @ W[l])[:, None] for l in range(last.shape[1])]
 
 
+def kernel_platform(channels: int, dtype: npt.DTypeLike) -> str:
+    """Whose kernels compute a model: "cpu" (C++), "cuda" (Pallas), or none, by XLA on a CPU ("") or "other" device."""
+    repays = channels >= KERNEL_CHANNELS
+    if jax.default_backend() == "cpu":
+        return "cpu" if repays and available(channels, dtype) else ""
+    return "cuda" if repays and gpu.available(channels) else "other"
+
+
 def has_kernel(channels: int, dtype: npt.DTypeLike) -> bool:
-    """Whether this process computes on a CPU, the model repays compiling a kernel, and one can be built."""
-    return jax.default_backend() == "cpu" and channels >= KERNEL_CHANNELS and available(channels, dtype)
+    """Whether the neighbour sum is left to a kernel: wherever there is one on a CPU, on a GPU where it is faster."""
+    place = kernel_platform(channels, dtype)
+    return place == "cpu" or (
+        place == "cuda" and (build.mode() == "require" or _faster_on_gpu(channels, np.dtype(dtype).name))
+    )
+
+
+@cache
+def _faster_on_gpu(channels: int, dtype: str) -> bool:
+    """By timing value and gradients of a neighbour sum like that of the second interaction of the published models."""
+    n, k = TIMED
+    rng, paths = np.random.default_rng(0), couplings.conv_paths(1, 3, out_lmax=3)
+    partner = np.arange(n)[:, None] ^ (1 + np.arange(k))  # symmetric: slot k of either is the pair's
+    senders = partner.ravel().astype(np.int32)
+    reverse = (partner * k + np.arange(k)).ravel().astype(np.int32)
+    shapes = ((n, 4, channels), (n, k, len(paths), channels), (n, k, 16))
+    x = [rng.normal(size=s).astype(dtype) for s in shapes]  # numpy's: a program may be being traced
+
+    def by_kernel(h: jax.Array, R: jax.Array, Y: jax.Array) -> list[jax.Array]:
+        return neighbour_sum([h[:, :1], h[:, 1:]], R, Y, paths, senders, reverse)
+
+    def by_xla(h: jax.Array, R: jax.Array, Y: jax.Array) -> list[jax.Array]:
+        sender = [gather_senders(a, jnp.asarray(senders), jnp.asarray(reverse)) for a in (h[:, :1], h[:, 1:])]
+        return coupled_on_edge(sender, R, Y=Y, paths=paths)
+
+    ways = {"XLA": choice.value_and_gradients(by_xla, x), "Pallas": choice.value_and_gradients(by_kernel, x)}
+    return choice.fastest(f"neighbour sums of {channels} channels in {dtype}", ways) == "Pallas"
 
 
 def coupled_on_edge(

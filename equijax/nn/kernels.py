@@ -6,7 +6,7 @@ from functools import partial
 
 from equijax.config import ModelConfig
 from equijax.kernels import convolution, polynomial
-from equijax.nn.convolution import has_kernel, paths
+from equijax.nn.convolution import kernel_platform, paths
 
 
 def start(config: ModelConfig, dtype: str, *, terms: int = 0) -> None:
@@ -19,7 +19,7 @@ def start(config: ModelConfig, dtype: str, *, terms: int = 0) -> None:
       dtype: of the computation.
       terms: rows of a table that each radial function is a sum of; 0: radial functions are arrays.
     """
-    if not has_kernel(config.channels, dtype):
+    if kernel_platform(config.channels, dtype) != "cpu":
         return
     steps = range(0 if terms else 1, config.num_interactions)  # without tables the first sums over species
     shapes = {(tuple(map(tuple, paths(config, t))), config.edge_width(t)) for t in steps}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from equijax import couplings
-from equijax.kernels import polynomial
+from equijax.kernels import monomials, polynomial
 from equijax.kernels import polynomial as kernel
 from equijax.nn import contraction
 from tests.kernels.samples import RTOL, derivatives, needs_compiler
@@ -14,7 +14,7 @@ from tests.kernels.samples import RTOL, derivatives, needs_compiler
 N, U, LMAX, DEGREE = 5, 3, 1, 3
 SLOT = jnp.asarray([0, 2, 2, 0, 1], jnp.int32)
 TABLES = [couplings.monomials(LMAX, 1, degree=degree) for degree in range(1, DEGREE + 1)]
-TABLE = polynomial.terms(TABLES, (LMAX + 1) ** 2)
+TABLE = monomials.terms(TABLES, (LMAX + 1) ** 2)
 
 
 def random_point(dtype, channels):
