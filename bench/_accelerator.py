@@ -141,7 +141,7 @@ def neighbour_sums(n: int, k: int, channels: int) -> tuple[dict[str, Callable], 
 
     n atoms, a power of two above k, have k neighbours each.
     """
-    paths, rng = couplings.conv_paths(1, 3, 3), np.random.default_rng(0)
+    paths, rng = couplings.conv_paths(1, 3, out_lmax=3), np.random.default_rng(0)
     partner = np.arange(n)[:, None] ^ (1 + np.arange(k))  # a symmetric list: slot k of either is the pair's
     senders, reverse = (x.ravel().astype(np.int32) for x in (partner, partner * k + np.arange(k)))
     zeros = np.zeros(n, np.int32)

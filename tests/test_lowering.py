@@ -58,7 +58,7 @@ def dynamics(ff):
     from jax_md import simulate, space
 
     displacement, shift = space.periodic(5.6)
-    neighbor_fn, energy_fn = md.energy_neighbor(displacement, 5.6, ff, ATOMS.numbers)
+    neighbor_fn, energy_fn = md.energy_neighbor(displacement, 5.6, ff=ff, numbers=ATOMS.numbers)
     R = jnp.asarray(ATOMS.positions, jnp.float32)
     init, apply = simulate.nve(energy_fn, shift, 0.1)
     neighbors, variables = neighbor_fn.allocate(R), ff.device_variables()
@@ -98,8 +98,8 @@ CASES = [("plain", name) for name in PROGRAMS if name != "dynamics"] + [("specia
 @cache
 def specialised():
     """Without the comparison with the plain model, which tests of `specialise` make."""
-    small = specialise.shrink(FF.config, FF.config.species, 0.04)
-    return ForceField(small, {"params": {}, "constants": specialise.fold(FF.config, FF.variables, small)}, {})
+    small = specialise.shrink(FF.config, FF.config.species, step=0.04)
+    return ForceField(small, {"params": {}, "constants": specialise.fold(FF.config, FF.variables, small=small)}, {})
 
 
 def lowered(function: Callable, arguments: tuple, platforms: list[str]) -> str:

@@ -125,9 +125,9 @@ def kernel_platform(channels: int, dtype: npt.DTypeLike) -> str:
 def has_kernel(channels: int, dtype: npt.DTypeLike) -> bool:
     """Whether the neighbour sum is left to a kernel: wherever there is one on a CPU, on a GPU where it is faster."""
     place = kernel_platform(channels, dtype)
-    return place == "cpu" or (
-        place == "cuda" and (build.mode() == "require" or _faster_on_gpu(channels, np.dtype(dtype).name))
-    )
+    if place == "cuda" and build.mode() != "require":
+        return _faster_on_gpu(channels, np.dtype(dtype).name)
+    return place in ("cpu", "cuda")
 
 
 @cache

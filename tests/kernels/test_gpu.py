@@ -9,11 +9,11 @@ from equijax import couplings
 from equijax.kernels import choice, convolution, gpu, monomials, multilinear, polynomial
 
 N, K, C = 4, 3, 16
-PATHS = tuple(tuple(p) for p in couplings.conv_paths(1, 1, 1))
+PATHS = tuple(tuple(p) for p in couplings.conv_paths(1, 1, out_lmax=1))
 SHAPES = ((N, K, len(PATHS), C), (N, K, 4), (N, 4, C), (N, sum(2 * p[2] + 1 for p in PATHS), C))
 REVERSE = jnp.asarray([3, 6, 9, 0, 7, 10, 1, 4, 11, 2, 5, 8], jnp.int32)  # all pairs of four atoms
 RTOL = 1e-13  # relative to the largest entry
-TABLE = monomials.terms([couplings.monomials(1, 1, nu) for nu in (1, 2, 3)], 4)._replace(pallas=True)
+TABLE = monomials.terms([couplings.monomials(1, 1, degree=nu) for nu in (1, 2, 3)], 4)._replace(pallas=True)
 SLOT = jnp.asarray([0, 1, 1, 0], jnp.int32)
 
 
