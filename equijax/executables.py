@@ -125,8 +125,8 @@ def keep(jitted: Any, key: tuple) -> Callable:
 
 
 def shapes(tree: Any) -> tuple:
-    """Shapes and dtypes of the arrays of a pytree: what the key of a program that takes it must hold."""
-    return tuple((x.shape, x.dtype.name) for x in jax.tree.leaves(tree))
+    """Shapes and dtypes (numpy's letters) of the arrays of a pytree: what the key of a program that takes it holds."""
+    return tuple((x.shape, x.dtype.char) for x in jax.tree.leaves(tree))
 
 
 def _path(key: tuple) -> Path | None:
