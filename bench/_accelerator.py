@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import _common as common
@@ -104,12 +103,13 @@ def median_ms(call: Callable, repeats: int) -> float:
 
 def energy_and_forces(ff: ForceField, batch: jraph.GraphsTuple) -> Callable:
     """`lowered` of energy, forces and stress, float32."""
-    return lowered(partial(derivatives.energy_forces_stress, ff.config), ff.device_variables("float32"), batch)
+    function = lambda v, g: derivatives.energy_forces_stress(ff.config, v, graph=g)  # noqa: E731
+    return lowered(function, ff.device_variables("float32"), batch)
 
 
 def evaluator(ff: ForceField, dtype: str) -> Callable[[ase.Atoms], potential.Evaluated]:
     """Energy and forces of a structure by a program of its own; E0 left out."""
-    program = jax.jit(partial(derivatives.energy_forces_stress, ff.config))
+    program = jax.jit(lambda v, g: derivatives.energy_forces_stress(ff.config, v, graph=g))
 
     def evaluate(atoms: ase.Atoms) -> potential.Evaluated:
         batch = graph.build([(atoms, graph.neighbour_list(atoms, ff.config.r_max))], ff.config)

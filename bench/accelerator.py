@@ -40,7 +40,7 @@ from _accelerator import (
 )
 
 from equijax import derivatives, testing
-from equijax.finetune.options import LOSS
+from equijax.finetune.defaults import LOSS
 from equijax.forcefield import ForceField
 
 SIDES = (2, 3, 5, 10, 20, 30, 40, 50)  # conventional Si cells of 8 atoms a side: 64 to 1,000,000 atoms
@@ -141,7 +141,9 @@ def correctness(bench: Bench) -> Iterator[dict]:
             row["largest_force"] = float(np.abs(exact.forces).max())
             slack = 1e3 if way == "TF32" else 1e1
             try:
-                testing.assert_equivariant(evaluate, atoms, {k: slack * v for k, v in testing.TOLERANCE[dtype].items()})
+                testing.assert_equivariant(
+                    evaluate, atoms, tolerance={k: slack * v for k, v in testing.TOLERANCE[dtype].items()}
+                )
                 row["equivariant"] = True
             except AssertionError as error:
                 row |= {"equivariant": False, "error": " ".join(str(error).split())[:200]}

@@ -14,7 +14,7 @@ from equijax import derivatives, graph, md, potential, specialise, testing
 from equijax.adapters import lora
 from equijax.data import Labelled, items
 from equijax.finetune import trainer
-from equijax.finetune.options import LOSS, TRAINING
+from equijax.finetune.defaults import LOSS, TRAINING
 from equijax.finetune.strategies import Trainable, fill
 from equijax.forcefield import ForceField
 from equijax.md import blocks
@@ -36,11 +36,11 @@ def batch(ff):
 
 
 def energies(ff):
-    return partial(potential.energy, ff.config), (ff.device_variables(), batch(ff))
+    return lambda v, g: potential.energy(ff.config, v, graph=g), (ff.device_variables(), batch(ff))
 
 
 def forces(ff):
-    return partial(derivatives.energy_forces_stress, ff.config), (ff.device_variables(), batch(ff))
+    return lambda v, g: derivatives.energy_forces_stress(ff.config, v, graph=g), (ff.device_variables(), batch(ff))
 
 
 def hessian_products(ff):
