@@ -28,12 +28,13 @@ IGNORED = {
     r".*\.weights_(\d+|max)_zeroed": "mace's note of which weights are zero",
     r"pair_repulsion_fn\.(r_max|cutoff\.(p|r_max))": "unused since the covalent radii set the range of ZBL",
     r"interactions\.\d+\.conv_tp\.weight": "empty: the radial MLP provides the weights",
+    r"interactions\.\d+\.equivariant_nonlin\.mul\.weight": "empty: e3nn's gate multiplies without weights",
     r".*\.bias": "empty: MACE has no biases",
 }
 # The couplings that a U tensor is compared with take 1 GB from so many entries a path on (max_ell 6 at degree 3, 3 at
 # degree 4). Real ones have more paths than this; a small hostile file cannot.
 LARGE_COUPLING, FEW_PATHS = 150_000, 30
-EMPTY = re.compile(r".*\.bias|interactions\.\d+\.conv_tp\.weight")
+EMPTY = re.compile(r".*\.bias|interactions\.\d+\.(conv_tp|equivariant_nonlin\.mul)\.weight")
 
 
 def u_names(config: ModelConfig) -> dict[str, tuple[FlaxPath, int, int]]:
