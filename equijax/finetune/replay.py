@@ -89,6 +89,9 @@ def _products(
 _hessian_products = jax.jit(derivatives.hessian_products, static_argnums=0)
 
 
+WIDENED = ({"linear"}, {"linear_1", "linear_2"})  # weights of the readouts that `add_head` knows
+
+
 def add_head(config: ModelConfig, variables: dict, *, name: str, like: str | None = None) -> tuple[ModelConfig, dict]:
     """A model with one more head, which predicts exactly what the head it is copied from does.
 
@@ -102,12 +105,19 @@ def add_head(config: ModelConfig, variables: dict, *, name: str, like: str | Non
       like: head to copy, the only one by default.
 
     Raises:
-      InputError: the name is taken, `like` unknown, or not given for a model with several heads.
+      InputError: the name is taken, `like` unknown, or not given for a model with several heads; readouts with biases
+        or of embeddings, whose heads share hidden units in other ways.
     """
     if name in config.heads:
         raise InputError(f"head {name!r} exists already: {', '.join(config.heads)}")
     if like is None and len(config.heads) > 1 or like is not None and like not in config.heads:
         raise InputError(f"head to copy {like!r}: expected one of {', '.join(config.heads)}")
+    readouts = {key: set(part) for key, part in variables["params"].items() if "readout" in key}
+    if other := sorted(key for key, names in readouts.items() if names not in WIDENED or "embedding" in key):
+        raise InputError(
+            f"no head can be added to {', '.join(other)}, which have biases or read embeddings: choose a strategy that "
+            "trains the head there is (lora, delta, naive, freeze)"
+        )
     old = 0 if like is None else config.heads.index(like)
     heads, width = len(config.heads), config.readout_mlp
     params = dict(variables["params"])

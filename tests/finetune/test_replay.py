@@ -7,10 +7,12 @@ import pytest
 from ase.build import bulk
 
 from equijax import data, testing
-from equijax.config import Compute
+from equijax.config import Compute, Embedding
 from equijax.errors import InputError
 from equijax.finetune import replay
 from equijax.forcefield import ForceField
+
+CHARGE = (Embedding("total_charge", 3, classes=5, offset=2),)
 
 
 @pytest.fixture
@@ -69,3 +71,12 @@ def test_new_heads_predict_what_the_copied_head_does(model):
         replay.add_head(start.config, start.variables, name="fourth")
     assert model.variables["params"]["readouts_0"]["linear"].shape == (4, 1)
     assert dataclasses.replace(two[0], heads=("Default",)) == model.config
+
+
+@pytest.mark.parametrize(
+    "options", [{"readout": "NonLinearBiasReadoutBlock"}, {"embeddings": CHARGE, "embedding_readout": True}]
+)
+def test_heads_that_cannot_be_copied_are_refused(options):
+    model = testing.random_forcefield(testing.random_config(channels=4, lmax=0, species=(11, 17), **options))
+    with pytest.raises(InputError, match="no head can be added to .*readout"):
+        replay.add_head(model.config, model.variables, name="new")
