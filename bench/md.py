@@ -21,8 +21,8 @@ from equijax import md, testing
 STEPS, BLOCK = 200, 20
 
 
-def simulation(ff, atoms, dtype: str):
-    """(apply, state, neighbors, neighbor_fn, variables, energy) of NVE at 300 K in fractional coordinates."""
+def simulation(ff, atoms, dtype: str, temperature: float = 300.0):
+    """(apply, state, neighbors, neighbor_fn, variables, energy) of NVE in fractional coordinates."""
     from jax_md import simulate, space
 
     T = jnp.asarray(atoms.cell.array.T, dtype)
@@ -31,7 +31,7 @@ def simulation(ff, atoms, dtype: str):
     init, apply = simulate.nve(energy_fn, shift, md.FS)
     R = jnp.asarray(atoms.get_scaled_positions(), dtype)
     neighbors, variables = neighbor_fn.allocate(R), ff.device_variables(dtype)
-    momenta = jnp.asarray(md.thermal_momenta(atoms, 300.0, seed=0), dtype)
+    momenta = jnp.asarray(md.thermal_momenta(atoms, temperature, seed=0), dtype)
     mass = jnp.asarray(atoms.get_masses()[:, None], dtype)
     state = init(jax.random.PRNGKey(0), R, 0.0, mass=mass, momenta=momenta, neighbor=neighbors, variables=variables)
     energy = jax.jit(
