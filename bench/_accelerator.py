@@ -103,7 +103,10 @@ def median_ms(call: Callable, repeats: int) -> float:
 
 def energy_and_forces(ff: ForceField, batch: jraph.GraphsTuple) -> Callable:
     """`lowered` of energy, forces and stress, float32."""
-    function = lambda v, g: derivatives.energy_forces_stress(ff.config, v, graph=g)  # noqa: E731
+
+    def function(v, g):
+        return derivatives.energy_forces_stress(ff.config, v, graph=g)
+
     return lowered(function, ff.device_variables("float32"), batch)
 
 

@@ -51,8 +51,10 @@ def timed(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, dic
             start = time.perf_counter()
             call()
             samples[name].append(1e3 * (time.perf_counter() - start))
-    return {name: {"median_ms": float(np.median(s)), "min_ms": min(s), "max_ms": max(s), "runs": len(s)}
-            for name, s in samples.items()}  # fmt: skip
+    return {
+        name: {"median_ms": float(np.median(s)), "min_ms": min(s), "max_ms": max(s), "runs": len(s)}
+        for name, s in samples.items()
+    }
 
 
 def machine() -> dict:

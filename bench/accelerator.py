@@ -48,8 +48,16 @@ MEMORY_SHARE = 0.9  # of the device's memory that a program may need
 TANGENTS = 16
 PATIENCE_S = 60  # for one program to compile
 STEPS = {"gpu": 500, "tpu": 500}  # of molecular dynamics in one compiled block; 10 on a CPU
-TINY = {"channels": 4, "lmax": 0, "species": (11, 14, 17), "max_ell": 1, "num_interactions": 1, "correlation": (1,),
-        "radial_mlp": (4,), "num_radial": 4}  # fmt: skip
+TINY = {
+    "channels": 4,
+    "lmax": 0,
+    "species": (11, 14, 17),
+    "max_ell": 1,
+    "num_interactions": 1,
+    "correlation": (1,),
+    "radial_mlp": (4,),
+    "num_radial": 4,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,9 +196,14 @@ def molecular_dynamics(bench: Bench) -> Iterator[dict]:
         for name, ff in bench.forms("Si").items():
             atoms = common.crystal("Si", repeat)
             compile_s, seconds = step_seconds(ff, atoms, steps)
-            yield {"model": name, "atoms": len(atoms), "ms_per_step": 1e3 * seconds,
-                   "us_per_atom": 1e6 * seconds / len(atoms), "ns_per_day": 1e-6 * 86400 / seconds,
-                   "compile_s": compile_s}  # fmt: skip
+            yield {
+                "model": name,
+                "atoms": len(atoms),
+                "ms_per_step": 1e3 * seconds,
+                "us_per_atom": 1e6 * seconds / len(atoms),
+                "ns_per_day": 1e-6 * 86400 / seconds,
+                "compile_s": compile_s,
+            }
             if bench.late:
                 return
 

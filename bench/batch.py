@@ -52,10 +52,19 @@ def mixed(count: int) -> dict[int, tuple[str, Atoms]]:
     """Lattice and cell of each: strained from -4 to 8 %, primitive to 2 x 2 x 1 conventional, in no order."""
     rng = np.random.default_rng(0)
     names = list(LATTICES)
-    drawn = ((names[rng.integers(4)], i, rng.uniform(0.96, 1.08), bool(rng.integers(2)),
-              (1 + rng.integers(2), 1 + rng.integers(2), 1)) for i in range(count))  # fmt: skip
-    return {i: (name, cell(name, seed, scale, cubic, repeat))
-            for i, (name, seed, scale, cubic, repeat) in enumerate(drawn)}  # fmt: skip
+    drawn = (
+        (
+            names[rng.integers(4)],
+            i,
+            rng.uniform(0.96, 1.08),
+            bool(rng.integers(2)),
+            (1 + rng.integers(2), 1 + rng.integers(2), 1),
+        )
+        for i in range(count)
+    )
+    return {
+        i: (name, cell(name, seed, scale, cubic, repeat)) for i, (name, seed, scale, cubic, repeat) in enumerate(drawn)
+    }
 
 
 def edges_of(ff, images) -> int:
@@ -82,8 +91,13 @@ def alone(ff, images, dtype) -> dict:
             jax.block_until_ready(derivatives.start(ff.config, variables, graph=padded, dtype=dtype))
         device = min(device, time.perf_counter() - start)
     slots = sum(b.size.cost for b, _ in batches)
-    return {"host_s": host, "device_s": device, "batches": len(batches), "shapes": len({b.size for b, _ in batches}),
-            "fill": edges_of(ff, images) / slots}  # fmt: skip
+    return {
+        "host_s": host,
+        "device_s": device,
+        "batches": len(batches),
+        "shapes": len({b.size for b, _ in batches}),
+        "fill": edges_of(ff, images) / slots,
+    }
 
 
 def main() -> None:
@@ -106,18 +120,34 @@ def main() -> None:
     rows: list[dict] = []
     for name, images in streams.items():
         seconds, edges, atoms = times[name]["median_ms"] / 1e3, edges_of(ff, images), sum(map(len, images))
-        rows.append({
-            "stream": name, "structures": len(images), "atoms": atoms, "edges": edges, "first_s": first[name],
-            "seconds": seconds, "structures_per_s": len(images) / seconds, "us_per_atom": 1e6 * seconds / atoms,
-            "us_per_edge": 1e6 * seconds / edges, **alone(ff, images, options.dtype), "times": times[name],
-        })  # fmt: skip
+        rows.append(
+            {
+                "stream": name,
+                "structures": len(images),
+                "atoms": atoms,
+                "edges": edges,
+                "first_s": first[name],
+                "seconds": seconds,
+                "structures_per_s": len(images) / seconds,
+                "us_per_atom": 1e6 * seconds / atoms,
+                "us_per_edge": 1e6 * seconds / edges,
+                **alone(ff, images, options.dtype),
+                "times": times[name],
+            }
+        )
     per_edge = {row["stream"]: row["us_per_edge"] for row in rows}
     expected = sum(1e-6 * per_edge[n] * edges_of(ff, [a for m, a in crystals.values() if m == n]) for n in LATTICES)
     share = expected / rows[0]["seconds"]
     print_table(rows)
     print(f"mixed crystals run at {share:.2f} of the single-shape throughput")
-    write("batch" + ("-model" if options.model else ""), rows, share_of_single_shape=share, dtype=options.dtype,
-          channels=ff.config.channels, batch_slots=packing.batch_slots())  # fmt: skip
+    write(
+        "batch" + ("-model" if options.model else ""),
+        rows,
+        share_of_single_shape=share,
+        dtype=options.dtype,
+        channels=ff.config.channels,
+        batch_slots=packing.batch_slots(),
+    )
 
 
 if __name__ == "__main__":

@@ -78,8 +78,12 @@ def check(ff) -> dict:
     atoms = bulk("NaCl", "rocksalt", a=5.64)
     atoms.rattle(0.05, seed=1)
     atoms.set_masses([20.0, 30.0])
-    cell = PhonopyAtoms(symbols=atoms.get_chemical_symbols(), cell=atoms.cell.array, masses=atoms.get_masses(),
-                        scaled_positions=atoms.cell.scaled_positions(atoms.positions))  # fmt: skip
+    cell = PhonopyAtoms(
+        symbols=atoms.get_chemical_symbols(),
+        cell=atoms.cell.array,
+        masses=atoms.get_masses(),
+        scaled_positions=atoms.cell.scaled_positions(atoms.positions),
+    )
     phonon = Phonopy(cell, np.diag([3, 1, 1]), primitive_matrix="P")
     big = phonon.supercell
     whole = Atoms(big.symbols, cell=big.cell, scaled_positions=big.scaled_positions, pbc=True)

@@ -66,8 +66,13 @@ def cpu_rows(ff, options):
         calls = {"equijax": plain, "specialised": fast} | peers.calls(ff.config, atoms, named)
         times = timed(calls, options.repeats)
         median = {name: t["median_ms"] for name, t in times.items()}
-        row = {"case": f"{name}{len(atoms)}", "atoms": len(atoms), "edges": int(batch.edges.mask.sum()),
-               "compile_s": compile_s, "fast_compile_s": fast_compile_s}  # fmt: skip
+        row = {
+            "case": f"{name}{len(atoms)}",
+            "atoms": len(atoms),
+            "edges": int(batch.edges.mask.sum()),
+            "compile_s": compile_s,
+            "fast_compile_s": fast_compile_s,
+        }
         row |= {f"{name.replace('-', '_')}_ms": ms for name, ms in median.items()}
         for peer in peers.PEERS:
             if peer in median:
@@ -87,9 +92,17 @@ def accelerator_rows(ff, options):
         call, batch, cold = compiled(ff, atoms, options.dtype)
         times = timed({"equijax": call}, options.repeats)
         median = times["equijax"]["median_ms"]
-        rows.append({"case": f"Si{len(atoms)}", "atoms": len(atoms), "edges": int(batch.edges.mask.sum()),
-                     "compile_s": cold, "equijax_ms": median, "us_per_atom": 1e3 * median / len(atoms),
-                     "times": times})  # fmt: skip
+        rows.append(
+            {
+                "case": f"Si{len(atoms)}",
+                "atoms": len(atoms),
+                "edges": int(batch.edges.mask.sum()),
+                "compile_s": cold,
+                "equijax_ms": median,
+                "us_per_atom": 1e3 * median / len(atoms),
+                "times": times,
+            }
+        )
         print_table(rows[-1:])
     return rows
 

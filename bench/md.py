@@ -58,10 +58,15 @@ def measure(ff, repeat: int, dtype: str) -> dict:
         rebuild = time.perf_counter() - start
     drift = np.polyfit([m[0] * 1e-3 for m in marks], [m[1] for m in marks], 1)[0] / len(atoms)
     return {
-        "atoms": len(atoms), "dtype": dtype, "slots": n.slots, "ms_per_step": 1e3 * seconds,
-        "us_per_atom": 1e6 * seconds / len(atoms), "ns_per_day": 1e-6 * 86400 / seconds,
-        "rebuild_ms": 1e3 * rebuild, "drift_eV_per_atom_ps": float(drift),
-    }  # fmt: skip
+        "atoms": len(atoms),
+        "dtype": dtype,
+        "slots": n.slots,
+        "ms_per_step": 1e3 * seconds,
+        "us_per_atom": 1e6 * seconds / len(atoms),
+        "ns_per_day": 1e-6 * 86400 / seconds,
+        "rebuild_ms": 1e3 * rebuild,
+        "drift_eV_per_atom_ps": float(drift),
+    }
 
 
 def main() -> None:

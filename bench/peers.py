@@ -33,14 +33,27 @@ def torch_model(config: ModelConfig):
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)
     return modules.ScaleShiftMACE(
-        r_max=config.r_max, num_bessel=config.num_radial, num_polynomial_cutoff=config.cutoff_power,
-        max_ell=config.max_ell, interaction_cls=modules.interaction_classes[config.interaction],
-        interaction_cls_first=modules.interaction_classes[config.interaction_first], num_interactions=2,
-        num_elements=len(config.species), hidden_irreps=o3.Irreps(config.hidden_irreps),
-        MLP_irreps=o3.Irreps(f"{config.readout_mlp}x0e"), atomic_energies=np.zeros(len(config.species)),
-        avg_num_neighbors=config.avg_num_neighbors, atomic_numbers=list(config.species), correlation=3,
-        gate=torch.nn.functional.silu, pair_repulsion=True, distance_transform="Agnesi", use_reduced_cg=False,
-        atomic_inter_scale=1.0, atomic_inter_shift=0.0)  # fmt: skip
+        r_max=config.r_max,
+        num_bessel=config.num_radial,
+        num_polynomial_cutoff=config.cutoff_power,
+        max_ell=config.max_ell,
+        interaction_cls=modules.interaction_classes[config.interaction],
+        interaction_cls_first=modules.interaction_classes[config.interaction_first],
+        num_interactions=2,
+        num_elements=len(config.species),
+        hidden_irreps=o3.Irreps(config.hidden_irreps),
+        MLP_irreps=o3.Irreps(f"{config.readout_mlp}x0e"),
+        atomic_energies=np.zeros(len(config.species)),
+        avg_num_neighbors=config.avg_num_neighbors,
+        atomic_numbers=list(config.species),
+        correlation=3,
+        gate=torch.nn.functional.silu,
+        pair_repulsion=True,
+        distance_transform="Agnesi",
+        use_reduced_cg=False,
+        atomic_inter_scale=1.0,
+        atomic_inter_shift=0.0,
+    )
 
 
 def mace_torch(config: ModelConfig, atoms: Atoms, dtype: str = "float32", hessian_rows: int = 0) -> Callable:
@@ -87,9 +100,12 @@ def symmetrix_xl(config: ModelConfig, atoms: Atoms) -> Callable[[], object]:
     from symmetrix import Symmetrix
 
     calculator = Symmetrix(
-        str(symmetrix_file(config)), dtype="float32", streamed_edges="direct", execution_profile="speed",
+        str(symmetrix_file(config)),
+        dtype="float32",
+        streamed_edges="direct",
+        execution_profile="speed",
         neighbor_skin=SKIN_A,
-    )  # fmt: skip
+    )
     atoms = atoms.copy()
     return lambda: calculator.calculate(atoms, ["energy", "forces"])
 

@@ -44,8 +44,9 @@ def low_symmetry():
     cell = crystal(
         ("Ca", "Ti", "O", "O"),
         [(0.0359, 0.25, 0.9935), (0, 0, 0.5), (0.4838, 0.25, 0.0711), (0.2888, 0.0371, 0.7103)],
-        spacegroup=62, cellpar=[5.44, 7.64, 5.38, 90, 90, 90],
-    )  # fmt: skip
+        spacegroup=62,
+        cellpar=[5.44, 7.64, 5.38, 90, 90, 90],
+    )
     cell.rattle(0.02, seed=0)
     return cell
 
@@ -86,8 +87,13 @@ def main(options: Options) -> None:
         rows.append(row(ff, name, options.torch))
         common.print_table(rows[-1:])
     memory = [peak(name, fast) for name in LARGE if name in options.crystals for fast in (False, True)]
-    common.write("phonons", merged("rows", "crystal", rows), dtype="float64", hessian_rows_timed=HESSIAN_ROWS,
-                 memory=merged("memory", "crystal", memory))  # fmt: skip
+    common.write(
+        "phonons",
+        merged("rows", "crystal", rows),
+        dtype="float64",
+        hessian_rows_timed=HESSIAN_ROWS,
+        memory=merged("memory", "crystal", memory),
+    )
 
 
 def merged(table: str, key: str, rows: list[dict]) -> list[dict]:

@@ -63,10 +63,13 @@ def machine_bounds() -> dict[str, float]:
     square, a, b = jnp.ones((n, n)), jnp.ones(m), jnp.ones(m)
     product = jax.jit(lambda x: jnp.matmul(x, x, precision="highest"))
     add = jax.jit(lambda a, b: a + b)
-    times = timed({"gemm": lambda: jax.block_until_ready(product(square)),
-                   "stream": lambda: jax.block_until_ready(add(a, b))}, 7)  # fmt: skip
-    return {"gemm_flop_per_s": 2e3 * n**3 / times["gemm"]["min_ms"], "stream_byte_per_s": 12e3 * m
-            / times["stream"]["min_ms"]}  # fmt: skip
+    times = timed(
+        {"gemm": lambda: jax.block_until_ready(product(square)), "stream": lambda: jax.block_until_ready(add(a, b))}, 7
+    )
+    return {
+        "gemm_flop_per_s": 2e3 * n**3 / times["gemm"]["min_ms"],
+        "stream_byte_per_s": 12e3 * m / times["stream"]["min_ms"],
+    }
 
 
 def memory_gb() -> float:

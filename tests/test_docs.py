@@ -126,8 +126,15 @@ def test_scripts_use_what_exists(path):
     check_code(path.read_text())
 
 
-@pytest.mark.parametrize("call, message", [("load()", "missing a required"), ("load('m', heads='a')", "unexpected"),
-                                           ("nothing('m')", "no attribute"), ("load('m').evaluate", None)])  # fmt: skip
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        ("load()", "missing a required"),
+        ("load('m', heads='a')", "unexpected"),
+        ("nothing('m')", "no attribute"),
+        ("load('m').evaluate", None),
+    ],
+)
 def test_wrong_code_is_noticed(call, message):
     with pytest.raises((TypeError, AttributeError), match=message) if message else contextlib.nullcontext():
         check_code(f"import equijax\nequijax.{call}")

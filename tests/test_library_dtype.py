@@ -92,9 +92,17 @@ def test_dynamics_is_float64(reference, tmp_path):
     checkpoint.save(tmp_path / "model", FF.config, variables=FF.variables, metadata={})
     ase.io.write(tmp_path / "a.traj", ATOMS)
     config = options.MDConfig(
-        tmp_path / "a.traj", tmp_path / "model", ensemble="nve", steps=1, log_every=1, trajectory_every=1,
-        checkpoint_every=1, out=tmp_path / "out", trajectory="h5", dtype="float64",
-    )  # fmt: skip
+        tmp_path / "a.traj",
+        tmp_path / "model",
+        ensemble="nve",
+        steps=1,
+        log_every=1,
+        trajectory_every=1,
+        checkpoint_every=1,
+        out=tmp_path / "out",
+        trajectory="h5",
+        dtype="float64",
+    )
     run.simulate(config)
     with h5py.File(tmp_path / "out" / "trajectory.h5") as file:
         first = file["particles/all/force/value"][0]

@@ -18,14 +18,22 @@ TOLERANCE = {
 VARIANTS = {
     "published blocks": {},
     "no density, transform, repulsion, scale and shift": {
-        "interaction_first": "RealAgnosticInteractionBlock", "interaction": "RealAgnosticResidualInteractionBlock",
-        "distance_transform": "none", "pair_repulsion": False, "scale_shift": False, "radial_basis": "gaussian",
+        "interaction_first": "RealAgnosticInteractionBlock",
+        "interaction": "RealAgnosticResidualInteractionBlock",
+        "distance_transform": "none",
+        "pair_repulsion": False,
+        "scale_shift": False,
+        "radial_basis": "gaussian",
     },
     "residual first, three interactions, two heads, cutoff after the MLP": {
-        "interaction_first": "RealAgnosticDensityResidualInteractionBlock", "num_interactions": 3,
-        "heads": ("a", "b"), "correlation": (2, 2, 2), "apply_cutoff": False, "distance_transform": "soft",
+        "interaction_first": "RealAgnosticDensityResidualInteractionBlock",
+        "num_interactions": 3,
+        "heads": ("a", "b"),
+        "correlation": (2, 2, 2),
+        "apply_cutoff": False,
+        "distance_transform": "soft",
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

@@ -124,18 +124,24 @@ def published_shapes(Z=89, C=128, U=64, B=10, M=16):
     return {
         "node_embedding": array(Z, C),
         "interactions_0": {
-            "linear_up": per_degree(square), "radial_mlp": radial(4), "density": array(B, 1),
-            "linear": per_degree(*[(1, C, C)] * 4), "skip_tp": per_degree(*[skip] * 4),
+            "linear_up": per_degree(square),
+            "radial_mlp": radial(4),
+            "density": array(B, 1),
+            "linear": per_degree(*[(1, C, C)] * 4),
+            "skip_tp": per_degree(*[skip] * 4),
         },
         "products_0": {**contraction(0, 1, 4, 23), **contraction(1, 1, 6, 51), "linear": per_degree(square, square)},
         "interactions_1": {
-            "linear_up": per_degree(square, square), "radial_mlp": radial(10), "density": array(B, 1),
-            "linear": per_degree(*[(p, C, C) for p in (2, 3, 3, 2)]), "skip_tp": per_degree(skip),
+            "linear_up": per_degree(square, square),
+            "radial_mlp": radial(10),
+            "density": array(B, 1),
+            "linear": per_degree(*[(p, C, C) for p in (2, 3, 3, 2)]),
+            "skip_tp": per_degree(skip),
         },
         "products_1": {**contraction(0, 1, 4, 23), "linear": per_degree(square)},
         "readouts_0": {"linear": array(C, 1)},
         "readouts_1": {"linear_1": array(C, M), "linear_2": array(M, 1)},
-    }  # fmt: skip
+    }
 
 
 def test_default_targets_are_everything_but_density(base):

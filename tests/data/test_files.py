@@ -23,12 +23,18 @@ VIRIALS = -voigt_6_to_full_3x3_stress(STRESS) * testing.rattled().get_volume()
 SPELLINGS = {
     "singular force": (frame({"force": FORCES}, {"energy": ENERGY}, virial=VIRIALS), "energy, force, virial"),
     "singular reference": (
-        frame({"REF_force": FORCES}, REF_energy=ENERGY, REF_virial=VIRIALS), "REF_energy, REF_force, REF_virial"),
+        frame({"REF_force": FORCES}, REF_energy=ENERGY, REF_virial=VIRIALS),
+        "REF_energy, REF_force, REF_virial",
+    ),
     "plural reference": (
-        frame({"REF_forces": FORCES}, REF_energy=ENERGY, REF_virials=VIRIALS), "REF_energy, REF_forces, REF_virials"),
+        frame({"REF_forces": FORCES}, REF_energy=ENERGY, REF_virials=VIRIALS),
+        "REF_energy, REF_forces, REF_virials",
+    ),
     "only the energy renamed": (
-        frame(None, {"forces": FORCES, "stress": STRESS}, REF_energy=ENERGY), "REF_energy, forces, stress"),
-}  # fmt: skip
+        frame(None, {"forces": FORCES, "stress": STRESS}, REF_energy=ENERGY),
+        "REF_energy, forces, stress",
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", SPELLINGS)

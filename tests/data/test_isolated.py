@@ -12,8 +12,11 @@ from tests.data.samples import CONFIG, E0, ENERGY, FORCES, VARIABLES, frame, lon
 
 
 def test_isolated_atoms_are_set_apart(tmp_path):
-    images = [lone("Na", -7.0), frame({"REF_forces": FORCES}, REF_energy=ENERGY),
-              lone("Cl", -9.0, config_type="isolated_atom")]  # fmt: skip
+    images = [
+        lone("Na", -7.0),
+        frame({"REF_forces": FORCES}, REF_energy=ENERGY),
+        lone("Cl", -9.0, config_type="isolated_atom"),
+    ]
     found = data.read_file(written(tmp_path / "a.extxyz", *images))
     assert [s.source for s in found.structures] == [f"frame 1 of {tmp_path / 'a.extxyz'}"]
     assert found.line.endswith("stresses of none; 2 isolated atom(s) set apart")

@@ -13,9 +13,14 @@ from equijax.units import GPA_PER_EV_A3
 
 @pytest.mark.parametrize(
     ("factor", "likely"),
-    [(-1.0, "the opposite sign"), (GPA_PER_EV_A3, "GPa;"), (-10 * GPA_PER_EV_A3, "kbar with the opposite sign"),
-     (None, "virials"), (1 / GPA_PER_EV_A3, "a conversion the wrong way")],
-)  # fmt: skip
+    [
+        (-1.0, "the opposite sign"),
+        (GPA_PER_EV_A3, "GPa;"),
+        (-10 * GPA_PER_EV_A3, "kbar with the opposite sign"),
+        (None, "virials"),
+        (1 / GPA_PER_EV_A3, "a conversion the wrong way"),
+    ],
+)
 def test_stress_units_and_sign_against_a_model(factor, likely):
     rng = np.random.default_rng(0)
     structures, predicted = [], []

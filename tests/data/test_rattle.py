@@ -55,8 +55,24 @@ def test_supercell_is_long_enough_and_frames_of_relaxations_join(salt, folder, s
     assert len(make_supercell(ase.io.read(salt), None, min_length=8.0)) == 64
     primitive = make_supercell(bulk("Si", a=5.43), None, min_length=9.0)  # heights of 3.135 A
     assert len(primitive) == 2 * 27
-    argv = ["--structure", str(salt), "--out", str(tmp_path), "--number", "3", "--candidates", "3", "--min-length", "5",
-            "--model", str(folder / "model"), "--relaxations", "1", "--relaxation-steps", "2"]  # fmt: skip
+    argv = [
+        "--structure",
+        str(salt),
+        "--out",
+        str(tmp_path),
+        "--number",
+        "3",
+        "--candidates",
+        "3",
+        "--min-length",
+        "5",
+        "--model",
+        str(folder / "model"),
+        "--relaxations",
+        "1",
+        "--relaxation-steps",
+        "2",
+    ]
     assert rattle.main(argv) == 0
     assert len(ase.io.read(tmp_path / "structures.extxyz", ":")) == 3
     options = RattleConfig(salt, tmp_path, model=folder / "model", relaxations=1, relaxation_steps=2)

@@ -70,8 +70,13 @@ def test_killed_at_random_moments_and_resumed(arguments, whole, tmp_path):
     argv = [*arguments(tmp_path / "run", *OPTIONS), "--resume"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     for epoch in (2, BEST, 8):
-        done = subprocess.run([sys.executable, "-c", KILLED, str(epoch), *argv], env=environment, capture_output=True,
-                              text=True, timeout=300)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, str(epoch), *argv],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert done.returncode == -signal.SIGKILL, done.stderr
     finetune.main(argv)
     same(tmp_path / "run", whole)

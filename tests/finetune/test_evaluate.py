@@ -56,8 +56,18 @@ def test_an_adapter_and_a_missing_label(labelled, model, tmp_path, capsys):
     start = lora.init_delta(model.variables["params"], ("readouts_0",))
     start.arrays["readouts_0/linear"]["delta"] = start.arrays["readouts_0/linear"]["delta"] + 1.0
     files.save(tmp_path / "adapter", start, base=model)
-    argv = ["--model", str(labelled / "model"), "--data", str(labelled / "salt.extxyz"), "--out", str(tmp_path / "out"),
-            "--adapter", str(tmp_path / "adapter"), "--energy-key", "none"]  # fmt: skip
+    argv = [
+        "--model",
+        str(labelled / "model"),
+        "--data",
+        str(labelled / "salt.extxyz"),
+        "--out",
+        str(tmp_path / "out"),
+        "--adapter",
+        str(tmp_path / "adapter"),
+        "--energy-key",
+        "none",
+    ]
     assert evaluate.main(argv) == 0
     (row,) = json.loads((tmp_path / "out" / "report.json").read_text())["errors"]
     assert row["energy MAE (meV/atom)"] is None and row["stress MAE (meV/A^3)"] > 0.1

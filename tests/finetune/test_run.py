@@ -35,8 +35,19 @@ ROOT = Path(__file__).resolve().parents[2]
 def lora_run(folder, arguments, tmp_path_factory):
     """A LoRA run with weight decay, tested on the rest and on a compound of another element."""
     out = tmp_path_factory.mktemp("lora") / "run"
-    finetune.main(arguments(out, "--test", folder / "test.extxyz", "--retain", folder / "other.extxyz",
-                            "--weight-decay", 0.1, "--epochs", 3))  # fmt: skip
+    finetune.main(
+        arguments(
+            out,
+            "--test",
+            folder / "test.extxyz",
+            "--retain",
+            folder / "other.extxyz",
+            "--weight-decay",
+            0.1,
+            "--epochs",
+            3,
+        )
+    )
     return out, json.loads((out / "report.json").read_text())
 
 
@@ -217,12 +228,25 @@ def test_two_processes_interrupted_and_resumed_give_what_one_gives(folder, argum
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        argv = [*arguments(tmp_path / "two", *options, "--batch-size", 1, "--coordinator", f"127.0.0.1:{port}",
-                           "--processes", 2), "--distributed", *more]  # fmt: skip
+        argv = [
+            *arguments(
+                tmp_path / "two", *options, "--batch-size", 1, "--coordinator", f"127.0.0.1:{port}", "--processes", 2
+            ),
+            "--distributed",
+            *more,
+        ]
         command = [sys.executable, *program, *argv]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-        return [subprocess.Popen([*command, "--process", str(i)], env=environment, stdout=subprocess.PIPE,
-                                 stderr=subprocess.STDOUT, text=True) for i in range(2)]  # fmt: skip
+        return [
+            subprocess.Popen(
+                [*command, "--process", str(i)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for i in range(2)
+        ]
 
     both = start(("-c", CUT))
     finetune.main(arguments(tmp_path / "one", *options))
@@ -246,8 +270,9 @@ def test_a_run_that_diverges_names_the_structure(folder, arguments, tmp_path, ca
     images = ase.io.read(folder / "train.extxyz", ":")
     images[3].calc.results["forces"] = images[3].calc.results["forces"] + 1e25
     ase.io.write(tmp_path / "broken.extxyz", images)
-    argv = arguments(tmp_path / "run", "--train", tmp_path / "broken.extxyz", "--valid", folder / "test.extxyz",
-                     "--loss", "mse")  # fmt: skip
+    argv = arguments(
+        tmp_path / "run", "--train", tmp_path / "broken.extxyz", "--valid", folder / "test.extxyz", "--loss", "mse"
+    )
     assert finetune.main(argv) == 2
     found = capsys.readouterr().err
     assert re.search(r"not finite for frame 3 of [^ ,]*broken\.extxyz alone: check labels", found)
@@ -279,9 +304,21 @@ def test_force_constants_and_replay_train_beside_forces(student, folder, argumen
     force_constants.force_constants(student, phonon, full=True)
     phonon.force_constants = 1.1 * phonon.force_constants
     phonon.save(tmp_path / "phonopy_params.yaml", settings={"force_constants": True})
-    argv = arguments(tmp_path / "run", "--hessian-weight", 1.0, "--loss", "mse", "--replay-self",
-                     folder / "other.extxyz", "--hessian-cell", "primitive", "--tangents", 2, "--phonons",
-                     tmp_path / "phonopy_params.yaml")  # fmt: skip
+    argv = arguments(
+        tmp_path / "run",
+        "--hessian-weight",
+        1.0,
+        "--loss",
+        "mse",
+        "--replay-self",
+        folder / "other.extxyz",
+        "--hessian-cell",
+        "primitive",
+        "--tangents",
+        2,
+        "--phonons",
+        tmp_path / "phonopy_params.yaml",
+    )
     argv.insert(argv.index("--train") + 2, str(tmp_path / "phonopy_params.yaml"))
     options = resolve(finetune.parse([*argv, "--replay-hessian", "--watch", "train", "phonons"]))
     made = setup.begin(options)

@@ -53,8 +53,19 @@ def test_zero_shot_is_the_untouched_model_and_refitted_energies_a_row_of_their_o
     shifted, folder, arguments, tmp_path
 ):
     out = tmp_path / "run"
-    argv = arguments(out, "--train", shifted, "--valid", shifted, "--retain", folder / "test.extxyz", "--e0", "refit",
-                     "--strategy", "zero-shot")  # fmt: skip
+    argv = arguments(
+        out,
+        "--train",
+        shifted,
+        "--valid",
+        shifted,
+        "--retain",
+        folder / "test.extxyz",
+        "--e0",
+        "refit",
+        "--strategy",
+        "zero-shot",
+    )
     result = run.run(resolve(finetune.parse(argv)))
     untouched, refitted = result.before.errors, result.before_with_new_e0
     assert refitted == result.after.errors
@@ -68,8 +79,9 @@ def test_zero_shot_is_the_untouched_model_and_refitted_energies_a_row_of_their_o
     assert any(line.startswith("WORSE: retain energy MAE (eV/atom) against the untouched") for line in result.verdict)
     assert json.loads((out / "report.json").read_text())["e0"] == "refitted"
     found = equijax.load(folder / "model").evaluate([s.atoms for s in _structures(shifted)], compute=Compute())
-    expected = np.mean([abs(f.energy - s.energy) / len(s.atoms)
-                        for f, s in zip(found, _structures(shifted), strict=True)])  # fmt: skip
+    expected = np.mean(
+        [abs(f.energy - s.energy) / len(s.atoms) for f, s in zip(found, _structures(shifted), strict=True)]
+    )
     assert untouched["valid"].energy_mae == pytest.approx(expected, rel=1e-5)
 
 

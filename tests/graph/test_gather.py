@@ -21,8 +21,13 @@ def test_gather_and_its_transpose_are_adjoint_in_every_mode():
         expected = np.zeros_like(x)
         np.add.at(expected, senders, y.reshape(-1, 3))
         np.testing.assert_allclose(sum_to_senders(y, senders, reverse), expected, atol=1e-13)
-        f = lambda x: (gather_senders(x, senders, reverse) ** 3 * y).sum()  # noqa: E731
-        plain = lambda x: (x[senders].reshape(y.shape) ** 3 * y).sum()  # noqa: E731
+
+        def f(x):
+            return (gather_senders(x, senders, reverse) ** 3 * y).sum()
+
+        def plain(x):
+            return (x[senders].reshape(y.shape) ** 3 * y).sum()
+
         for derivative in (jax.grad, jax.jacfwd, jax.hessian):
             np.testing.assert_allclose(derivative(f)(x), derivative(plain)(x), atol=1e-12)
         tangents = rng.normal(size=(4, *x.shape))

@@ -79,14 +79,25 @@ for atoms in ase.io.read(sys.argv[1], ":"):
 def test_no_structure_kills_the_interpreter(tmp_path):
     """In a process of its own: a cell list divides by zero, or never ends, on most of these."""
     ase.io.write(tmp_path / "all.traj", list(EXTREME.values()))
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path / "all.traj")], capture_output=True, text=True,
-                          timeout=120, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "all.traj")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     lines = dict(zip(EXTREME, done.stdout.splitlines(), strict=True))
     pairs = {name: line for name, line in lines.items() if not line.startswith("refused")}
     near, slab = len(graph.neighbour_list(stray(60.0), 4.9).senders), graph.neighbour_list(skewed_slab(20.0), 4.9)
-    assert pairs == {"stray": str(near), "further": str(near), "slab": str(len(slab.senders)), "open slab": "0",
-                     "unwrapped": "4", "stray in a cell": pairs["stray in a cell"]}  # fmt: skip
+    assert pairs == {
+        "stray": str(near),
+        "further": str(near),
+        "slab": str(len(slab.senders)),
+        "open slab": "0",
+        "unwrapped": "4",
+        "stray in a cell": pairs["stray in a cell"],
+    }
     assert "too thin for a cutoff" in lines["thin"] and "span no volume" in lines["flat"]
 
 

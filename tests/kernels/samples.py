@@ -19,7 +19,9 @@ def derivatives(gradient: Callable) -> dict[str, Callable]:
         return lambda x, t: jax.jvp(gradient(f, weight), x, t)[1]
 
     def third(f, weight):
-        contract = lambda x, t: sum(jnp.vdot(a, b) for a, b in zip(hvp(f, weight)(x, t), t, strict=True))  # noqa: E731
+        def contract(x, t):
+            return sum(jnp.vdot(a, b) for a, b in zip(hvp(f, weight)(x, t), t, strict=True))
+
         return lambda x, t: jax.grad(contract)(x, t)
 
     def over_tangents(derivative):

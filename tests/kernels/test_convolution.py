@@ -39,7 +39,10 @@ def table_form(use_kernel, index, table):
     first = jnp.asarray(np.where(used, rows, -1), jnp.int32)
     used = used.reshape(N, K, 1)
     if use_kernel:
-        operands = lambda phi, Y, h: [a[None] for a in (phi * used, Y, h, table)]  # noqa: E731
+
+        def operands(phi, Y, h):
+            return [a[None] for a in (phi * used, Y, h, table)]
+
         return lambda *x: convolution._table_sum(operands(*x), (*index, first), TABLE_SHAPES, PATHS)[0]
     plain = form(False, index)
     return lambda phi, Y, h: plain(convolution.radial_from_table(phi * used, first, table), Y, h)
@@ -89,7 +92,10 @@ def test_table_without_its_kernel(monkeypatch):
     rng = np.random.default_rng(3)
     x = tuple(jnp.asarray(rng.normal(size=s), "float32") for s in TABLE_SHAPES[:4])
     weight = jnp.asarray(rng.normal(size=TABLE_SHAPES[4]), "float32")
-    loss = lambda use, phi, Y, h, W: jnp.sum(jnp.tanh(weight * table_form(use, random_graph(), W)(phi, Y, h)))  # noqa: E731
+
+    def loss(use, phi, Y, h, W):
+        return jnp.sum(jnp.tanh(weight * table_form(use, random_graph(), W)(phi, Y, h)))
+
     expected = jax.grad(lambda *x: loss(False, *x), (0, 1, 2, 3))(*x)
     for mode in ("require", "off"):
         monkeypatch.setenv("EQUIJAX_KERNELS", mode)

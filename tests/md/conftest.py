@@ -13,8 +13,16 @@ from equijax.testing import random_config, random_forcefield
 from tests.md.samples import Morse, command
 
 # the cheapest model with every kind of layer: programs of it compile in seconds
-TINY = {"channels": 2, "lmax": 1, "species": (11, 14, 17), "max_ell": 1, "correlation": (2, 2), "num_radial": 3,
-        "radial_mlp": (8, 8), "readout_mlp": 4}  # fmt: skip
+TINY = {
+    "channels": 2,
+    "lmax": 1,
+    "species": (11, 14, 17),
+    "max_ell": 1,
+    "correlation": (2, 2),
+    "num_radial": 3,
+    "radial_mlp": (8, 8),
+    "readout_mlp": 4,
+}
 
 
 @pytest.fixture(scope="module")

@@ -41,8 +41,23 @@ def read_log(folder):
 
 def command(folder, structure, ensemble, steps, every, *options):
     """Arguments of the program."""
-    argv = [structure, "--model", "any", "--out", folder, "--ensemble", ensemble, "--steps", steps,
-            "--log-every", every, "--trajectory-every", 20 * every, "--checkpoint-every", 20 * every]  # fmt: skip
+    argv = [
+        structure,
+        "--model",
+        "any",
+        "--out",
+        folder,
+        "--ensemble",
+        ensemble,
+        "--steps",
+        steps,
+        "--log-every",
+        every,
+        "--trajectory-every",
+        20 * every,
+        "--checkpoint-every",
+        20 * every,
+    ]
     if "--model" in options:
         del argv[1:3]
     return [str(a) for a in (*argv, *options)]

@@ -103,8 +103,21 @@ def test_breakdown_keeps_the_last_good_checkpoint(monkeypatch, morse, tmp_path, 
     kind, options, message = BREAKDOWNS[name]
     monkeypatch.setattr(md, "load", lambda path, head: kind(morse.config, morse.variables, {}))
     monkeypatch.setattr(block_module, "MAX_RERUNS", 1)
-    argv = [metal, "--model", "any", "--out", tmp_path, "--log-every", 1, "--trajectory-every", 1,
-            "--checkpoint-every", 1, "--steps", 3000]  # fmt: skip
+    argv = [
+        metal,
+        "--model",
+        "any",
+        "--out",
+        tmp_path,
+        "--log-every",
+        1,
+        "--trajectory-every",
+        1,
+        "--checkpoint-every",
+        1,
+        "--steps",
+        3000,
+    ]
     argv += [x for k, v in options.items() for x in (f"--{k}", v)]
     assert main([str(a) for a in argv]) == 1
     error = capsys.readouterr().err

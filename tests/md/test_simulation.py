@@ -31,8 +31,19 @@ def test_energy_drift_of_a_mace(tmp_path, energies):
     """The bundled model, 1 ps of NVE at 1 fs: less than 1e-5 eV/atom/ps in float64, and in float32 too."""
     convert([str(MINI), str(tmp_path / "model")])
     ase.io.write(tmp_path / "salt.extxyz", bulk("NaCl", "rocksalt", a=5.69, cubic=True))
-    log = run(tmp_path / energies, tmp_path / "salt.extxyz", "nve", 1000, 10, "--dtype", energies, "--temperature", 600,
-              "--model", tmp_path / "model")  # fmt: skip
+    log = run(
+        tmp_path / energies,
+        tmp_path / "salt.extxyz",
+        "nve",
+        1000,
+        10,
+        "--dtype",
+        energies,
+        "--temperature",
+        600,
+        "--model",
+        tmp_path / "model",
+    )
     drift = np.polyfit(log["time_ps"], log["total_eV"], 1)[0] / 8
     assert abs(drift) < 1e-5, f"{drift} eV/atom/ps"
     assert np.ptp(log["kinetic_eV"]) > 100 * np.ptp(log["total_eV"])
@@ -57,8 +68,21 @@ def test_temperature_distribution(loaded, tmp_path, thermostat, dof):
     """
     crystal = tmp_path / "crystal.extxyz"
     ase.io.write(crystal, bulk("Al", a=4.3, cubic=True) * (2, 1, 1))
-    logs = run(tmp_path, crystal, "nvt", 2500, 20, "--thermostat", thermostat, "--thermostat-time", 30, "--timestep", 2,
-               "--replicas", 40)  # fmt: skip
+    logs = run(
+        tmp_path,
+        crystal,
+        "nvt",
+        2500,
+        20,
+        "--thermostat",
+        thermostat,
+        "--thermostat-time",
+        30,
+        "--timestep",
+        2,
+        "--replicas",
+        40,
+    )
     T = np.concatenate([log["temperature_K"][25:] for log in logs])
     assert T.mean() == pytest.approx(300.0, rel=0.015)
     assert T.var() / T.mean() ** 2 == pytest.approx(2 / dof, rel=0.08)
@@ -70,8 +94,23 @@ def test_volume_under_pressure(loaded, tmp_path, morse):
     pressure = 2.0  # GPa
     crystal = tmp_path / "crystal.extxyz"
     ase.io.write(crystal, bulk("Al", a=4.04, cubic=True) * (2, 2, 2))
-    log = run(tmp_path, crystal, "npt", 5000, 10, "--temperature", 100, "--pressure", pressure, "--barostat-time", 500,
-              "--thermostat-time", 50, "--timestep", 2)  # fmt: skip
+    log = run(
+        tmp_path,
+        crystal,
+        "npt",
+        5000,
+        10,
+        "--temperature",
+        100,
+        "--pressure",
+        pressure,
+        "--barostat-time",
+        500,
+        "--thermostat-time",
+        50,
+        "--timestep",
+        2,
+    )
     atoms = ase.io.read(crystal)
     T, volume = atoms.cell.array.T, atoms.get_volume()
     neighbor_fn, energy_fn = energy_neighbor(space.periodic_general(T)[0], T, ff=morse, numbers=atoms.numbers, skin=2.0)

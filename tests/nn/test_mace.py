@@ -49,8 +49,12 @@ def test_every_derivative_up_to_third_order_is_finite_and_matches_differences(ff
 
         @jax.jit
         def derivatives(s):
-            e = lambda x: potential.total_energy(ff.config, variables, graph=batch, positions=x)  # noqa: E731
-            hvp = lambda x: jax.jvp(jax.grad(e), (x,), (u,))[1]  # noqa: E731
+            def e(x):
+                return potential.total_energy(ff.config, variables, graph=batch, positions=x)
+
+            def hvp(x):
+                return jax.jvp(jax.grad(e), (x,), (u,))[1]
+
             y = x + s * u
             return jax.grad(e)(y), hvp(y), jax.grad(lambda x: (u * hvp(x)).sum())(y)
 

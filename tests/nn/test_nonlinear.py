@@ -78,7 +78,10 @@ def test_configuration_survives_json(ff):
 
 def test_energy_is_invariant_and_forces_rotate(ff):
     """Those of `so3` alone under proper rotations, which a molecule and its mirror image show."""
-    evaluate = lambda atoms: ff.evaluate([atoms], compute=Compute("float64"))[0]  # noqa: E731
+
+    def evaluate(atoms):
+        return ff.evaluate([atoms], compute=Compute("float64"))[0]
+
     atoms = salt()
     if not ff.config.so3:
         testing.assert_equivariant(evaluate, atoms, tolerance=testing.TOLERANCE["float64"])
@@ -101,7 +104,9 @@ def test_third_derivatives_are_finite_and_match_differences(ff):
 
         @jax.jit
         def derivatives(s):
-            energy = lambda s: potential.total_energy(ff.config, variables, graph=batch, positions=x + s * u)  # noqa: E731
+            def energy(s):
+                return potential.total_energy(ff.config, variables, graph=batch, positions=x + s * u)
+
             second = jax.jacfwd(jax.grad(energy))
             return jax.grad(energy)(s), second(s), jax.jacfwd(second)(s)
 
@@ -111,7 +116,10 @@ def test_third_derivatives_are_finite_and_match_differences(ff):
 
 def test_charges_of_structures_are_read_defaulted_and_refused(charged):
     """One batch of differently charged structures gives each its own energy."""
-    evaluate = lambda *images: [e.energy for e in charged.evaluate(list(images), compute=Compute("float64"))]  # noqa: E731
+
+    def evaluate(*images):
+        return [e.energy for e in charged.evaluate(list(images), compute=Compute("float64"))]
+
     neutral, plus = evaluate(testing.rattled(), salt(1))
     assert abs(plus - neutral) > 1e-6
     assert evaluate(salt(0), salt(1)) == pytest.approx([neutral, plus], abs=1e-9)

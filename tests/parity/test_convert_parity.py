@@ -46,14 +46,26 @@ VARIANTS = {
     "chebyshev": {"radial_type": "chebyshev", "distance_transform": "Agnesi"},
     "raw-cutoff": {"apply_cutoff": False, "first": "Density", "later": "DensityResidual", "gate": None},
     "mh-1": {
-        "first": "ResidualNonLinear", "later": "ResidualNonLinear", "edge_irreps": o3.Irreps("4x0e+4x1o"),
-        "use_edge_irreps_first": True, "apply_cutoff": False, "use_agnostic_product": True, "heads": ["pbe", "scan"],
-        "distance_transform": "Agnesi", "pair_repulsion": True, "readout_cls": modules.NonLinearBiasReadoutBlock,
+        "first": "ResidualNonLinear",
+        "later": "ResidualNonLinear",
+        "edge_irreps": o3.Irreps("4x0e+4x1o"),
+        "use_edge_irreps_first": True,
+        "apply_cutoff": False,
+        "use_agnostic_product": True,
+        "heads": ["pbe", "scan"],
+        "distance_transform": "Agnesi",
+        "pair_repulsion": True,
+        "readout_cls": modules.NonLinearBiasReadoutBlock,
         "correlation": 3,
     },
     "omol": {
-        "first": "ResidualNonLinear", "later": "ResidualNonLinear", "num_interactions": 3, "apply_cutoff": False,
-        "hidden_irreps": "8x0e+8x1o+8x2e", "edge_irreps": o3.Irreps("4x0e+4x1o+4x2e"), "use_last_readout_only": True,
+        "first": "ResidualNonLinear",
+        "later": "ResidualNonLinear",
+        "num_interactions": 3,
+        "apply_cutoff": False,
+        "hidden_irreps": "8x0e+8x1o+8x2e",
+        "edge_irreps": o3.Irreps("4x0e+4x1o+4x2e"),
+        "use_last_readout_only": True,
         "embedding_specs": {"total_charge": CHARGE, "total_spin": CHARGE | {"num_classes": 5, "offset": 0}},
         "use_embedding_readout": True,
     },
@@ -61,10 +73,12 @@ VARIANTS = {
     "attention": {"first": "AttResidual", "later": "AttResidual", "edge_irreps": o3.Irreps("4x0e+4x1o")},
     "so3": {"use_so3": True, "hidden_irreps": "8x0e+8x1e", "later": "ResidualNonLinear"},
     "continuous": {
-        "num_interactions": 1, "later": "ResidualNonLinear", "first": "ResidualNonLinear",
+        "num_interactions": 1,
+        "later": "ResidualNonLinear",
+        "first": "ResidualNonLinear",
         "embedding_specs": {"total_charge": {"type": "continuous", "per": "graph", "in_dim": 1, "emb_dim": 4}},
     },
-}  # fmt: skip
+}
 
 
 def torch_model(

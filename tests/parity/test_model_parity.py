@@ -22,10 +22,18 @@ pytestmark = [
 
 SPECIES = [8, 11, 12, 14, 17, 20, 22]  # those of testing.structures()
 PUBLISHED = {  # MACE-MP-0b3-medium but for its 82 other elements
-    "first": "Density", "later": "DensityResidual", "r_max": 6.0, "num_bessel": 10, "max_ell": 3, "correlation": 3,
-    "hidden_irreps": "128x0e+128x1o", "MLP_irreps": o3.Irreps("16x0e"), "radial_MLP": [64, 64, 64],
-    "distance_transform": "Agnesi", "pair_repulsion": True,
-}  # fmt: skip
+    "first": "Density",
+    "later": "DensityResidual",
+    "r_max": 6.0,
+    "num_bessel": 10,
+    "max_ell": 3,
+    "correlation": 3,
+    "hidden_irreps": "128x0e+128x1o",
+    "MLP_irreps": o3.Irreps("16x0e"),
+    "radial_MLP": [64, 64, 64],
+    "distance_transform": "Agnesi",
+    "pair_repulsion": True,
+}
 CASES = VARIANTS | {"published": PUBLISHED, "published, reduced": PUBLISHED | {"reduced": True}}
 
 
@@ -49,8 +57,10 @@ def test_same_numbers_as_mace_torch(case, tmp_path):
         for i, (name, atoms) in enumerate(images.items()):
             atoms.calc = oracle
             rows = slice(first, first := first + len(atoms))
-            error = {"energy": (atoms.get_potential_energy() - ours.energy[i]) / len(atoms),
-                     "forces": atoms.get_forces() - ours.forces[rows]}  # fmt: skip
+            error = {
+                "energy": (atoms.get_potential_energy() - ours.energy[i]) / len(atoms),
+                "forces": atoms.get_forces() - ours.forces[rows],
+            }
             if atoms.pbc.all():
                 error["stress"] = atoms.get_stress(voigt=False) - ours.stress[i]
             for key, value in error.items():

@@ -40,8 +40,12 @@ def test_files_of_a_release(release, tmp_path):
     outcome = {name: outcome_of(tmp_path / name) for name in CASES[release]}
     if OUTCOME:
         write_outcome(Path(OUTCOME), f"0.3.{release}", outcome)
-    wrong = [f"{name}, {file}: {found}" for name, files in outcome.items() for file, found in files.items()
-             if isinstance(found, str) or exceeds(found, versions.RECIPES[name].dtype)]  # fmt: skip
+    wrong = [
+        f"{name}, {file}: {found}"
+        for name, files in outcome.items()
+        for file, found in files.items()
+        if isinstance(found, str) or exceeds(found, versions.RECIPES[name].dtype)
+    ]
     assert not wrong, f"mace-torch 0.3.{release}:\n" + "\n".join(wrong)
 
 

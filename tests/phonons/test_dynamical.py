@@ -42,8 +42,12 @@ def atoms():
 
 
 def phonopy_of(atoms, supercell):
-    cell = PhonopyAtoms(symbols=atoms.get_chemical_symbols(), cell=atoms.cell.array, masses=atoms.get_masses(),
-                        scaled_positions=atoms.cell.scaled_positions(atoms.positions))  # fmt: skip
+    cell = PhonopyAtoms(
+        symbols=atoms.get_chemical_symbols(),
+        cell=atoms.cell.array,
+        masses=atoms.get_masses(),
+        scaled_positions=atoms.cell.scaled_positions(atoms.positions),
+    )
     return Phonopy(cell, supercell, primitive_matrix="P")
 
 
