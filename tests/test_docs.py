@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import io
+import os
 import re
 import tomllib
 import typing
@@ -19,6 +20,7 @@ import equijax
 from equijax.__main__ import COMMANDS
 from equijax.forcefield import ForceField
 
+os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # e3nn, where it is installed, loads its constants so
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "bench/README.md")),

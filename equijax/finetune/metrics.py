@@ -43,7 +43,7 @@ class Deviation(NamedTuple):
 
 
 def _sums(
-    config: ModelConfig, losses: loss.LossConfig, *, variables: dict, graph: jraph.GraphsTuple
+    config: ModelConfig, losses: loss.LossConfig, variables: dict, graph: jraph.GraphsTuple
 ) -> tuple[dict[str, tuple[jax.Array, jax.Array]], dict[str, Deviation]]:
     """Loss terms as (sum of numerators, count), and the deviation of each quantity."""
     found = derivatives.energy_forces_stress(config, variables, graph=graph)

@@ -152,7 +152,7 @@ HOSTILE: dict[str, bytes] = {
 }
 
 READ_ALL = """
-import json, resource, sys
+import json, re, resource, sys
 from pathlib import Path
 from convert.torch_model import read_model
 
@@ -164,7 +164,9 @@ for path in sys.argv[1:]:
         answer = "read"
     except BaseException as error:
         answer = f"{type(error).__name__}: {error}"
-    print(json.dumps([Path(path).stem, answer, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]), flush=True)
+    # not ru_maxrss, which starts from what the process that started this one held
+    peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
+    print(json.dumps([Path(path).stem, answer, 1024 * int(peak)]), flush=True)
 """
 
 

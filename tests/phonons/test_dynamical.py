@@ -112,7 +112,7 @@ def test_the_kernel_takes_values_turned_at_the_edges(atoms, monkeypatch):
         executables.programs.clear()
         jax.clear_caches()
         monkeypatch.setattr(convolution, "KERNEL_CHANNELS", least)
-        calls.append(dynamical.dynamical_matrices(ff, atoms, [[0.13, 0.27, 0.41]]))
+        calls.append(dynamical.dynamical_matrices(ff, atoms, qpoints=[[0.13, 0.27, 0.41]]))
         programs = next(iter(executables.programs.values()))[0].as_text()
         assert ("equijax_convolution" in programs) == (least == 16)
     np.testing.assert_allclose(*calls, rtol=0, atol=1e-12 * np.abs(calls[0]).max())

@@ -62,8 +62,8 @@ def test_order_parameters_of_a_star(monkeypatch):
     """A simple cubic crystal soft at X: three arms, transverse modes two-fold, one pattern each as 2q = G."""
     atoms = Atoms("Na", cell=[4.0] * 3, pbc=True)
 
-    def matrices(ff, atoms, q, symprec, compute):
-        along = np.isclose(np.asarray(q), 0.5)
+    def matrices(ff, atoms, *, qpoints, symprec, compute):
+        along = np.isclose(np.asarray(qpoints), 0.5)
         stiff = np.where(along.sum(1, keepdims=True) == 1, np.where(along, 1.0, -0.1), 1.0)
         return np.array([np.diag(row).astype(complex) for row in stiff])
 
