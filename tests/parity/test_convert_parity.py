@@ -248,7 +248,7 @@ def test_models_outside_the_family_are_refused_by_name(tmp_path):
         ({"edge_irreps": o3.Irreps("4x0e")}, "edge_irreps"),
         ({"embedding_specs": {"elec_temp": CHARGE}}, "elec_temp"),
         ({"embedding_specs": {"total_charge": CHARGE | {"per": "node"}}}, "total_charge"),
-        ({"keep_last_layer_irreps": True}, "irreps_out"),
+        ({"keep_last_layer_irreps": True}, "skip_tp number of paths"),
     ):
         torch.save(torch_model(**changes), path)
         with pytest.raises(UnsupportedModel, match=name):
