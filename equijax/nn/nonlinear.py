@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equijax.config import ModelConfig
+from equijax.errors import InputError
 from equijax.graph.fields import Topology
 from equijax.graph.shapes import MAX_DENSE_SPECIES
 from equijax.nn import convolution
@@ -120,7 +121,7 @@ class NormedMLP(nn.Module):
                 x = x @ w.T
             x = nn.silu(self._normalised(i, x + b))
             fan_in = fan_out
-        raise ValueError(f"an MLP of sizes {self.sizes} has no layer")
+        raise InputError(f"an MLP of sizes {self.sizes} has no layer")
 
     def _layer(self, i: int, fan_in: int, fan_out: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
         draw = nn.initializers.uniform(1 / math.sqrt(fan_in))
