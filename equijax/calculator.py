@@ -11,6 +11,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from equijax import compiled, derivatives, graph
 from equijax.config import Compute
 from equijax.errors import NotFinite, needed
+from equijax.graph.neighbours import embedded_numbers
 from equijax.potential import Potential
 
 
@@ -33,6 +34,14 @@ class EquijaxCalculator(Calculator):
         compiled.use_cache()
         self.forcefield, self.dtype, self.fast = forcefield, dtype, fast
         self.head = forcefield.head_index
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What has changed since the last calculation: also the charge and spin in `Atoms.info` that a model reads."""
+        changes = super().check_state(atoms, tol)
+        if self.atoms is None:
+            return changes
+        before, now = (embedded_numbers(a.info, self.forcefield.config) for a in (self.atoms, atoms))
+        return changes if before == now else [*changes, "info"]
 
     def calculate(
         self,

@@ -19,6 +19,7 @@ from ase.io.jsonio import encode
 from equijax import checkpoint, derivatives, graph, precision, structures, units
 from equijax.constraints import free_components, refuse_fixed
 from equijax.errors import InputError, MissingExtra
+from equijax.graph.neighbours import embedded_numbers
 from equijax.md import boxes, neighbours
 from equijax.md.momenta import rigid_motions, starting_momenta
 from equijax.md.options import MDConfig
@@ -112,6 +113,8 @@ def inputs(ff: Potential, atoms: ase.Atoms) -> dict[str, str]:
         "pbc": atoms.pbc,
         "positions": atoms.positions,
     }
+    if embedded := embedded_numbers(atoms.info, ff.config):
+        values["charge and spin"] = np.array(embedded)
     found = {name: hashlib.sha256(np.ascontiguousarray(x, float).tobytes()).hexdigest() for name, x in values.items()}
     found["constraints"] = hashlib.sha256(constraints.encode()).hexdigest()
     return {"model": checkpoint.fingerprint(ff.config, ff.variables), **found}

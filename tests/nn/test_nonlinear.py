@@ -18,6 +18,7 @@ from equijax.errors import InputError
 from equijax.forcefield import ForceField
 from equijax.md.boxes import Space
 from equijax.md.potential import energy_in
+from equijax.md.simulation import inputs
 
 NONLINEAR = "RealAgnosticResidualNonLinearInteractionBlock"
 ATTENTION = "RealAgnosticAttResidualInteractionBlock"
@@ -128,6 +129,20 @@ def test_charges_of_structures_are_read_defaulted_and_refused(charged):
             evaluate(salt(wrong))
 
 
+def test_the_calculator_sees_that_the_charge_has_changed(charged):
+    """ASE compares what an `Atoms` holds but its `info`."""
+    atoms = salt(0)
+    atoms.calc = charged.calculator()
+    energies = [atoms.get_potential_energy()]
+    atoms.info["charge"] = 1
+    energies.append(atoms.get_potential_energy())
+    expected = [e.energy for e in charged.evaluate([salt(0), salt(1)], compute=Compute("float64"))]
+    assert energies == pytest.approx(expected, abs=1e-9)
+    atoms.info["charge"] = 99
+    with pytest.raises(InputError, match="'charge'"):
+        atoms.get_potential_energy()
+
+
 def test_dynamics_know_the_charge(charged):
     atoms = salt(-1)
     space = Space(False, (True, True, True), charged.config.r_max, 0.5)
@@ -140,6 +155,11 @@ def test_dynamics_know_the_charge(charged):
     rows = [charged.config.species.index(z) for z in atoms.numbers]
     e0 = charged.variables["constants"]["atomic_energies"][charged.head_index, rows].sum()
     assert found == pytest.approx(expected - e0, abs=1e-8)
+
+
+def test_a_restart_compares_the_charge(charged):
+    """Charge 0 is what a structure without one has."""
+    assert inputs(charged, salt(0)) == inputs(charged, testing.rattled()) != inputs(charged, salt(1))
 
 
 def test_cutoff_is_smooth(charged):
