@@ -306,9 +306,7 @@ def measure(options: Options) -> list[dict]:
         try:
             for row in ITEMS[name][1](bench):
                 keep({"item": name} | row | {"at_s": round(time.perf_counter() - began, 1)})
-        except (
-            Exception
-        ) as error:  # whatever it is, the machine is lent for minutes: it is recorded, and the next begins
+        except Exception as error:  # the machine is lent for minutes: whatever it is is recorded, and the next begins
             traceback.print_exc()
             keep({"item": name, "error": _first_line(error)})
     return rows

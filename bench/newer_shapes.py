@@ -71,6 +71,7 @@ def mace_torch(ff, atoms, dtype):
 
 
 def main(options: Options) -> None:
+    """Time each size, print the table, store it."""
     ff = testing.random_forcefield(mh1_config()).with_head("omat_pbe")
     rows = []
     for side in options.sides:

@@ -3,9 +3,8 @@
 # wheels that can be carried there; versions are those of constraints.txt.
 #
 #   sh bench/wheels.sh [FOLDER=.whl] [PYTHON_VERSION=3.12] [PACKAGE ...]      here, with a network
-#   python3 -m pip install --no-index --no-deps --target /tmp/site FOLDER/*.whl                        there
-#   PYTHONPATH=/tmp/site:. XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 python3 bench/accelerator.py --out OUT  there
 #
+# bench/README.md says how they are used there.
 # Further packages, such as the peer mace-torch and what it needs, are named behind; nothing is resolved.
 set -e
 folder=${1:-.whl}

@@ -201,9 +201,11 @@ def _write(path: Path, made: Program) -> None:
     executable = serialize_executable.serialize(made.call)
     kept = Kept(tuple(sorted(build.registered)), devices, made.temporary, executable)
     body = zlib.compress(pickle.dumps(kept), level=1)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
-        part.write(hashlib.sha256(body).digest() + body)
-    os.replace(part.name, path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:  # gone with what is half-written, whatever happens
+        part = Path(scratch) / path.name
+        part.touch(mode=0o600)
+        part.write_bytes(hashlib.sha256(body).digest() + body)
+        os.replace(part, path)
     stamped = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in path.parent.glob(f"*{SUFFIX}"))
     excess = sum(size for _, size, _ in stamped) - compiled.MAX_BYTES
     for _, size, old in stamped[:-1]:

@@ -136,7 +136,6 @@ def neighbour_list(atoms: ase.Atoms, cutoff: float, *, name: str = "structure") 
     Raises:
       InputError: two atoms closer than 0.05 A, named; see also `check_geometry` and `compact`.
     """
-
     check_geometry(atoms, name)
     frame = compact(atoms, cutoff, name=name)
     calculator = _vesin().NeighborList(cutoff=float(cutoff), full_list=True)

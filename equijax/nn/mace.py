@@ -58,11 +58,8 @@ class MACE(nn.Module):
             embedded = needed(graph.embedded, "a model with embeddings reads numbers of each structure: there are none")
             x = [x[0] + JointEmbedding(cfg, name="joint_embedding")(embedded)[:, None, :]]
         energy = ZBL(cfg, name="zbl")(r, z_sender, z_receiver) if cfg.pair_repulsion else jnp.zeros(shape[0], dtype)
-        own = (
-            LinearReadout(len(cfg.heads), name="embedding_readout")(x[0][:, 0], graph.head)
-            if (cfg.embedding_readout)
-            else None
-        )
+        embedding_readout = LinearReadout(len(cfg.heads), name="embedding_readout") if cfg.embedding_readout else None
+        own = None if embedding_readout is None else embedding_readout(x[0][:, 0], graph.head)
         readouts = []
         for t in range(cfg.num_interactions):
             block = BLOCKS.get(cfg.interaction_name(t), Interaction)(cfg, t, name=f"interactions_{t}")
