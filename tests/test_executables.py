@@ -137,6 +137,16 @@ def test_a_key_that_does_not_say_all_is_not_kept_on_disk(folder, double):
     assert not os.listdir(folder)
 
 
+def test_a_program_that_cannot_be_written_is_used_and_leaves_nothing(folder, double, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert double() == 1
+    assert not os.listdir(folder)
+    assert "not kept for the next time" in caplog.text
+
+
 def test_the_oldest_go_where_there_are_too_many(folder, double, monkeypatch):
     double()
     (old,) = folder.iterdir()

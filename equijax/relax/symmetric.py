@@ -110,7 +110,7 @@ def relax(
     moving = FrechetCellFilter(relaxed) if cell else relaxed
     # ASE's annotations know no filters
     optimiser = BFGS(moving, logfile=None, maxstep=MAX_STEP_A)  # pyright: ignore[reportArgumentType]
-    with tqdm(total=steps, desc="relax", unit="step", disable=None) as bar:
+    with tqdm(total=steps, desc="relax", unit="step", disable=None, leave=False) as bar:
         converged = False
         for converged in optimiser.irun(fmax=fmax, steps=steps):  # noqa: B007
             bar.update(optimiser.nsteps - bar.n)
