@@ -69,6 +69,9 @@ def few_compiled_programs():
     if memory_maps() > MAX_MEMORY_MAPS:
         import jax  # not at the top: the tests of the converter's reader run without it
 
+        from equijax import executables
+
+        executables.programs.clear()  # else their maps stay, and every test from here on compiles anew
         jax.clear_caches()
         gc.collect()
 
