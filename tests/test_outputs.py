@@ -96,7 +96,7 @@ def test_a_full_disk_leaves_the_earlier_file(tmp_path, name):
 
 # What makes a file; modules and functions that have their own way to make it whole.
 MAKERS = {"savefig", "savetxt", "savez", "save", "write_text", "write_bytes", "write_fc2_to_hdf5", "write_fc3_to_hdf5"}
-OWN_WAY = {"outputs", "checkpoint", "files", "build", "reference"}
+OWN_WAY = {"outputs", "checkpoint", "files", "build", "reference", "executables"}
 WHOLE = {"hooks.save", "outputs.write_text", "outputs.write_json", "checkpoints.save", "checkpoint.save", "files.save"}
 
 

@@ -27,8 +27,10 @@ class Terms(NamedTuple):
 def terms(tables: Sequence, variables: int) -> Terms:
     """Monomials of several degrees (`couplings.Monomials`) as one table."""
     degree = max(t.factors.shape[1] for t in tables)
-    factors = [np.pad(t.factors, ((0, 0), (0, degree - t.factors.shape[1])), constant_values=variables) for t in tables]
-    factors, component = (np.concatenate(x).astype(np.int32) for x in (factors, [t.component for t in tables]))
+    component = np.concatenate([t.component for t in tables]).astype(np.int32)
+    factors = np.full((len(component), degree), variables, np.int32)
+    for begin, t in zip(np.cumsum([0, *(len(t.factors) for t in tables)]), tables, strict=False):
+        factors[begin : begin + len(t.factors), : t.factors.shape[1]] = t.factors
     return Terms(degree, variables, int(component.max(initial=0)) + 1, factors.tobytes(), component.tobytes())
 
 
