@@ -189,13 +189,18 @@ def energy_of_edges(
     gather: Callable = gather_senders,
 ) -> jax.Array:
     """`energy` with the edge vectors [N, K, 3] already made by `edge_vectors`."""
+    topology = topology_of(graph, vectors.dtype, gather=gather)
+    index = node_graph_index(graph)
+    node_energy = energy_from_vectors(config, variables, vectors=vectors, topology=topology)
+    return jnp.where(index < graph.n_node.shape[0] - 1, node_energy, 0.0)
+
+
+def topology_of(graph: jraph.GraphsTuple, dtype: np.dtype, *, gather: Callable = gather_senders) -> Topology:
+    """What a model reads of a batch beside its edge vectors; numbers that it embeds are of `dtype`."""
     index = node_graph_index(graph)
     head, embedded = jnp.asarray(graph.globals.head)[index], graph.globals.embedded
     topology = Topology(graph.nodes.slot, graph.globals.table, head, graph.senders, graph.edges.reverse, gather)
-    if embedded is not None:
-        topology = topology._replace(embedded=jnp.asarray(embedded)[index].astype(vectors.dtype))
-    node_energy = energy_from_vectors(config, variables, vectors=vectors, topology=topology)
-    return jnp.where(index < graph.n_node.shape[0] - 1, node_energy, 0.0)
+    return topology if embedded is None else topology._replace(embedded=jnp.asarray(embedded)[index].astype(dtype))
 
 
 @precision.chosen

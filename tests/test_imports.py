@@ -19,7 +19,7 @@ LAYERS = (
     {"nn"},
     {"potential", "folding"},
     {"derivatives", "checkpoint"},
-    {"specialise", "relax", "plots", "calculator"},
+    {"specialise", "relax", "plots", "descriptors", "calculator"},
     {"forcefield"},
     {"phonons", "md", "testing"},
     {"data"},

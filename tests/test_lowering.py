@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from equijax import derivatives, graph, md, potential, specialise, testing
+from equijax import derivatives, folding, graph, md, potential, testing
 from equijax.adapters import lora
 from equijax.data import Labelled, items
 from equijax.finetune import trainer
@@ -98,8 +98,8 @@ CASES = [("plain", name) for name in PROGRAMS if name != "dynamics"] + [("specia
 @cache
 def specialised():
     """Without the comparison with the plain model, which tests of `specialise` make."""
-    small = specialise.shrink(FF.config, FF.config.species, step=0.04)
-    return ForceField(small, {"params": {}, "constants": specialise.fold(FF.config, FF.variables, small=small)}, {})
+    small = folding.shrink(FF.config, FF.config.species, step=0.04)
+    return ForceField(small, {"params": {}, "constants": folding.fold(FF.config, FF.variables, small=small)}, {})
 
 
 def lowered(function: Callable, arguments: tuple, platforms: list[str]) -> str:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from equijax import specialise, testing
+from equijax import folding, specialise, testing
 from equijax.config import Compute
 from equijax.nn.folded import TERMS, spline_weights
 
@@ -55,8 +55,8 @@ def fast(plain):
 def test_same_energies_forces_and_stress(variant, perovskite):
     ff = testing.random_forcefield(testing.random_config(channels=4, **VARIANTS[variant]))
     ff = ff.with_head(ff.config.heads[-1])
-    config = specialise.shrink(ff.config, (8, 20, 22), step=specialise.STEPS_A[1])
-    folded = {"params": {}, "constants": specialise.fold(ff.config, ff.variables, small=config)}
+    config = folding.shrink(ff.config, (8, 20, 22), step=specialise.STEPS_A[1])
+    folded = {"params": {}, "constants": folding.fold(ff.config, ff.variables, small=config)}
     fast = type(ff)(config, folded, {}, ff.head)
     (a,), (b,) = (x.evaluate([perovskite], compute=Compute()) for x in (ff, fast))
     tolerance = TOLERANCE["float64"]

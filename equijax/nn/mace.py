@@ -65,6 +65,7 @@ class MACE(nn.Module):
             block = BLOCKS.get(cfg.interaction_name(t), Interaction)(cfg, t, name=f"interactions_{t}")
             messages, residual = block(x, None if cfg.embeddings else embedding, geometry, graph)
             x = Product(cfg, t, name=f"products_{t}")(messages, residual, graph)
+            self.sow("intermediates", f"features_{t}", x)  # nothing, but for `equijax.descriptors`
             if (energies := readout(cfg, t, name=f"readouts_{t}")) is not None:
                 readouts.append(energies(x[0][:, 0], graph.head))
         energy = self._scale_shift(energy, reduce(jnp.add, readouts), graph.head)

@@ -11,6 +11,8 @@ from mace.calculators import MACECalculator
 from convert import mapping
 from convert.torch_model import read_model
 from equijax import derivatives, graph, testing
+from equijax.descriptors import descriptors
+from equijax.forcefield import ForceField
 from tests.parity.test_convert_parity import VARIANTS, torch_model
 
 os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
@@ -66,3 +68,20 @@ def test_same_numbers_as_mace_torch(case, tmp_path):
             for key, value in error.items():
                 worst = np.abs(value).max()
                 assert worst <= tolerance[key], f"{name}, {dtype}: {key} differs by {worst:.2e}"
+
+
+@pytest.mark.parametrize("case", ["L2", "narrow"])
+@pytest.mark.parametrize("invariants_only", [True, False])
+def test_same_descriptors_as_mace_torch(case, invariants_only, tmp_path):
+    options = CASES[case] | {"num_elements": len(SPECIES), "atomic_numbers": SPECIES, "atomic_energies": [-1.0] * 7}
+    path = tmp_path / "a.model"
+    torch.save(torch_model(**options), path)
+    ff = ForceField(*mapping.to_flax(read_model(path)), {})
+    torch.set_default_dtype(torch.float64)
+    oracle = MACECalculator(model_paths=str(path), device="cpu", default_dtype="float64")
+    images = list(testing.structures().values())
+    for layers in (1, None):
+        found = descriptors(ff, images, invariants_only=invariants_only, num_layers=layers)
+        for atoms, ours in zip(images, found, strict=True):
+            theirs = oracle.get_descriptors(atoms, invariants_only=invariants_only, num_layers=layers or -1)
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12 * np.abs(theirs).max())
