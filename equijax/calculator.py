@@ -21,9 +21,9 @@ class EquijaxCalculator(Calculator):
     The stress is dE/dstrain over the volume of the cell, for every structure whose cell has one: that of a slab counts
     the vacuum, as in `ForceField.evaluate`, mace-torch and ASE's own calculators.
 
-    Neighbour lists are exact at every step. Padded shapes grow on a coarse ladder, so a moving system compiles once or
-    twice, not at each change of its neighbour count. With `fast`, the model specialised for the structure's elements
-    does the work; its errors are printed when it is made.
+    Neighbour lists are exact at every step; pairs are listed anew when atoms or cell have moved too far. Padded shapes
+    grow on a coarse ladder, so a moving system compiles once or twice, not at each change of its neighbour count. With
+    `fast`, the model specialised for the structure's elements does the work; its errors are printed when it is made.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
@@ -33,13 +33,16 @@ class EquijaxCalculator(Calculator):
         Compute(dtype)  # refuses another
         compiled.use_cache()
         self.forcefield, self.dtype, self.fast = forcefield, dtype, fast
-        self.head = forcefield.head_index
+        self.head, self.neighbours = forcefield.head_index, graph.SkinList(forcefield.config.r_max)
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """What has changed since the last calculation: also the charge and spin in `Atoms.info` that a model reads."""
+        """What may have changed since the last calculation: also charge and spin in `Atoms.info` that a model reads.
+
+        Where atoms have moved nothing else is compared: everything is looked at anew.
+        """
+        if self.atoms is None or not np.array_equal(self.atoms.positions, atoms.positions):
+            return list(all_changes)
         changes = super().check_state(atoms, tol)
-        if self.atoms is None:
-            return changes
         before, now = (embedded_numbers(a.info, self.forcefield.config) for a in (self.atoms, atoms))
         return changes if before == now else [*changes, "info"]
 
@@ -53,7 +56,7 @@ class EquijaxCalculator(Calculator):
         super().calculate(atoms, properties, system_changes)
         given = needed(self.atoms, "no structure to calculate: give the calculator one")
         ff = self.forcefield.specialise(given.numbers) if self.fast else self.forcefield
-        batch = graph.from_atoms(given, ff.config, pool=ff.pool, heads=[self.head])
+        batch = graph.from_atoms(given, ff.config, pool=ff.pool, heads=[self.head], lists=[self.neighbours])
         out = derivatives.evaluate(ff.config, ff.device_variables(self.dtype), graph=batch, dtype=self.dtype)
         n = len(given)
         if not np.isfinite(out.forces).all():

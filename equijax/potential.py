@@ -261,9 +261,13 @@ def isolated_energies(config: ModelConfig, variables: dict, *, graph: jraph.Grap
 def cast(tree: Any, dtype: str | np.dtype) -> Any:
     """Floating-point leaves of a pytree as arrays of `dtype` (integers and masks untouched)."""
 
+    dtype = np.dtype(dtype)
+
     def leaf(x: Any) -> Any:
+        if getattr(x, "dtype", None) == dtype:
+            return x
         x = x if isinstance(x, jax.Array) else np.asarray(x)
-        return x.astype(dtype) if x.dtype != dtype and jnp.issubdtype(x.dtype, jnp.floating) else x
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     return jax.tree.map(leaf, tree)
 

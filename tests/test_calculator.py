@@ -62,6 +62,30 @@ def test_relaxes_and_runs_dynamics(ff):
     assert np.isfinite(atoms.positions).all()
 
 
+def test_kept_neighbours_change_no_number(ff):
+    """Along a walk through other cells, a deformation and a change of elements: as by a new calculator each step."""
+    rng, atoms = np.random.default_rng(0), attached(ff, testing.rattled())
+    elements = atoms.numbers[:2].copy()
+
+    def agree() -> int:
+        fresh = attached(ff, atoms)
+        np.testing.assert_allclose(atoms.get_forces(), fresh.get_forces(), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(atoms.get_stress(), fresh.get_stress(), rtol=0, atol=1e-12)
+        assert atoms.get_potential_energy() == pytest.approx(fresh.get_potential_energy(), rel=1e-13)
+        return atoms.calc.neighbours.made
+
+    for _ in range(5):
+        atoms.positions += rng.normal(0, 0.02, atoms.positions.shape)
+        assert agree() == 1
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + 0.01 * rng.normal(size=(3, 3))), scale_atoms=True)
+    atoms.numbers[:2] = elements[::-1]
+    assert agree() == 1
+    atoms.positions[0] += atoms.cell.array[1]
+    assert agree() == 2
+    atoms.wrap()
+    assert agree() == 3
+
+
 def test_precision_is_chosen_and_agrees(ff):
     atoms = testing.rattled()
     double, single = attached(ff, atoms, dtype="float64"), attached(ff, atoms, dtype="float32")

@@ -17,3 +17,4 @@ from equijax.graph.shapes import Size as Size
 from equijax.graph.shapes import SizePool as SizePool
 from equijax.graph.shapes import round_up as round_up
 from equijax.graph.shapes import size_of as size_of
+from equijax.graph.skin import SkinList as SkinList

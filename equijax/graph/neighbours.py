@@ -39,8 +39,8 @@ def check_atoms(atoms: ase.Atoms, config: ModelConfig, *, name: str = "structure
     """
     if len(atoms) == 0:
         raise InputError(f"{name}: it has no atoms")
-    unknown = [i for i, z in enumerate(atoms.numbers) if z not in config.species]
-    if unknown:
+    if not set(atoms.numbers.tolist()) <= set(config.species):
+        unknown = [i for i, z in enumerate(atoms.numbers) if z not in config.species]
         symbols = sorted({str(atoms.symbols[i]) for i in unknown})
         raise InputError(
             f"{name}: {_some(unknown)} of element {', '.join(symbols)}, which this model does not know; "
@@ -141,12 +141,7 @@ def neighbour_list(atoms: ase.Atoms, cutoff: float, *, name: str = "structure") 
     calculator = _vesin().NeighborList(cutoff=float(cutoff), full_list=True)
     i, j, shifts, d = calculator.compute(frame.positions, frame.cell, frame.pbc, "ijSd")
     shifts = shifts.astype(np.int64) + frame.cells[i] - frame.cells[j]
-    if d.size and d.min() < MIN_DISTANCE_A:
-        e = int(d.argmin())
-        raise InputError(
-            f"{name}: atoms {i[e]} and {j[e]} ({atoms.symbols[int(i[e])]}, {atoms.symbols[int(j[e])]}) are "
-            f"{d[e]:.3g} A apart; expected at least {MIN_DISTANCE_A} A: remove the duplicate"
-        )
+    check_distances(atoms, (i, j), distances=d, name=name)
     i, j = i.astype(np.int64), j.astype(np.int64)
     order = np.lexsort((*shifts.T, j, i))
     i, j, shifts = i[order], j[order], shifts[order]
@@ -156,6 +151,23 @@ def neighbour_list(atoms: ase.Atoms, cutoff: float, *, name: str = "structure") 
     ):
         raise RuntimeError(f"{name}: the neighbour list is not symmetric; this is a bug in the list, please report it")
     return Edges(i, j, shifts, opposite)
+
+
+def check_distances(
+    atoms: ase.Atoms, pairs: tuple[np.ndarray, np.ndarray], *, distances: np.ndarray, name: str = "structure"
+) -> None:
+    """Refuse pairs (receivers [E], senders [E]) at `distances` [E] A that are one atom twice.
+
+    Raises:
+      InputError: two atoms closer than 0.05 A, named.
+    """
+    if distances.size and distances.min() < MIN_DISTANCE_A:
+        e = int(distances.argmin())
+        i, j = (int(atom[e]) for atom in pairs)
+        raise InputError(
+            f"{name}: atoms {i} and {j} ({atoms.symbols[i]}, {atoms.symbols[j]}) are {distances[e]:.3g} A apart; "
+            f"expected at least {MIN_DISTANCE_A} A: remove the duplicate"
+        )
 
 
 class Frame(NamedTuple):

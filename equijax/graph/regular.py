@@ -10,6 +10,7 @@ from equijax.config import EMBEDDED, ModelConfig
 from equijax.graph.fields import Globals, Nodes, Slots
 from equijax.graph.neighbours import Edges, check_atoms, embedded_numbers, neighbour_list
 from equijax.graph.shapes import Size, SizePool, size_of
+from equijax.graph.skin import SkinList
 
 
 def build(
@@ -78,8 +79,16 @@ def from_atoms(
     *,
     pool: SizePool | None = None,
     heads: list[int] | None = None,
+    lists: list[SkinList] | None = None,
 ) -> jraph.GraphsTuple:
-    """Check structures, list their neighbours and batch them; `pool` bounds the number of distinct shapes.
+    """Check structures, list their neighbours and batch them.
+
+    Args:
+      images: one structure or several.
+      config: gives the species and the cutoff.
+      pool: bounds the number of distinct shapes.
+      heads: see `build`.
+      lists: one for each structure, where the same ones come again and again; default none.
 
     Raises:
       InputError: see `check_atoms` and `neighbour_list`.
@@ -89,7 +98,8 @@ def from_atoms(
     for i, atoms in enumerate(images):
         name = f"structure {i} ({atoms.get_chemical_formula()})"
         check_atoms(atoms, config, name=name)
-        structures.append((atoms, neighbour_list(atoms, config.r_max, name=name)))
+        edges = neighbour_list(atoms, config.r_max, name=name) if lists is None else lists[i].edges(atoms, name=name)
+        structures.append((atoms, edges))
     size = size_of(structures, config)
     return build(structures, config, size=size if pool is None else pool.fit(size), heads=heads)
 
