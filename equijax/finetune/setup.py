@@ -59,8 +59,9 @@ class Setup:
         return {"base": self.ff.metadata, "finetune": options, "dataset_sha256": sha256}
 
     def model(self, variables: dict) -> ForceField:
-        """The starting model with other variables."""
-        return ForceField(self.ff.config, variables, {}, self.ff.head)
+        """The starting model with other variables; shapes are shared, and so programs."""
+        ff = self.ff
+        return ForceField(ff.config, variables, {}, ff.head, ff.pool, ff.batch_pool)
 
 
 def begin(options: FinetuneOptions) -> Setup:

@@ -11,9 +11,9 @@ import numpy as np
 from equijax.config import ModelConfig
 from equijax.graph.neighbours import Edges
 
-MAX_WASTE = 2.0  # a known size is reused while it costs less than this factor in edge slots
 PROGRAM_SLOTS = 1 << 19  # edge slots that are computed in about the time that a program takes to compile
 MAX_SIZES = 14  # beyond this many sizes, waste no longer asks for a new one
+LITTLE = 1.3  # times the work of a shape's own, and no other is worth a program
 
 
 class Size(NamedTuple):
@@ -67,9 +67,8 @@ SHARED = (Ladder(16384, 0, 2, 96, 4), *FINE)
 class SizePool:
     """The padded shapes in use, so that a thousand different structures compile a handful of programs.
 
-    A shape is reused while it wastes less than `MAX_WASTE` in edge slots; after `MAX_SIZES` shapes any that is large
-    enough is, and new ones are powers of two, so their number stays bounded. In a pool of coarse ladders any shape that
-    is large enough is reused, until what was wasted in it would have paid for a better one.
+    Any shape that is large enough is reused, until what was wasted in it would have paid for a better one; after
+    `MAX_SIZES` shapes any is for good, and new ones are powers of two, so their number stays bounded.
     """
 
     sizes: list[Size] = field(default_factory=list)
@@ -94,16 +93,13 @@ class SizePool:
           work: times that each edge slot is computed in one call.
         """
         full, new = self.full, round_up(needed, self.ladders, work=work)
-        holding = [s for s in self.sizes if s.holds(needed)]
-        if self.ladders is FINE and not full:
-            holding = [s for s in holding if s.cost <= MAX_WASTE * needed.cost]
-        if holding:
+        if holding := [s for s in self.sizes if s.holds(needed)]:
             size = min(holding, key=lambda s: s.cost)
-            if self.ladders is FINE or full:
+            if full:
                 return size
             new = round_up(needed) if size == new else new
             self.wasted[size, new] += work * (size.cost - new.cost)
-            if size.cost <= 1.3 * new.cost or self.wasted[size, new] < PROGRAM_SLOTS:
+            if size.cost <= LITTLE * new.cost or self.wasted[size, new] < PROGRAM_SLOTS:
                 return size
         if full:
             nodes, slots, species = map(_power_of_two, new[:3])
