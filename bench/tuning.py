@@ -3,9 +3,10 @@
     python bench/tuning.py --data DIR --replay FILE [--model CKPT] [--materials Si-dia MgO-rs] [--strategies lora ...]
 
 Every setting of GRID is run on every material. Of the replay file HELD_OUT structures are kept from replay, to see what
-is forgotten. The rule: of the settings whose force error there rises by at most CAP %, the one with the lowest
-validation loss; where none does, the one that raises it least. Both numbers are relative to zero-shot, geometric means
-over the materials. Rows already in the result file are kept and not run again.
+is damaged. The rule: of the settings whose force error on those that are related (other compounds that share an element)
+rises by at most CAP %, the one with the lowest validation loss; where none does, the one that raises it least. Both
+numbers are relative to zero-shot, geometric means over the materials. Rows already in the result file are kept and not
+run again.
 """
 
 import itertools
@@ -28,7 +29,7 @@ from equijax.finetune.defaults import resolve
 from equijax.finetune.options import nested
 from equijax.finetune.run import set_errors
 
-CAP = 10.0  # %, the aim for what is retained
+CAP = 10.0  # %, the aim for related compounds
 HELD_OUT = 100  # structures of the replay file
 FARTHEST, RANDOM = ({"replay_number": n, "replay_pick": how} for n, how in ((64, "farthest"), (256, "random")))
 ALL_LAYERS = ("node_embedding", r"interactions_\d+/(linear.*|skip_tp|radial_mlp)", r"products_\d+/.*", r"readouts_\d+")
@@ -102,20 +103,20 @@ def inputs(options: TuningConfig, folder: Path) -> dict[str, Path]:
 
 
 def run(options: TuningConfig, files: dict, *, material: str, case: dict) -> dict:
-    """Validation loss and held-out force error of one run, relative to zero-shot."""
+    """Validation loss and force error on related held-out structures of one run, relative to zero-shot."""
     started = time.perf_counter()
     sets = {k: (options.data / f"{material}_{k}.extxyz",) for k in ("train", "valid")}
     given = {k: (files["replay"],) if v == "REPLAY" else v for k, v in case.items()}
     epochs = given.pop("epochs", strategies.StrategiesConfig.epochs)
     given |= {"epochs": epochs, "evaluate_every": epochs // 4, "retain": (files["held_out"],), **sets}
     made = setup.begin(resolve(nested({"model": files["model"], "out": Path("never-written"), **given})))
-    graphs = {name: made.graphs[name] for name in ("valid", "retain")}
+    graphs = {name: made.graphs[name] for name in ("valid", "related")}
     before = set_errors(made, made.ff.variables, graphs=graphs)
     variables, found = strategies.fit(made, before["valid"].loss)
     after = set_errors(made, variables, graphs=graphs)
     return {
         "valid_loss": after["valid"].loss / before["valid"].loss,
-        "held_out_forces": after["retain"].forces_mae / before["retain"].forces_mae,
+        "related_forces": after["related"].forces_mae / before["related"].forces_mae,
         "best_epoch": found["best_epoch"],
         "seconds": time.perf_counter() - started,
     }
@@ -123,7 +124,7 @@ def run(options: TuningConfig, files: dict, *, material: str, case: dict) -> dic
 
 def table(rows: list[dict]) -> str:
     """Means over materials per setting, the choice of the rule in bold, as a Markdown table."""
-    lines = ["| strategy | setting | validation loss | held-out forces |", "| --- " * 4 + "|"]
+    lines = ["| strategy | setting | validation loss | related forces |", "| --- " * 4 + "|"]
     for name in dict.fromkeys(r["strategy"] for r in rows):
         found = {", ".join(f"{k} {v}" for k, v in s.items()): means(rows, name, setting=s) for s in GRID[name]}
         found = {text: both for text, both in found.items() if both}
@@ -135,11 +136,11 @@ def table(rows: list[dict]) -> str:
 
 
 def means(rows: list[dict], name: str, *, setting: dict) -> tuple[float, float] | None:
-    """(validation loss, held-out force error) of a setting; None where it was not run on all materials."""
+    """(validation loss, force error on related structures) of a setting; None where it was not run on all materials."""
     chosen = [r for r in rows if r["strategy"] == name and r["setting"] == setting]
     if {r["material"] for r in chosen} != {r["material"] for r in rows}:
         return None
-    loss, forces = (np.exp(np.mean([np.log(r[k]) for r in chosen])) for k in ("valid_loss", "held_out_forces"))
+    loss, forces = (np.exp(np.mean([np.log(r[k]) for r in chosen])) for k in ("valid_loss", "related_forces"))
     return float(loss), float(forces)
 
 

@@ -124,7 +124,6 @@ def fine_tune(out: Path, config: DemoConfig) -> tuple[ForceField, list[dict]]:
     with resources.as_file(ASSETS) as folder:
         sets = {"train": f"{TUNED}_train", "valid": f"{TUNED}_valid", "test": f"{TUNED}_test", "retain": "mini_valid"}
         files = {option: (folder / f"{name}.extxyz",) for option, name in sets.items()}
-        sizes = {name: len(structures.read_all(path)) for name, (path,) in files.items()}
         given = {"model": out / "model", "out": out / "finetuned", "head": config.head, "epochs": config.epochs}
         result = run_module.run(resolve(nested(given | files)))
     assert result is not None  # None is an interrupted run, which a demo does not survive
@@ -132,11 +131,11 @@ def fine_tune(out: Path, config: DemoConfig) -> tuple[ForceField, list[dict]]:
     rows = [
         {
             "set": name,
-            "structures": sizes[name],
+            "structures": number,
             "force MAE before (meV/A)": 1e3 * needed(before[name].forces_mae, f"{name} has no forces"),
             "after (meV/A)": 1e3 * needed(after[name].forces_mae, f"{name} has no forces"),
         }
-        for name in sets
+        for name, number in result.structures.items()
     ]
     return forcefield.load(out / "finetuned" / "best", head=config.head), rows
 

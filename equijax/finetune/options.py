@@ -117,7 +117,8 @@ class FinetuneOptions:
     test: tuple[Path, ...] = ()
     """Structures for the final numbers only."""
     retain: tuple[Path, ...] = ()
-    """What the starting model knew: errors on it before and after measure forgetting."""
+    """Other structures: errors on them before and after measure damage, apart for compounds that share an element with
+    --train (related) and for those that share none (unrelated); those of the same compounds count for neither."""
     phonons: tuple[Path, ...] = ()
     """Reference phonons (phonopy files), compared before and after."""
     watch: tuple[Literal["train", "test", "retain", "phonons"], ...] = ()

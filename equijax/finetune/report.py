@@ -10,6 +10,7 @@ from tqdm import tqdm
 from equijax import outputs, parallel, tables
 from equijax.data.errors import QUANTITIES, Quantity
 from equijax.errors import InputError
+from equijax.finetune import retained
 from equijax.finetune.metrics import Dimer, LabelErrors
 from equijax.finetune.trainer import Progress
 from equijax.plots import draw_learning_curve
@@ -33,6 +34,7 @@ class Result(NamedTuple):
     epochs: int
     seconds: float
     messages: tuple[str, ...]
+    structures: dict[str, int]  # by set
     split: dict | None
     dataset_sha256: str
     versions: dict[str, str]
@@ -144,7 +146,7 @@ def verdict(result: Result) -> tuple[str, ...]:
     if result.reason != "zero-shot" and not result.best_epoch:
         with_e0 = "" if shifted is None else f" with {result.e0} E0s"
         lines.append(f"training never improved the validation loss: the result is the starting model{with_e0}")
-    for name in (n for n in ("valid", "test", "retain") if n in after.errors):
+    for name in (n for n in ("valid", "test", *retained.KINDS) if n in after.errors):
         b, a = before.errors[name], after.errors[name]
         lines.append(_compare(f"{name} force MAE", b.forces_mae, after=a.forces_mae))
         energy = f"{name} energy MAE (eV/atom) against"

@@ -14,7 +14,7 @@ from equijax.adapters.lora import Adapters
 from equijax.data import errors
 from equijax.data.items import predictions
 from equijax.errors import needed
-from equijax.finetune import checkpoints, loader, metrics, report, setup, strategies, trainer
+from equijax.finetune import checkpoints, loader, metrics, report, retained, setup, strategies, trainer
 from equijax.finetune.metrics import LabelErrors
 from equijax.finetune.options import UNRESOLVED, FinetuneOptions
 from equijax.finetune.report import Assessment, Result
@@ -90,6 +90,7 @@ def _run(options: FinetuneOptions) -> Result | None:
         epochs=progress.epoch,
         seconds=time.perf_counter() - started,
         messages=made.messages,
+        structures={name: len(items) for name, items in made.items.items() if items},
         split=made.split,
         dataset_sha256=made.dataset_sha256,
         versions=certificate.versions(),
@@ -191,10 +192,11 @@ def watched(made: Setup, variables: dict) -> dict[str, float | None]:
             for path in made.options.phonons:
                 found = compare.phonon_errors(ff, path).document()
                 out |= {f"{found['crystal']}_{k}": found[k] for k in ("frequency_mae", "omega_max", "heat_capacity")}
-        elif made.items[name]:
-            graphs, losses = made.graphs[name], made.options.loss
+            continue
+        for one in (n for n in (retained.KINDS if name == "retain" else (name,)) if made.items[n]):
+            graphs, losses = made.graphs[one], made.options.loss
             errors = metrics.label_errors(made.ff.config, variables, graphs=graphs, losses=losses)
-            out |= {f"{name}_{k}": v for k, v in errors._asdict().items()}
+            out |= {f"{one}_{k}": v for k, v in errors._asdict().items()}
     return out
 
 

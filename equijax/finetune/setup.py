@@ -18,14 +18,14 @@ from equijax.data.items import Item, predictions, prepare
 from equijax.data.labelled import Labelled
 from equijax.data.phonopy_files import ForceConstants, force_constants, is_phonopy
 from equijax.errors import InputError, needed
-from equijax.finetune import replay
+from equijax.finetune import replay, retained
 from equijax.finetune.loader import TrainingSet, evaluation_graphs, settle
 from equijax.finetune.options import UNRESOLVED, FinetuneOptions, document
 from equijax.finetune.strategies import Trainable, trainable
 from equijax.forcefield import ForceField
 from equijax.potential import Potential
 
-SETS = ("train", "valid", "test", "retain")
+SETS = ("train", "valid", "test", "retain")  # options that name files of them
 NEW_HEAD = "finetuned"
 Graphs = dict[str, list[jraph.GraphsTuple]]  # labelled evaluation batches by set
 
@@ -73,8 +73,8 @@ def begin(options: FinetuneOptions) -> Setup:
     head = None if options.strategy == "multihead" else options.head
     start = ForceField(*checkpoint.load(options.model), head=head)
     ff, old_head = _heads(options, start)
-    sets = _sets(options, old_head)
     constants = _constants(options)
+    sets = _sets(options, old_head, constants=constants)
     items = {name: prepare(structures, ff.config) for name, structures in sets.structures.items()}
     e0 = _isolated_energies(options, ff, sets=sets)
     again = _replay(options, start, old_head=old_head)
@@ -118,7 +118,7 @@ def begin(options: FinetuneOptions) -> Setup:
 
 def _evaluation_graphs(training: TrainingSet, items: dict[str, list[Item]]) -> Graphs:
     """Batches by set; structures like those of training go in batches of one size: the same compiled program."""
-    sizes = {name: None if name == "retain" else training.batch_size for name in items}
+    sizes = {name: None if name in retained.KINDS else training.batch_size for name in items}
     return {name: evaluation_graphs(training, some, graphs=sizes[name]) for name, some in items.items()}
 
 
@@ -141,16 +141,20 @@ class Sets(NamedTuple):
     messages: tuple[str, ...]  # what was read
 
 
-def _sets(options: FinetuneOptions, old_head: str | None) -> Sets:
-    """The validation set is drawn from the training set where none is given."""
+def _sets(options: FinetuneOptions, old_head: str | None, *, constants: Sequence[ForceConstants] = ()) -> Sets:
+    """The validation set is drawn from the training set where none is given; the retained set becomes two."""
     files = {name: _files(options, getattr(options, name)) for name in SETS}
     told = tuple(text for some in files.values() for file in some for text in file.messages)
     sets = {name: _structures(some) for name, some in files.items()}
     lone = [s for file in files["train"] for s in file.isolated]
     if lone and not sets["train"]:
         raise InputError("--train holds nothing but isolated atoms, which set E0 and are not trained on")
+    kept = sets.pop("retain")
     if old_head is not None:
-        sets["retain"] = [dataclasses.replace(s, head=old_head) for s in sets["retain"]]
+        kept = [dataclasses.replace(s, head=old_head) for s in kept]
+    kinds = retained.sort(kept, [*(s.atoms for s in sets["train"]), *(c.atoms for c in constants)])
+    sets |= {name: getattr(kinds, name) for name in retained.KINDS}
+    told += retained.messages(kinds)
     if sets["valid"] or not sets["train"]:
         return Sets(sets, lone, None, told)
     chosen = labelled.split(len(sets["train"]), options.valid_fraction, seed=options.seed)

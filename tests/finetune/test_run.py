@@ -18,7 +18,7 @@ import pytest
 from phonopy.structure.atoms import PhonopyAtoms
 
 import equijax
-from equijax import potential, pytrees
+from equijax import data, potential, pytrees, testing
 from equijax.adapters import files
 from equijax.finetune import loader, setup, strategies
 from equijax.finetune import run as run_module
@@ -33,15 +33,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def lora_run(folder, arguments, tmp_path_factory):
-    """A LoRA run with weight decay, tested on the rest and on a compound of another element."""
+    """A LoRA run with weight decay, tested on the rest; retained are silicon, a metal of the salt, and the salt."""
     out = tmp_path_factory.mktemp("lora") / "run"
+    metal = testing.rattled("Na", "bcc", a=4.2, seed=0)
+    salt, silicon = (ase.io.read(folder / f"{name}.extxyz", ":") for name in ("test", "other"))
+    (found,) = equijax.load(folder / "model").evaluate([metal])
+    metal = data.to_atoms(data.Labelled(metal, found.energy, found.forces, found.stress))
+    ase.io.write(out.parent / "retained.extxyz", [*silicon, metal, *salt])
     finetune.main(
         arguments(
             out,
             "--test",
             folder / "test.extxyz",
             "--retain",
-            folder / "other.extxyz",
+            out.parent / "retained.extxyz",
             "--weight-decay",
             0.1,
             "--epochs",
@@ -82,7 +87,10 @@ def test_report_tells_what_happened(lora_run, folder):
     out, report = lora_run
     before, after = report["before"]["errors"], report["after"]["errors"]
     assert_trained(out, equijax.load(folder / "model").variables["params"])
-    assert after["retain"] == before["retain"]  # silicon shares no adapted weight with the salt
+    assert after["unrelated"] == before["unrelated"]  # silicon shares no adapted weight with the salt
+    assert before["related"]["forces_mae"] < 1e-5 < after["related"]["forces_mae"]  # labels of the starting model
+    assert report["structures"] == {"train": 5, "valid": 1, "test": 2, "related": 1, "unrelated": 2}
+    assert any("1 related" in text and "2 of NaCl itself" in text for text in report["messages"])
     history = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [h["epoch"] for h in history] == [1, 2, 3]
     assert min(h["loss"] for h in history) == pytest.approx(after["valid"]["loss"], rel=1e-5)

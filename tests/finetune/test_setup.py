@@ -59,7 +59,7 @@ def test_zero_shot_is_the_untouched_model_and_refitted_energies_a_row_of_their_o
         shifted,
         "--valid",
         shifted,
-        "--retain",
+        "--test",
         folder / "test.extxyz",
         "--e0",
         "refit",
@@ -71,12 +71,12 @@ def test_zero_shot_is_the_untouched_model_and_refitted_energies_a_row_of_their_o
     assert refitted == result.after.errors
     assert untouched["valid"].energy_mae == pytest.approx(-OFFSET, abs=1.0)
     assert refitted["valid"].energy_mae < 1.0
-    assert untouched["retain"].energy_mae < 1.0
-    assert refitted["retain"].energy_mae == pytest.approx(-OFFSET, abs=1.0)
+    assert untouched["test"].energy_mae < 1.0
+    assert refitted["test"].energy_mae == pytest.approx(-OFFSET, abs=1.0)
     assert untouched["valid"].forces_mae == refitted["valid"].forces_mae
     text = report.summary(result)
     assert "zero-shot with refitted E0s" in text and "against zero-shot with refitted E0s" in text
-    assert any(line.startswith("WORSE: retain energy MAE (eV/atom) against the untouched") for line in result.verdict)
+    assert any(line.startswith("WORSE: test energy MAE (eV/atom) against the untouched") for line in result.verdict)
     assert json.loads((out / "report.json").read_text())["e0"] == "refitted"
     found = equijax.load(folder / "model").evaluate([s.atoms for s in _structures(shifted)], compute=Compute())
     expected = np.mean(
