@@ -3,7 +3,7 @@
     python bench/tuning.py --data DIR --replay FILE [--model CKPT] [--materials Si-dia MgO-rs] [--strategies lora ...]
 
 Every setting of GRID is run on every material. Of the replay file HELD_OUT structures are kept from replay, to see what
-is damaged. The rule: of the settings whose force error on those that are related (other compounds that share an element)
+is damaged. The rule: of the settings whose force error on related ones (other compounds that share an element)
 rises by at most CAP %, the one with the lowest validation loss; where none does, the one that raises it least. Both
 numbers are relative to zero-shot, geometric means over the materials. Rows already in the result file are kept and not
 run again.
