@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PARITY = ROOT / "tests" / "parity"
-LONG_RUNS = ROOT / "tests" / "md"  # thousands of steps of one program: compiled with care
 MAX_MEMORY_MAPS = 20_000  # XLA on CPU crashes at the kernel's usual limit of 65,530 memory maps
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -27,26 +26,12 @@ settings.load_profile("equijax")
 def pytest_configure(config):
     """Compilation takes most of the time of most tests, and half of it without LLVM's optimisation.
 
-    The demo, the parity tests and whatever a user runs are compiled with it; so are the long runs.
+    The demo, the parity tests and whatever a user runs are compiled with it; so are long runs (`optimised`).
     """
     if config.option.markexpr != "parity":
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         # workers and subprocesses share more
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def optimised_where_it_pays(request):
-    """Programs of many steps are optimised."""
-    if LONG_RUNS not in request.path.parents:
-        yield
-        return
-    import jax
-
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -92,7 +77,16 @@ def memory_maps() -> int:
     return maps.read_bytes().count(b"\n") if maps.exists() else 0
 
 
-TINY = {"channels": 4, "lmax": 1, "species": (11, 14, 17), "max_ell": 1, "correlation": (2, 2), "radial_mlp": (8,)}
+# one interaction: programs of two take two to three times as long to compile
+TINY = {
+    "channels": 4,
+    "lmax": 0,
+    "species": (11, 14, 17),
+    "max_ell": 1,
+    "radial_mlp": (8,),
+    "num_interactions": 1,
+    "correlation": (2,),
+}
 
 
 # Imports are inside the fixtures: the tests of the converter's reader run without JAX.

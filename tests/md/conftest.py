@@ -3,6 +3,7 @@
 import re
 
 import ase.io
+import jax
 import numpy as np
 import pytest
 from ase.build import bulk
@@ -36,6 +37,15 @@ def tiny():
 def morse():
     config = random_config(species=(13,), r_max=5.0)
     return Morse(config, {"constants": {"atomic_energies": np.full((1, 1), -2.0)}}, {})
+
+
+@pytest.fixture
+def optimised():
+    """Thousands of steps of one program: it is compiled with care."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
