@@ -32,8 +32,9 @@ def envelope(r: jax.Array, r_max: jax.Array | float, *, p: int) -> jax.Array:
 
 def agnesi(r: jax.Array, r0: jax.Array, *, a: jax.Array, q: jax.Array, p: jax.Array) -> jax.Array:
     """Agnesi transform 1 / (1 + a x^q / (1 + x^(q-p))), x = r / r0 (Witt et al., J. Chem. Phys. 159, 164101, 2023)."""
-    log_x = jnp.log(r / r0)
-    return 1.0 / (1.0 + a * jnp.exp(q * log_x) / (1.0 + jnp.exp((q - p) * log_x)))
+    # both powers as one array: an exponential is among the operations that XLA takes longest to compile
+    power = jnp.exp(jnp.log(r / r0)[..., None] * jnp.stack([q, q - p]))
+    return 1.0 / (1.0 + a * power[..., 0] / (1.0 + power[..., 1]))
 
 
 def soft(r: jax.Array, r0: jax.Array, *, alpha: jax.Array) -> jax.Array:
@@ -114,7 +115,7 @@ class ZBL(nn.Module):
         }
         zs, zr = z_sender.astype(r.dtype), z_receiver.astype(r.dtype)
         a = const["a_prefactor"] * BOHR_A / (zs ** const["a_exp"] + zr ** const["a_exp"])
-        phi = sum(const["c"][i] * jnp.exp(-b * r / a) for i, b in enumerate(ZBL_EXPONENTS))
+        phi = (const["c"] * jnp.exp(-jnp.asarray(ZBL_EXPONENTS, r.dtype) * (r / a)[..., None])).sum(-1)
         radius = const["covalent_radii"][z_sender] + const["covalent_radii"][z_receiver]
         pair = COULOMB_EV_A * zs * zr / r * phi * envelope(r, radius, p=self.config.zbl_power)
         return 0.5 * pair.sum(-1)
