@@ -18,7 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     done = run.convert(options)
     if options.to_torch:
-        print(f"{done.source} -> {done.out}")
+        left = ", without its dispersion: that is mace-torch's dispersion=True" if done.config.dispersion else ""
+        print(f"{done.source} -> {done.out}{left}")
         return 0
     print(f"{done.source.name} -> {done.out} ({done.seconds:.1f} s)\n{done.summary}")
     rows = run.verify(done) if options.verify else []

@@ -35,6 +35,8 @@ class ConvertOptions:
     """Print the published models and stop."""
     to_torch: bool = False
     """Convert an equijax checkpoint to a mace-torch .model file (parity extra)."""
+    dispersion: str | None = None
+    """Add D3(BJ) dispersion for this functional, such as pbe, to be stored with the model (d3 extra)."""
     accept_licence: bool = False
     """Accept the licence of a published model that is not MIT."""
 
@@ -59,6 +61,7 @@ class Converted(NamedTuple):
         return (
             f"{len(config.species)} elements, heads {', '.join(config.heads)}, {config.num_interactions} interactions, "
             f"{config.hidden_irreps}, r_max {config.r_max:g} A, {count:,} parameters in {self.dtype}"
+            + (f", with D3(BJ) of {config.dispersion.functional}" if config.dispersion else "")
         )
 
 
@@ -80,9 +83,11 @@ def convert(options: ConvertOptions) -> Converted:
 def verify(done: Converted) -> "list[Compared]":
     """Differences to mace-torch of a converted file, by head and quantity; torch runs code in the file."""
     from convert.verify import compare  # torch, which the parity extra brings
+    from equijax import dispersion
 
     coarser = "float32" if "float32" in (done.dtype, done.source_dtype) else "float64"
-    return compare(done.source, done.config, variables=done.variables, dtype=coarser)
+    config, variables = dispersion.without(done.config, done.variables)  # which no file of mace-torch holds
+    return compare(done.source, config, variables=variables, dtype=coarser)
 
 
 def locate(source: str, *, accept_licence: bool, verify: bool) -> Path:
@@ -119,7 +124,7 @@ def _from_torch(source: str, out: Path, *, options: ConvertOptions) -> Converted
     import equijax  # here, because these need JAX, and the answers above come sooner without it
     from convert.mapping import source_dtype, to_flax
     from convert.torch_model import read_model
-    from equijax import checkpoint
+    from equijax import checkpoint, dispersion
 
     started = time.perf_counter()
     try:
@@ -127,6 +132,8 @@ def _from_torch(source: str, out: Path, *, options: ConvertOptions) -> Converted
         config, variables = to_flax(model, None if options.dtype == "file" else options.dtype)
     except (UnreadableModel, UnsupportedModel) as error:
         raise type(error)(f"cannot convert {source}: {error}") from error
+    if options.dispersion is not None:
+        config, variables = dispersion.add(config, variables, functional=options.dispersion)
     found = source_dtype(model)
     dtype = found if options.dtype == "file" else options.dtype
     metadata = {
@@ -147,11 +154,12 @@ def _to_torch(source: str, out: Path) -> Converted:
         raise FileExistsError(f"refusing to replace {out}: it is not a torch file; choose another name")
 
     from convert.to_torch import params_dtype, write_torch  # torch, which the parity extra brings
-    from equijax import checkpoint
+    from equijax import checkpoint, dispersion
 
     started = time.perf_counter()
     config, variables, _ = checkpoint.load(source)
-    write_torch(out, config, variables=variables)
+    network, arrays = dispersion.without(config, variables)
+    write_torch(out, network, variables=arrays)
     dtype = params_dtype(variables)
     return Converted(Path(source), out, time.perf_counter() - started, config, variables, dtype, dtype)
 

@@ -33,7 +33,7 @@ class EquijaxCalculator(Calculator):
         Compute(dtype)  # refuses another
         compiled.use_cache()
         self.forcefield, self.dtype, self.fast = forcefield, dtype, fast
-        self.head, self.neighbours = forcefield.head_index, graph.SkinList(forcefield.config.r_max)
+        self.head, self.neighbours = forcefield.head_index, graph.SkinList(graph.longest_cutoff(forcefield.config))
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What may have changed since the last calculation: also charge and spin in `Atoms.info` that a model reads.

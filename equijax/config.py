@@ -62,6 +62,26 @@ class Spline:
 
 
 @dataclass(frozen=True)
+class Dispersion:
+    """D3 dispersion with Becke-Johnson damping, added to the network's energy: see `equijax.nn.dispersion`.
+
+    Raises:
+      InputError: a cutoff that is not positive.
+    """
+
+    functional: str  # the name that its parameters were looked up by
+    s6: float
+    s8: float
+    a1: float
+    a2: float  # Bohr
+    cutoff: float  # A, of pairs and of coordination numbers
+
+    def __post_init__(self) -> None:
+        if not self.cutoff > 0:
+            raise InputError(f"dispersion: cutoff = {self.cutoff} A must be positive")
+
+
+@dataclass(frozen=True)
 class Embedding:
     """A number of a whole structure that enters the model: see `EMBEDDED`.
 
@@ -119,6 +139,7 @@ class ModelConfig:
     so3: bool = False  # all irreps even: couplings that change sign under inversion are allowed too
     embeddings: tuple[Embedding, ...] = ()
     embedding_readout: bool = False  # whether the embedded atoms have an energy of their own
+    dispersion: Dispersion | None = None
 
     def __post_init__(self) -> None:
         _one_of("interaction_first", self.interaction_first, allowed=INTERACTIONS)
@@ -151,6 +172,8 @@ class ModelConfig:
                 f"edge_channels {self.edge_channels}: expected none, or a positive number for each of the "
                 f"{self.num_interactions} interactions"
             )
+        if self.dispersion is not None and self.dispersion.cutoff < self.r_max:
+            raise InputError(f"dispersion: cutoff = {self.dispersion.cutoff} A is shorter than r_max = {self.r_max} A")
         if self.embedding_readout and not self.embeddings or self.last_readout_only and self.num_interactions == 1:
             raise InputError("a readout of embeddings needs embeddings; last_readout_only needs two interactions")
 

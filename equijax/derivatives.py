@@ -37,8 +37,11 @@ class WaveKind(NamedTuple):
 
 
 def _rotate(t: jax.Array, wave: tuple[jax.Array, ...]) -> jax.Array:
-    """e^{i phi} t for edge values t [N, K, ...]; wave = (cos,) where phases are real, else (cos, sin), each [N, K]."""
-    cos, *sin = (w.reshape(w.shape + (1,) * (t.ndim - 2)).astype(t.dtype) for w in wave)
+    """e^{i phi} t for edge values t [N, K, ...]; wave = (cos,) where phases are real, else (cos, sin), each [N, K].
+
+    `t` may be of a receiver's first slots alone.
+    """
+    cos, *sin = (w[:, : t.shape[1]].reshape(*t.shape[:2], *(1,) * (t.ndim - 2)).astype(t.dtype) for w in wave)
     if not sin:
         return cos * t
     other = jax.lax.ppermute(t, PAIR, [(0, 1), (1, 0)])

@@ -62,6 +62,7 @@ def _features(config: ModelConfig, inputs: tuple[dict, jraph.GraphsTuple]) -> li
     variables, graph = inputs
     vectors = potential.edge_vectors(config, graph, positions=jax.numpy.asarray(graph.nodes.positions))
     topology = potential.topology_of(graph, vectors.dtype)
+    vectors, topology = potential.within_r_max(config, vectors, topology=topology)
     _, kept = cast(tuple, MACE(config).apply(variables, vectors, topology, mutable=["intermediates"]))
     return [kept["intermediates"][f"features_{t}"][0] for t in range(config.num_interactions)]
 

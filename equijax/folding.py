@@ -46,6 +46,9 @@ def fold(config: ModelConfig, variables: dict, *, small: ModelConfig) -> dict:
     }
     if config.pair_repulsion:
         out["zbl"] = constants["zbl"]
+    if config.dispersion is not None:
+        found = constants["dispersion"]
+        out["dispersion"] = {name: x[rows] for name, x in found.items()} | {"c6": found["c6"][rows][:, rows]}
     tables = _tables(config, params, constants=constants, small=small)
     for t in range(config.num_interactions):
         out[f"interactions_{t}"] = tables[t] | _linear_maps(

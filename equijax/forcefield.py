@@ -12,7 +12,7 @@ import numpy as np
 from ase.calculators.calculator import Calculator
 from tqdm import tqdm
 
-from equijax import checkpoint, derivatives, graph, potential
+from equijax import checkpoint, derivatives, dispersion, graph, potential
 from equijax.config import Compute, ModelConfig
 from equijax.errors import InputError, NotFinite
 from equijax.graph import packing, prefetch
@@ -88,6 +88,11 @@ class ForceField:
 
         return EquijaxCalculator(self, dtype=dtype, fast=fast)
 
+    def with_dispersion(self, functional: str = "pbe", cutoff: float = dispersion.CUTOFF_A) -> "ForceField":
+        """The same model with D3(BJ) dispersion added, stored with it: see `equijax.dispersion.add`."""
+        config, variables = dispersion.add(self.config, self.variables, functional=functional, cutoff=cutoff)
+        return ForceField(config, variables, self.metadata, self.head)
+
     def specialise(self, species: Iterable[int | str], tolerance: dict | None = None) -> "ForceField":
         """The same potential for these species alone, several times faster: see `equijax.specialise`.
 
@@ -153,7 +158,7 @@ class ForceField:
 
         def structures() -> Iterator[packing.Structure]:
             for i, atoms in enumerate(images):
-                edges = None if results[i] is not None else attempt(i, graph.neighbour_list, atoms, self.config.r_max)
+                edges = None if results[i] is not None else attempt(i, graph.listed, atoms, self.config)
                 if edges is not None:
                     yield packing.structure(i, atoms, edges=edges)
 

@@ -15,7 +15,8 @@ from equijax import precision
 from equijax.config import Compute, ModelConfig
 from equijax.graph.fields import Topology
 from equijax.graph.gather import gather_senders
-from equijax.nn import folded, initial, kernels
+from equijax.graph.near import nearest
+from equijax.nn import dispersion, folded, initial, kernels
 from equijax.nn.mace import MACE
 from equijax.pytrees import path_name
 
@@ -107,7 +108,7 @@ class Potential(Protocol):
         ...
 
 
-MASKED_LENGTH = 2.0  # length of a masked edge in units of r_max: beyond the cutoff, away from r = 0
+MASKED_LENGTH = 2.0  # length of a masked edge in units of the longest cutoff: beyond the cutoff, away from r = 0
 
 
 def node_graph_index(graph: jraph.GraphsTuple) -> jax.Array:
@@ -137,7 +138,7 @@ def edge_vectors(
       gather: sender gather.
 
     Returns:
-      [N, K, 3] A; masked slots hold a constant vector of length 2 r_max.
+      [N, K, 3] A; masked slots hold a constant vector of twice the longest cutoff.
     """
     n = positions.shape[0]
     mask = graph.edges.mask.reshape(n, -1, 1)
@@ -148,8 +149,12 @@ def edge_vectors(
         index = node_graph_index(graph)
         symmetric = 0.5 * (strain + jnp.swapaxes(strain, 1, 2))[index]
         vectors = vectors + jnp.einsum("nkx,nxy->nky", vectors, symmetric)
-    far = jnp.array([MASKED_LENGTH * config.r_max, 0.0, 0.0], positions.dtype)
-    return jnp.where(mask, vectors, far)
+    return jnp.where(mask, vectors, _beyond(config, positions.dtype))
+
+
+def _beyond(config: Any, dtype: Any) -> jax.Array:
+    """The vector of a masked slot, longer than any cutoff."""
+    return jnp.array([MASKED_LENGTH * graphs.longest_cutoff(config), 0.0, 0.0], dtype)
 
 
 def energy(
@@ -200,6 +205,7 @@ def topology_of(graph: jraph.GraphsTuple, dtype: np.dtype, *, gather: Callable =
     index = node_graph_index(graph)
     head, embedded = jnp.asarray(graph.globals.head)[index], graph.globals.embedded
     topology = Topology(graph.nodes.slot, graph.globals.table, head, graph.senders, graph.edges.reverse, gather)
+    topology = topology._replace(near=graph.globals.near)
     return topology if embedded is None else topology._replace(embedded=jnp.asarray(embedded)[index].astype(dtype))
 
 
@@ -215,7 +221,19 @@ def energy_from_vectors(
     """
     if not isinstance(config, ModelConfig):
         return config.node_energies(variables, vectors, topology)
-    return _mace(config, variables, vectors=vectors, topology=topology)
+    near, inner = within_r_max(config, vectors, topology=topology)
+    learned = _mace(config, variables, vectors=near, topology=inner)
+    if config.dispersion is None:
+        return learned
+    tables = variables["constants"]["dispersion"]
+    return learned + dispersion.node_energies(config.dispersion, tables, vectors=vectors, topology=topology)
+
+
+def within_r_max(config: ModelConfig, vectors: jax.Array, *, topology: Topology) -> tuple[jax.Array, Topology]:
+    """The part of a graph that the network reads: all of it, of a model without dispersion."""
+    if config.dispersion is None:
+        return vectors, topology
+    return nearest(vectors, topology, unused=_beyond(config, vectors.dtype))
 
 
 def _mace(config: ModelConfig, variables: dict, *, vectors: jax.Array, topology: Topology) -> jax.Array:

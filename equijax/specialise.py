@@ -113,7 +113,7 @@ def _check_structures(config: ModelConfig, numbers: Sequence[int]) -> list[tuple
         grid = np.stack(np.meshgrid(*[np.arange(side)] * 3), axis=-1).reshape(-1, 3)[: len(chosen)]
         atoms = ase.Atoms(chosen, spacing * grid, cell=[side * spacing] * 3, pbc=True)
         atoms.positions += rng.normal(scale=CHECK_RATTLE_A, size=atoms.positions.shape)
-        out.append((atoms, graph.neighbour_list(atoms, config.r_max)))
+        out.append((atoms, graph.listed(atoms, config)))
     return out
 
 

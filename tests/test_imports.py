@@ -17,7 +17,7 @@ LAYERS = (
     {"kernels"},
     {"executables"},
     {"nn"},
-    {"potential", "folding"},
+    {"potential", "folding", "dispersion"},
     {"derivatives", "checkpoint"},
     {"specialise", "relax", "plots", "descriptors", "calculator"},
     {"forcefield"},
@@ -42,6 +42,7 @@ CONVERT_MAY_IMPORT = {
     "potential",
     "derivatives",
     "checkpoint",
+    "dispersion",
     "outputs",
 }
 RUNNER = "equijax.programs.runner"  # how every program ends, those of `convert` too

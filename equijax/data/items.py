@@ -71,7 +71,7 @@ def prepare(structures: Iterable[Labelled], config: ModelConfig) -> list[Item]:
                 f"{s.source}: head {s.head!r} is not one of the model's: {', '.join(config.heads)}; rename it, or "
                 "read none with --head-key none"
             )
-        items.append(Item(s, graph.neighbour_list(s.atoms, config.r_max, name=s.source)))
+        items.append(Item(s, graph.listed(s.atoms, config, name=s.source)))
     return items
 
 

@@ -8,6 +8,8 @@ from equijax.graph.gather import gather_senders as gather_senders
 from equijax.graph.neighbours import Edges as Edges
 from equijax.graph.neighbours import check_atoms as check_atoms
 from equijax.graph.neighbours import has_stress as has_stress
+from equijax.graph.neighbours import listed as listed
+from equijax.graph.neighbours import longest_cutoff as longest_cutoff
 from equijax.graph.neighbours import neighbour_list as neighbour_list
 from equijax.graph.regular import build as build
 from equijax.graph.regular import from_atoms as from_atoms

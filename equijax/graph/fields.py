@@ -41,6 +41,7 @@ class Globals(NamedTuple):
     table: Array  # [S] rows of `ModelConfig.species` present in the batch
     labels: Any = None  # of training data: `equijax.data.items.GraphLabels`
     embedded: Array | None = None  # [G, F] numbers of `ModelConfig.embeddings`; None of a model without
+    near: Array | None = None  # [K'] a receiver's first slots, that hold all within r_max; None: all K slots do
 
 
 class Topology(NamedTuple):
@@ -53,3 +54,4 @@ class Topology(NamedTuple):
     reverse: Array  # [N*K]
     gather: Callable = gather_senders  # of sender values; Bloch waves replace it
     embedded: Array | None = None  # [N, F] numbers of `ModelConfig.embeddings`
+    near: Array | None = None  # [K'] as in `Globals`

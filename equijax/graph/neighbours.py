@@ -28,6 +28,7 @@ class Edges(NamedTuple):
     senders: np.ndarray  # [E]
     shifts: np.ndarray  # [E, 3] integers: the sender sits in the cell translated by shifts @ cell
     reverse: np.ndarray  # [E]
+    near: np.ndarray | None = None  # [E] whether within r_max, of a model that reads farther ones too; these come last
 
 
 def check_atoms(atoms: ase.Atoms, config: ModelConfig, *, name: str = "structure") -> None:
@@ -168,6 +169,35 @@ def check_distances(
             f"{name}: atoms {i} and {j} ({atoms.symbols[i]}, {atoms.symbols[j]}) are {distances[e]:.3g} A apart; "
             f"expected at least {MIN_DISTANCE_A} A: remove the duplicate"
         )
+
+
+def longest_cutoff(config: ModelConfig) -> float:
+    """How far a model reads, A: r_max, or the cutoff of its dispersion."""
+    dispersion = getattr(config, "dispersion", None)
+    return config.r_max if dispersion is None else dispersion.cutoff
+
+
+def listed(atoms: ase.Atoms, config: ModelConfig, *, name: str = "structure") -> Edges:
+    """All neighbours that a model reads, those within r_max first.
+
+    Raises:
+      InputError: see `neighbour_list`.
+    """
+    return near_first(neighbour_list(atoms, longest_cutoff(config), name=name), atoms, config=config)
+
+
+def near_first(edges: Edges, atoms: ase.Atoms, *, config: ModelConfig) -> Edges:
+    """The neighbours of each atom within r_max before those of its dispersion alone; of a model without, as they are."""
+    if longest_cutoff(config) == config.r_max:
+        return edges
+    between = atoms.positions[edges.receivers] - atoms.positions[edges.senders]
+    near = np.linalg.norm(between - edges.shifts @ complete_cell(atoms.cell.array), axis=1) < config.r_max
+    near |= near[edges.reverse]  # both ends round alike
+    order = np.lexsort((~near, edges.receivers))  # else as before
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    receivers, senders, shifts = edges.receivers[order], edges.senders[order], edges.shifts[order]
+    return Edges(receivers, senders, shifts, place[edges.reverse[order]], near[order])
 
 
 class Frame(NamedTuple):

@@ -8,7 +8,7 @@ from ase.geometry import complete_cell
 
 from equijax.config import EMBEDDED, ModelConfig
 from equijax.graph.fields import Globals, Nodes, Slots
-from equijax.graph.neighbours import Edges, check_atoms, embedded_numbers, neighbour_list
+from equijax.graph.neighbours import Edges, check_atoms, embedded_numbers, listed, near_first
 from equijax.graph.shapes import Size, SizePool, size_of
 from equijax.graph.skin import SkinList
 
@@ -35,7 +35,7 @@ def build(
     size = needed if size is None else size
     if not size.holds(needed):
         raise ValueError(f"{needed} does not fit into {size}")
-    n, k, s, g = size
+    n, k, s, g, near = size
     row = {z: i for i, z in enumerate(config.species)}
     present = sorted({row[int(z)] for atoms, _ in structures for z in atoms.numbers})
     table = np.array(present + [present[0]] * (s - len(present)), np.int32)
@@ -68,7 +68,11 @@ def build(
         n_node=n_node,
         n_edge=n_node * k,
         globals=Globals(
-            cell, head, table, embedded=_embedded([atoms for atoms, _ in structures], config, num_graphs=g)
+            cell,
+            head,
+            table,
+            embedded=_embedded([atoms for atoms, _ in structures], config, num_graphs=g),
+            near=np.arange(near, dtype=np.int32) if near else None,
         ),
     )
 
@@ -98,7 +102,8 @@ def from_atoms(
     for i, atoms in enumerate(images):
         name = f"structure {i} ({atoms.get_chemical_formula()})"
         check_atoms(atoms, config, name=name)
-        edges = neighbour_list(atoms, config.r_max, name=name) if lists is None else lists[i].edges(atoms, name=name)
+        kept = None if lists is None else lists[i].edges(atoms, name=name)
+        edges = listed(atoms, config, name=name) if kept is None else near_first(kept, atoms, config=config)
         structures.append((atoms, edges))
     size = size_of(structures, config)
     return build(structures, config, size=size if pool is None else pool.fit(size), heads=heads)

@@ -23,6 +23,7 @@ class Size(NamedTuple):
     slots: int  # K
     species: int  # S
     graphs: int  # G, padding graph included
+    near: int = 0  # K', the first slots of a receiver that hold all within r_max; 0: all do
 
     @property
     def cost(self) -> int:
@@ -37,7 +38,8 @@ def size_of(structures: list[tuple[ase.Atoms, Edges]], config: ModelConfig | Non
     nodes = sum(len(atoms) for atoms, _ in structures)
     slots = max(int(np.bincount(e.receivers, minlength=1).max(initial=0)) for _, e in structures)
     species = len({int(z) for atoms, _ in structures for z in atoms.numbers})
-    return Size(nodes, max(slots, 1), species, len(structures) + 1)
+    near = [int(np.bincount(e.receivers[e.near], minlength=1).max()) for _, e in structures if e.near is not None]
+    return Size(nodes, max(slots, 1), species, len(structures) + 1, max([*near, 1]) if near else 0)
 
 
 class Ladder(NamedTuple):
@@ -102,8 +104,8 @@ class SizePool:
             if size.cost <= LITTLE * new.cost or self.wasted[size, new] < PROGRAM_SLOTS:
                 return size
         if full:
-            nodes, slots, species = map(_power_of_two, new[:3])
-            new = Size(nodes, slots, species, max(new.graphs, *(s.graphs for s in self.sizes)))
+            nodes, slots, species, near = map(_power_of_two, (*new[:3], new.near))
+            new = Size(nodes, slots, species, max(new.graphs, *(s.graphs for s in self.sizes)), near if new.near else 0)
         self.sizes.append(new)
         return new
 
@@ -116,6 +118,7 @@ def round_up(size: Size, ladders: tuple[Ladder, ...] = FINE, *, work: int = 1) -
         ladder.round(size.slots, ladder.slots),
         max(ladder.species, _power_of_two(size.species)),
         1 + _power_of_two(size.graphs - 1),
+        ladder.round(size.near, ladder.slots) if size.near else 0,
     )
 
 

@@ -48,7 +48,7 @@ class SkinList:
             pairs = neighbour_list(atoms, self.cutoff + self.skin, name=name)
             reference = self._reference = Reference(atoms.positions.copy(), cell, atoms.pbc.copy(), pairs)
             self.made += 1
-        i, j, shifts, reverse = reference.pairs
+        i, j, shifts, reverse = reference.pairs[:4]
         vectors = atoms.positions[i] - atoms.positions[j] - shifts @ cell
         squared = np.einsum("ex,ex->e", vectors, vectors)
         squared = np.minimum(squared, squared[reverse])  # both directions of a pair alike, to the last digit

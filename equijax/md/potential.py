@@ -77,6 +77,8 @@ def energy_in(
     """`energy_neighbor` with the space given in so many words: cell T [3, 3] (columns) and `space`."""
     if not space.skin > 0:
         raise InputError(f"skin {space.skin} A: expected a positive length, 0.5 for solids, 1 for hot liquids")
+    if getattr(ff.config, "dispersion", None) is not None:
+        raise InputError("lists on the device do not reach as far as dispersion: use ff.calculator() with ase.md")
     species = species_inputs(ff, numbers)
     embedded = np.tile(embedded_numbers(info or {}, ff.config, name="the system"), (len(species[0]), 1))
     fns = neighbours.neighbor_list(T, space)

@@ -244,7 +244,7 @@ def project(phonon: Phonopy, method: str = "symfc") -> Residuals:
 def reserve(ff: Potential, phonon: Phonopy) -> None:
     """Make the padded shape of the spot check known to `ff` where it is small: what comes before shares its program."""
     atoms = to_ase(phonon.supercell)
-    size = graph.size_of([(atoms, graph.neighbour_list(atoms, ff.config.r_max))], ff.config)
+    size = graph.size_of([(atoms, graph.listed(atoms, ff.config))], ff.config)
     if size.cost <= graph.SHARED[0].work:
         ff.pool.fit(size)
 

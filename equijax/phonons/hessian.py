@@ -92,7 +92,7 @@ def hvps(
     for i, atoms in enumerate(images):
         name = f"structure {i} ({atoms.get_chemical_formula()})"
         graph.check_atoms(atoms, ff.config, name=name)
-        structures.append((atoms, graph.neighbour_list(atoms, ff.config.r_max, name=name)))
+        structures.append((atoms, graph.listed(atoms, ff.config, name=name)))
     pool, index = graph.SizePool(ladders=graph.SHARED), ff.head_index
     results: list = [None] * len(images)
     with tqdm(total=sum(map(len, tangents)), desc="Hessian rows", unit="row", disable=not compute.progress) as bar:

@@ -23,13 +23,17 @@ def interaction_range(ff: Potential, atoms: ase.Atoms) -> Range:
     """How far force constants of a model can reach at all.
 
     Messages travel T r_max in T interactions and two atoms couple through a third: no force constant reaches beyond
-    2 T r_max. In a cell whose parallel faces are twice the reach apart, an atom couples to one image of every other.
+    2 T r_max. Dispersion couples the neighbours of two atoms that attract each other, within three of its cutoffs,
+    though it decays as r^-6. In a cell whose parallel faces are twice the reach apart, an atom couples to one image of
+    every other.
 
     Args:
       ff: a ForceField.
       atoms: the primitive cell.
     """
-    return _holding(atoms, 2 * ff.config.num_interactions * ff.config.r_max)
+    config = ff.config
+    far = 0.0 if config.dispersion is None else 3 * config.dispersion.cutoff
+    return _holding(atoms, max(2 * config.num_interactions * config.r_max, far))
 
 
 def measured_range(phonon: Phonopy, tolerance: float = 1e-3) -> Range:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from equijax import graph, potential, testing
+from equijax import checkpoint, graph, load, potential, pytrees, testing
 from equijax.adapters import lora
 from equijax.config import Compute, Embedding, ModelConfig, from_dict
 from equijax.errors import InputError
@@ -19,6 +19,8 @@ from equijax.forcefield import ForceField
 from equijax.md.boxes import Space
 from equijax.md.potential import energy_in
 from equijax.md.simulation import inputs
+from equijax.programs import finetune
+from tests.samples import check_second_derivatives, low_symmetry
 
 NONLINEAR = "RealAgnosticResidualNonLinearInteractionBlock"
 ATTENTION = "RealAgnosticAttResidualInteractionBlock"
@@ -185,6 +187,20 @@ def test_attention_is_not_specialised():
     ff = testing.random_forcefield(testing.random_config(**SHAPES["attention"]))
     with pytest.raises(InputError, match="attention"):
         ff.specialise({"Na"})
+
+
+def test_hessian_and_dynamical_matrices(ff):
+    check_second_derivatives(ff, low_symmetry())
+
+
+def test_fine_tuning_and_its_adapter(charged, folder, arguments, tmp_path):
+    """LoRA on one head of the model, whose charges are those of the frames."""
+    checkpoint.save(tmp_path / "model", charged.config, variables=charged.variables, metadata={})
+    out, test = tmp_path / "run", folder / "test.extxyz"
+    assert finetune.main(arguments(out, "--model", tmp_path / "model", "--head", "b", "--test", test)) == 0
+    tuned = load(out / "best", head="b")
+    before, after = (pytrees.paths_of(f.variables) for f in (charged, tuned))
+    assert before.keys() == after.keys() and any(np.abs(before[k] - after[k]).max() > 0 for k in before)
 
 
 def test_default_adapters_fit_and_merge(ff):
