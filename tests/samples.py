@@ -9,7 +9,7 @@ from ase.build import bulk
 from equijax import testing
 from equijax.config import Compute
 from equijax.forcefield import ForceField
-from equijax.phonons import dynamical, hessian
+from equijax.phonons import dynamical
 
 CONFIG = testing.random_config(channels=4)
 SMALL = {"channels": 4, "lmax": 1, "species": (11, 17), "max_ell": 1, "correlation": (2, 2), "radial_mlp": (8,)}
@@ -47,23 +47,20 @@ def low_symmetry() -> Atoms:
 
 
 def check_second_derivatives(ff: ForceField, cell: Atoms) -> None:
-    """The Hessian of the cell doubled along c against differences of forces, and D(q) of the cell against it.
+    """D(q) of the cell against differences of forces in the cell doubled along c.
 
     Raises:
-      AssertionError: one of them differs.
+      AssertionError: they differ.
     """
-    doubled, step = cell.repeat((1, 1, 2)), 1e-3
-    doubled.info = cell.info
-    tolerance, n = testing.TOLERANCE["float64"]["hessian"], len(cell)
-    H = hessian.hessian(ff, doubled, rows=range(n))
-    moved = [doubled.copy() for _ in range(4)]
+    step, n = 1e-3, len(cell)
+    moved = [cell.repeat((1, 1, 2)) for _ in range(4)]
     for atoms, h in zip(moved, (1, -1, 2, -2), strict=True):
         atoms.positions[0, 1] += h * step
+        atoms.info = cell.info
     a, b, c, d = (found.forces for found in ff.evaluate(moved, compute=Compute("float64")))
-    np.testing.assert_allclose(H[0, 1], ((c - d) - 8 * (a - b)) / (12 * step), rtol=0, atol=tolerance)
-    same, other = np.moveaxis(H.reshape(3 * n, 2, 3 * n), 1, 0)
+    same, other = (((c - d) - 8 * (a - b)) / (12 * step)).reshape(2, 3 * n)
     masses = np.sqrt(np.repeat(cell.get_masses(), 3))
-    for q in (0.0, 0.5):
-        expected = (same + np.cos(2 * np.pi * q) * other) * dynamical.phase(cell, [[0, 0, q]])[0]
-        found = dynamical.dynamical_matrices(ff, cell, qpoints=[[0, 0, q]])[0]
-        np.testing.assert_allclose(found, expected / np.outer(masses, masses), rtol=0, atol=tolerance)
+    qpoints = [[0, 0, 0], [0, 0, 0.5]]
+    expected = np.array([same + other, same - other]) / masses / masses[1]
+    found = dynamical.dynamical_matrices(ff, cell, qpoints=qpoints) / dynamical.phase(cell, qpoints)
+    np.testing.assert_allclose(found[:, :, 1], expected, rtol=0, atol=testing.TOLERANCE["float64"]["hessian"])

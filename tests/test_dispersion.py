@@ -83,7 +83,7 @@ def test_parameters_and_tables_are_those_of_mace_torch():
     np.testing.assert_array_equal(tables["c6"], np.einsum("yzba->zyab", tables["c6"]))
 
 
-def test_hessian_and_dynamical_matrices(both):
+def test_dynamical_matrices(both):
     check_second_derivatives(both, low_symmetry())
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from equijax import checkpoint, graph, load, potential, pytrees, testing
+from equijax import graph, potential, pytrees, testing
 from equijax.adapters import lora
 from equijax.config import Compute, Embedding, ModelConfig, from_dict
 from equijax.errors import InputError
@@ -19,7 +19,6 @@ from equijax.forcefield import ForceField
 from equijax.md.boxes import Space
 from equijax.md.potential import energy_in
 from equijax.md.simulation import inputs
-from equijax.programs import finetune
 from tests.samples import check_second_derivatives, low_symmetry
 
 NONLINEAR = "RealAgnosticResidualNonLinearInteractionBlock"
@@ -189,26 +188,28 @@ def test_attention_is_not_specialised():
         ff.specialise({"Na"})
 
 
-def test_hessian_and_dynamical_matrices(ff):
+def test_dynamical_matrices(ff):
     check_second_derivatives(ff, low_symmetry())
 
 
-def test_fine_tuning_and_its_adapter(charged, folder, arguments, tmp_path):
-    """LoRA on one head of the model, whose charges are those of the frames."""
-    checkpoint.save(tmp_path / "model", charged.config, variables=charged.variables, metadata={})
-    out, test = tmp_path / "run", folder / "test.extxyz"
-    assert finetune.main(arguments(out, "--model", tmp_path / "model", "--head", "b", "--test", test)) == 0
-    tuned = load(out / "best", head="b")
-    before, after = (pytrees.paths_of(f.variables) for f in (charged, tuned))
-    assert before.keys() == after.keys() and any(np.abs(before[k] - after[k]).max() > 0 for k in before)
-
-
-def test_default_adapters_fit_and_merge(ff):
+def test_default_adapters_fit_merge_and_learn(ff):
+    """The energy of a crystal depends on every adapter."""
     adapters = lora.init_lora(ff.variables["params"], 2, alpha=2.0, rows=[0, 2])
     changed = jax.tree.map(lambda a: a + 0.1, adapters)
     for found in (lora.init_delta(ff.variables["params"]), changed):
         merged = lora.merge(ff.variables, found)
         assert jax.tree.map(np.shape, merged) == jax.tree.map(np.shape, ff.variables)
+    batch, variables = graph.from_atoms(salt(), ff.config, heads=[ff.head_index]), ff.device_variables("float64")
+
+    @jax.jit
+    @jax.grad
+    def slopes(arrays):
+        params = lora.apply(variables["params"], lora.Adapters(arrays, changed.alpha, changed.rows))
+        return potential.total_energy(ff.config, {**variables, "params": params}, graph=batch)
+
+    with jax.enable_x64(True):
+        found = pytrees.paths_of(jax.tree.map(np.asarray, slopes(changed.arrays)))
+    assert not [path for path, x in found.items() if not np.isfinite(x).all() or not x.any()]
 
 
 @pytest.mark.parametrize(
