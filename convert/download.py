@@ -19,6 +19,7 @@ from typing import IO, BinaryIO
 import platformdirs
 from tqdm import tqdm
 
+from convert import families
 from convert.published import LICENCES as LICENCES
 from convert.published import PUBLISHED as PUBLISHED
 from convert.published import Published as Published
@@ -37,10 +38,11 @@ class ChecksumWarning(UserWarning):
 
 
 def listing() -> str:
-    """The table of published models as text: name, size, licence, elements, citation."""
+    """The table of published models as text: name, size, licence, elements, citation; and what is not converted."""
     row = "{:<24}{:>8}  {:<8} {:<36} {}".format
     lines = [row("name", "size", "licence", "elements", "cite")]
     lines += [row(p.name, p.megabytes, p.licence, p.elements, p.citation) for p in PUBLISHED.values()]
+    lines += ["", *(f"not converted: {what}" for what in families.of_mace())]
     lines += ["", *(f"{key}: {text}" for key, text in LICENCES.items()), f"cache: {cache_directory()}"]
     return "\n".join(lines)
 

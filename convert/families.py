@@ -25,9 +25,22 @@ FAMILIES = (
         "mace.modules.field_blocks",
         "graph_longrange",
     ),
-    ("a dipole model of MACE, which has no energy", OTHER, f"{_MODELS}.AtomicDipolesMACE"),
-    ("a dipole and polarisability model of MACE, which has no energy", OTHER, f"{_MODELS}.AtomicDielectricMACE"),
-    ("a MACE model of energies and dipoles in one", OTHER, f"{_MODELS}.EnergyDipolesMACE"),
+    (
+        "a dipole model of MACE, which has no energy: it needs readouts of vectors, which equijax does not have",
+        OTHER,
+        f"{_MODELS}.AtomicDipolesMACE",
+    ),
+    (
+        "a dipole and polarisability model of MACE, which has no energy: it needs readouts of vectors and tensors, "
+        "which equijax does not have",
+        OTHER,
+        f"{_MODELS}.AtomicDielectricMACE",
+    ),
+    (
+        "a MACE model of energies and dipoles in one: it needs readouts of vectors, which equijax does not have",
+        OTHER,
+        f"{_MODELS}.EnergyDipolesMACE",
+    ),
     ("a BOTNet model, the predecessor of MACE", OTHER, f"{_MODELS}.BOTNet", f"{_MODELS}.ScaleShiftBOTNet"),
     ("a MACE model made for LAMMPS ML-IAP (*-mliap_lammps.pt)", SOURCE, "mace.calculators.lammps_mliap_mace"),
     ("a MACE model made for LAMMPS (*-lammps.pt)", SOURCE, "mace.calculators.lammps_mace", "lammps script"),
@@ -95,6 +108,11 @@ FAMILIES = (
     ("a DeePMD-kit model, not MACE", OTHER, "deepmd"),
     ("a metatomic or metatensor model, not the MACE model in it", SOURCE, "metatomic", "metatensor"),
 )
+
+
+def of_mace() -> list[str]:
+    """What models of mace-torch are not converted, and what they need."""
+    return [what for what, _, *names in FAMILIES if names[0].startswith("mace.modules.")]
 
 
 def family(name: str) -> str | None:

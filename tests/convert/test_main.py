@@ -36,6 +36,17 @@ def test_dtype_and_replacing_a_checkpoint(tmp_path):
         assert variables["params"]["node_embedding"].dtype == dtype == metadata["dtype"]
 
 
+def test_dispersion_is_stored_with_the_model(tmp_path, capsys):
+    pytest.importorskip("torch_dftd", reason="needs the d3 extra")
+    assert main([str(MINI), str(tmp_path / "model"), "--dispersion", "pbe"]) == 0
+    assert "with D3(BJ) of pbe" in capsys.readouterr().out
+    config, variables, _ = checkpoint.load(tmp_path / "model")
+    assert config.dispersion is not None and config.dispersion.a2 == 4.4407
+    assert variables["constants"]["dispersion"]["c6"].shape == (33, 33, 5, 5)
+    assert main([str(MINI), str(tmp_path / "other"), "--dispersion", "mine"]) == 2
+    assert "functional 'mine'" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize("source", ["mace-mp-0b3-medium", "medium-0b3", "mace-mp-0b3-medium.model", "the file"])
 def test_published_name_is_converted_from_the_cache(tmp_path, monkeypatch, capsys, source):
     monkeypatch.setattr(download, "cache_directory", lambda: tmp_path)
