@@ -12,6 +12,7 @@ import numpy as np
 from equijax import graph, potential
 from equijax.config import Compute, ModelConfig
 from equijax.errors import InputError
+from equijax.graph.near import within_r_max
 from equijax.nn.mace import MACE
 from equijax.potential import Potential
 
@@ -62,7 +63,7 @@ def _features(config: ModelConfig, inputs: tuple[dict, jraph.GraphsTuple]) -> li
     variables, graph = inputs
     vectors = potential.edge_vectors(config, graph, positions=jax.numpy.asarray(graph.nodes.positions))
     topology = potential.topology_of(graph, vectors.dtype)
-    vectors, topology = potential.within_r_max(config, vectors, topology=topology)
+    vectors, topology = within_r_max(config, vectors, topology=topology)
     _, kept = cast(tuple, MACE(config).apply(variables, vectors, topology, mutable=["intermediates"]))
     return [kept["intermediates"][f"features_{t}"][0] for t in range(config.num_interactions)]
 

@@ -15,7 +15,7 @@ from equijax import precision
 from equijax.config import Compute, ModelConfig
 from equijax.graph.fields import Topology
 from equijax.graph.gather import gather_senders
-from equijax.graph.near import nearest
+from equijax.graph.near import masked_vector, within_r_max
 from equijax.nn import dispersion, folded, initial, kernels
 from equijax.nn.mace import MACE
 from equijax.pytrees import path_name
@@ -108,9 +108,6 @@ class Potential(Protocol):
         ...
 
 
-MASKED_LENGTH = 2.0  # length of a masked edge in units of the longest cutoff: beyond the cutoff, away from r = 0
-
-
 def node_graph_index(graph: jraph.GraphsTuple) -> jax.Array:
     """[N] graph of each node."""
     num_graphs, num_nodes = graph.n_node.shape[0], graph.nodes.slot.shape[0]
@@ -149,12 +146,7 @@ def edge_vectors(
         index = node_graph_index(graph)
         symmetric = 0.5 * (strain + jnp.swapaxes(strain, 1, 2))[index]
         vectors = vectors + jnp.einsum("nkx,nxy->nky", vectors, symmetric)
-    return jnp.where(mask, vectors, _beyond(config, positions.dtype))
-
-
-def _beyond(config: Any, dtype: Any) -> jax.Array:
-    """The vector of a masked slot, longer than any cutoff."""
-    return jnp.array([MASKED_LENGTH * graphs.longest_cutoff(config), 0.0, 0.0], dtype)
+    return jnp.where(mask, vectors, masked_vector(config, positions.dtype))
 
 
 def energy(
@@ -227,13 +219,6 @@ def energy_from_vectors(
         return learned
     tables = variables["constants"]["dispersion"]
     return learned + dispersion.node_energies(config.dispersion, tables, vectors=vectors, topology=topology)
-
-
-def within_r_max(config: ModelConfig, vectors: jax.Array, *, topology: Topology) -> tuple[jax.Array, Topology]:
-    """The part of a graph that the network reads: all of it, of a model without dispersion."""
-    if config.dispersion is None:
-        return vectors, topology
-    return nearest(vectors, topology, unused=_beyond(config, vectors.dtype))
 
 
 def _mace(config: ModelConfig, variables: dict, *, vectors: jax.Array, topology: Topology) -> jax.Array:

@@ -6,7 +6,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.units import Bohr, Hartree
 
-from equijax import checkpoint, dispersion, load, specialise, testing
+from equijax import checkpoint, dispersion, folding, load, specialise, testing
 from equijax.config import Compute
 from equijax.errors import InputError, MissingExtra
 from tests.samples import CHEAP, check_second_derivatives, low_symmetry
@@ -89,8 +89,8 @@ def test_dynamical_matrices(both):
 
 def test_a_specialised_model_keeps_it(both):
     """All species of the structures but one: rows of the tables move."""
-    config = specialise.shrink(both.config, SPECIES[1:], step=specialise.STEPS_A[0])
-    folded = specialise.fold(both.config, both.variables, small=config)
+    config = folding.shrink(both.config, SPECIES[1:], step=specialise.STEPS_A[0])
+    folded = folding.fold(both.config, both.variables, small=config)
     for name, values in folded["dispersion"].items():
         whole = both.variables["constants"]["dispersion"][name]
         np.testing.assert_array_equal(values, whole[1:, 1:] if name == "c6" else whole[1:])

@@ -187,8 +187,8 @@ def listed(atoms: ase.Atoms, config: ModelConfig, *, name: str = "structure") ->
 
 
 def near_first(edges: Edges, atoms: ase.Atoms, *, config: ModelConfig) -> Edges:
-    """The neighbours of each atom within r_max before those of its dispersion alone; of a model without, as they are."""
-    if longest_cutoff(config) == config.r_max:
+    """Neighbours of each atom within r_max before those of its dispersion alone; of a model without, as they are."""
+    if getattr(config, "dispersion", None) is None:
         return edges
     between = atoms.positions[edges.receivers] - atoms.positions[edges.senders]
     near = np.linalg.norm(between - edges.shifts @ complete_cell(atoms.cell.array), axis=1) < config.r_max

@@ -22,9 +22,10 @@ from equijax import precision
 from equijax.errors import InputError
 from equijax.graph.fields import Topology
 from equijax.graph.gather import gather_senders
+from equijax.graph.near import MASKED_LENGTH
 from equijax.graph.neighbours import embedded_numbers
 from equijax.md import boxes, neighbours
-from equijax.potential import MASKED_LENGTH, Potential, cast
+from equijax.potential import Potential, cast
 
 
 def energy_neighbor(
