@@ -221,8 +221,6 @@ sys.exit(finetune.main())
 def test_two_processes_interrupted_and_resumed_give_what_one_gives(folder, arguments, tmp_path):
     """Each process builds half of every batch, the first writes the files, a signal to the other stops both."""
     options = (
-        "--test",
-        folder / "test.extxyz",
         "--epochs",
         2,
         "--optimizer",

@@ -50,9 +50,9 @@ SHAPES = {
 }
 
 
-def model(name: str) -> ForceField:
+def model(name: str, **changes) -> ForceField:
     """Random weights, also of what starts at zero."""
-    ff = testing.random_forcefield(testing.random_config(**SHAPES[name]))
+    ff = testing.random_forcefield(testing.random_config(**SHAPES[name] | changes))
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda w: w + 0.1 * rng.normal(size=w.shape), ff.variables["params"])
     return ForceField(ff.config, {**ff.variables, "params": params}, {}).with_head(ff.config.heads[-1])
@@ -95,8 +95,11 @@ def test_energy_is_invariant_and_forces_rotate(ff):
     assert abs(energies[1] - energies[0]) < 1e-11 < abs(energies[2] - energies[0])
 
 
-def test_third_derivatives_are_finite_and_match_differences(ff):
-    """Of a crystal and an isolated atom in one padded batch."""
+@pytest.mark.parametrize("name", SHAPES)
+def test_third_derivatives_are_finite_and_match_differences(name):
+    """Of a crystal and an isolated atom in one padded batch, and of one interaction of each kind."""
+    last = {key: SHAPES[name][key][1:] for key in ("edge_channels", "contraction_paths") if key in SHAPES[name]}
+    ff = model(name, num_interactions=1, correlation=(2,), last_readout_only=False, **last)
     images = [salt(), Atoms("Na")]
     structures = [(a, graph.neighbour_list(a, ff.config.r_max)) for a in images]
     batch = graph.build(structures, ff.config, size=graph.round_up(graph.size_of(structures, ff.config)))
