@@ -47,6 +47,7 @@ CASES: dict[str, dict] = {
     "lora r8": {"rank": 8},
     "lora r16": {"rank": 16},
     "lora r8 + self-replay": {"lr": 4e-2, "replay_self": "REPLAY"},
+    "lora r8 + related prototypes": {"replay_related": 256},
     "naive + replay": {"strategy": "naive", "lr": 3e-4, "replay": "REPLAY"},
     "multihead + replay": {"strategy": "multihead", "replay": "REPLAY"},
 }
@@ -241,8 +242,11 @@ def table(rows: list[dict]) -> str:
 def draw(rows: list[dict], path: Path) -> None:
     """Gain against damage to related compounds: medians, bars over the middle half of the materials, their number.
 
-    The aim is shaded; rows without related structures are left out.
+    The aim is shaded; rows without related structures are left out, and where there are no others nothing is drawn.
     """
+    measured = [(row, x) for row in rows if (x := worse(row, "related")) is not None]
+    if not measured:
+        return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -253,7 +257,6 @@ def draw(rows: list[dict], path: Path) -> None:
         xlabel="force error on related compounds, change in % (linear below 10)",
         ylabel="phonon frequency error, times smaller than zero-shot",
     )
-    measured = [(row, x) for row in rows if (x := worse(row, "related")) is not None]
     for i, name in enumerate(by_strategy(rows)):
         chosen = [(x, better(row)) for row, x in measured if row["strategy"] == name]
         if not chosen:

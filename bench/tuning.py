@@ -67,8 +67,8 @@ class TuningConfig:
     """Names."""
     strategies: tuple[str, ...] = tuple(GRID)
     """Names in GRID."""
-    name: str = "tuning"
-    """Of the result file."""
+    name: str = "tuning-related"
+    """Of the result file; `tuning` holds earlier rows, whose force error is that of all held-out structures."""
 
 
 def main() -> None:

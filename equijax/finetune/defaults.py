@@ -41,10 +41,13 @@ def resolve(options: FinetuneOptions) -> FinetuneOptions:
         raise InputError("--train names no files")
     if not 0 < options.valid_fraction < 1:
         raise InputError(f"valid_fraction = {options.valid_fraction} must be between 0 and 1")
-    if options.strategy == "multihead" and not (options.replay or options.replay_self):
-        raise InputError("multihead keeps the old head by replay: give --replay or --replay-self")
-    if options.replay_hessian and not (options.replay_self and options.loss.hessian_weight > 0):
-        raise InputError("replay_hessian needs --replay-self and a --hessian-weight")
+    if options.replay_related < 0:
+        raise InputError(f"replay_related = {options.replay_related} must not be negative")
+    by_model = options.replay_self or options.replay_related
+    if options.strategy == "multihead" and not (options.replay or by_model):
+        raise InputError("multihead keeps the old head by replay: give --replay, --replay-self or --replay-related")
+    if options.replay_hessian and not (by_model and options.loss.hessian_weight > 0):
+        raise InputError("replay_hessian needs --replay-self or --replay-related, and a --hessian-weight")
     if options.batch_size < 1 or options.devices < 1:
         raise InputError(f"batch_size {options.batch_size} and devices {options.devices} must be at least 1")
     training, loss = DEFAULTS[options.strategy]

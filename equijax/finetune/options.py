@@ -150,10 +150,13 @@ class FinetuneOptions:
     """Structures with their own labels to train on as well, against forgetting."""
     replay_self: tuple[Path, ...] = ()
     """Structures to train on as well, labelled by the starting model."""
+    replay_related: int = 0
+    """Self-replay without data: so many rattled prototype crystals that share an element with --train, labelled by the
+    starting model, to train on as well; they keep other compounds of the elements that lora adapts."""
     replay_hessian: bool = False
-    """Label --replay-self structures with Hessian-vector products too; they count with --hessian-weight."""
+    """Label structures of self-replay with Hessian-vector products too; they count with --hessian-weight."""
     replay_number: int = 256
-    """Replay structures to use, picked by --replay-pick."""
+    """Structures of --replay and of --replay-self to use, picked by --replay-pick."""
     replay_pick: Literal["farthest", "random"] = "random"
     """How to pick them."""
     replay_ratio: float = 4.0

@@ -11,14 +11,13 @@ import jraph
 import numpy as np
 
 from equijax import checkpoint, parallel
-from equijax.config import ModelConfig
 from equijax.data import isolated, labelled, select
 from equijax.data.files import LabelledFile, read_file
 from equijax.data.items import Item, predictions, prepare
 from equijax.data.labelled import Labelled
 from equijax.data.phonopy_files import ForceConstants, force_constants, is_phonopy
 from equijax.errors import InputError, needed
-from equijax.finetune import replay, retained
+from equijax.finetune import prototypes, replay, retained
 from equijax.finetune.loader import TrainingSet, evaluation_graphs, settle
 from equijax.finetune.options import UNRESOLVED, FinetuneOptions, document
 from equijax.finetune.strategies import Trainable, trainable
@@ -77,9 +76,10 @@ def begin(options: FinetuneOptions) -> Setup:
     sets = _sets(options, old_head, constants=constants)
     items = {name: prepare(structures, ff.config) for name, structures in sets.structures.items()}
     e0 = _isolated_energies(options, ff, sets=sets)
-    again = _replay(options, start, old_head=old_head)
     train = sets.structures["train"]
-    numbers = sorted({*labelled.elements(train), *(int(z) for c in constants for z in c.atoms.numbers)})
+    targets = [*(s.atoms for s in train), *(c.atoms for c in constants)]
+    again = _replay(options, start, head=old_head, targets=targets, change=e0.values - _model_energies(ff))
+    numbers = sorted({int(z) for atoms in targets for z in atoms.numbers})
     training = TrainingSet(
         ff.config,
         e0.values,
@@ -266,25 +266,26 @@ class Replayed(NamedTuple):
     messages: tuple[str, ...]  # what was read
 
 
-def _replay(options: FinetuneOptions, start: ForceField, *, old_head: str | None) -> Replayed:
-    """The chosen replay structures, with their own labels or the starting model's."""
-    teacher = start if old_head is None else start.with_head(old_head)
-    chosen, told = [], []
-    for paths, by_model in ((options.replay, False), (options.replay_self, True)):
+def _replay(
+    options: FinetuneOptions, start: ForceField, *, head: str | None, targets: Sequence[ase.Atoms], change: np.ndarray
+) -> Replayed:
+    """Replay structures with their own labels, or the starting model's after its E0s have moved by `change` [H, Z]."""
+    teacher = start if head is None else start.with_head(head)
+    chosen, by_model, told = [], [], []
+    for paths, some in ((options.replay, chosen), (options.replay_self, by_model)):
         if not paths:
             continue
         files = _files(options, paths)
         told += [text for file in files for text in file.messages]
-        known = [s for s in _structures(files) if _known(s.atoms, start.config)]
+        known = [s for s in _structures(files) if set(s.atoms.numbers.tolist()) <= set(start.config.species)]
         number = min(options.replay_number, len(known))
-        picked = select.pick(known, number, how=options.replay_pick, seed=options.seed)
-        some = [dataclasses.replace(known[i], weight=options.replay_weight * known[i].weight) for i in picked]
-        tangents = options.tangents if options.replay_hessian else 0
-        chosen += replay.pseudo_label(teacher, some, tangents=tangents) if by_model else some
-    if old_head is not None:
-        chosen = [dataclasses.replace(s, head=old_head) for s in chosen]
-    return Replayed(chosen, tuple(told))
-
-
-def _known(atoms: ase.Atoms, config: ModelConfig) -> bool:
-    return set(atoms.numbers.tolist()) <= set(config.species)
+        some += [known[i] for i in select.pick(known, number, how=options.replay_pick, seed=options.seed)]
+    if number := options.replay_related:
+        by_model += (drawn := prototypes.related(start.config.species, targets, number=number, seed=options.seed))
+        told.append(prototypes.message(drawn))
+    if by_model:
+        found = replay.pseudo_label(teacher, by_model, tangents=options.tangents if options.replay_hessian else 0)
+        moved = np.array([s.energy for s in found]) + _shift(teacher, found, change=change)
+        chosen += [dataclasses.replace(s, energy=float(e)) for s, e in zip(found, moved, strict=True)]
+    chosen = [dataclasses.replace(s, weight=options.replay_weight * s.weight) for s in chosen]
+    return Replayed(chosen if head is None else [dataclasses.replace(s, head=head) for s in chosen], tuple(told))

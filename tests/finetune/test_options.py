@@ -52,6 +52,12 @@ def test_options_come_from_a_file_and_flags_win(form, flag, tmp_path):
     assert resolve(options).loss == dataclasses.replace(LOSS, loss="mae")
 
 
+def test_multihead_is_kept_by_any_replay():
+    options = finetune.parse(["--model", "m", "--train", "t", "--out", "o", "--strategy", "multihead"])
+    for given in ({"replay": ("r",)}, {"replay_self": ("r",)}, {"replay_related": 7}):
+        resolve(dataclasses.replace(options, **given))
+
+
 def test_what_a_run_stored_is_read_again(tmp_path):
     options = finetune.parse(["--model", "m", "--train", "t", "--out", "o", "--strategy", "naive", "--no-all-species"])
     stored = tmp_path / "config.json"
@@ -75,6 +81,7 @@ def test_misspelt_options_are_errors(tmp_path, capsys):
     [
         ({"train": ()}, "--train"),
         ({"replay_hessian": True}, "replay_hessian needs"),
+        ({"replay_related": -1}, "replay_related = -1 must not be negative"),
         ({"strategy": "multihead"}, "--replay"),
         ({"valid_fraction": 1.0}, "valid_fraction"),
     ],

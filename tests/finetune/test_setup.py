@@ -141,3 +141,20 @@ def test_isolated_atoms_alone_are_nothing_to_train_on(tmp_path):
     options = finetune.parse(["--model", "m", "--train", str(path), "--out", "o"])
     with pytest.raises(InputError, match="--train holds nothing but isolated atoms"):
         setup._sets(options, None)
+
+
+def test_related_prototypes_are_replayed_with_the_energies_of_the_starting_model_from_the_new_e0(
+    shifted, folder, arguments, tmp_path
+):
+    argv = arguments(tmp_path / "run", "--train", shifted, "--e0", "refit", "--replay-related", 6, "--replay-weight", 2)
+    made = setup.begin(resolve(finetune.parse(argv)))
+    replayed = [item.labelled for item in made.training.replay]
+    assert len(replayed) == 6 and made.training.replay_size == 8 and made.e0 == "refitted"
+    assert any("6 prototypes of" in text for text in made.messages)
+    start = equijax.load(folder / "model")
+    found = start.evaluate([s.atoms for s in replayed], compute=Compute())
+    model = start.variables["constants"]["atomic_energies"]
+    for s, f in zip(replayed, found, strict=True):
+        rows = [start.config.species.index(z) for z in s.atoms.numbers.tolist()]
+        assert s.weight == 2 and s.energy == pytest.approx(f.energy + (made.energies - model)[0, rows].sum(), abs=1e-9)
+        np.testing.assert_allclose(s.forces, f.forces, rtol=0, atol=1e-9)
