@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torch_dftd", reason="needs the d3 extra")
 
 
+@pytest.mark.filterwarnings("ignore:Creating a tensor from a list of numpy.ndarrays:UserWarning")  # torch-dftd does
 def test_energy_forces_and_stress(monkeypatch):
     from torch_dftd.nn import dftd3_module
     from torch_dftd.torch_dftd3_calculator import TorchDFTD3Calculator
