@@ -9,7 +9,7 @@ from ase.geometry import complete_cell
 
 from equijax.graph.neighbours import Edges, check_distances, neighbour_list
 
-SKIN_A = 0.5
+SKIN_A = 0.5  # an atom may go half as far before pairs are listed anew; a longer one is more pairs to sort at each step
 
 
 class Reference(NamedTuple):
