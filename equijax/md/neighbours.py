@@ -19,6 +19,7 @@ from equijax import precision
 from equijax.md import bins, boxes
 
 REBUILD = 0.7  # part of the skin that may be used up before the list is built again
+THERMAL = 0.2  # A along each axis: twice the thermal displacement of an atom at room temperature
 SHRINK_AGAIN = 0.85  # the same after an overflow, which a fast shrinking cell may have caused
 
 
@@ -75,8 +76,9 @@ def neighbor_list(box: npt.ArrayLike, space: boxes.Space) -> NeighborFns:
         position = jnp.asarray(position)
         T = cell(position, box)
         shrink = bins.SHRINK if at_least is None else SHRINK_AGAIN
-        grid = bins.lay_out(np.asarray(position), np.asarray(T), space=space, shrink=shrink)
-        outer, slots = (bins.grow(n) for n in _largest_rows(position, T, grid=grid, space=space))
+        both, cells = _and_shaken(np.asarray(position), np.asarray(T), space=space)
+        grid = bins.lay_out(both, cells, space=space, shrink=shrink)
+        outer, slots = (bins.grow(n) for n in np.asarray(_largest_rows(both, cells, grid, space)))
         if at_least is not None:
             outer = max(outer, bins.grow(1.4 * at_least.senders.shape[-1]))  # a shrinking cell gains a shell at once
             slots = max(slots, bins.grow(1.4 * at_least.slots))
@@ -191,16 +193,29 @@ class Built(NamedTuple):
     did_buffer_overflow: jax.Array
 
 
-def _largest_rows(position: jax.Array, T: jax.Array, *, grid: bins.Grid, space: boxes.Space) -> list[int]:
-    """Largest number of neighbours of any atom within cutoff + skin, and within the cutoff."""
+def _and_shaken(position: np.ndarray, T: np.ndarray, *, space: boxes.Space) -> tuple[np.ndarray, np.ndarray]:
+    """[M, N, 3] positions as given and, after them, shaken by heat, with their cells [M, 3, 3].
+
+    In a perfect crystal every atom has the same neighbours; a shell just beyond the cutoff crosses it in the first
+    steps, and room for it made then costs another compilation of the whole simulation.
+    """
+    moves = np.random.default_rng(0).normal(scale=THERMAL, size=position.shape).astype(position.dtype)
+    if space.fractional:
+        moves = moves @ np.swapaxes(boxes.inverse(T), -1, -2)
+    both, cells = np.stack([position, position + moves]), np.stack([T, T])
+    return both.reshape(-1, *position.shape[-2:]), cells.reshape(-1, 3, 3)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _largest_rows(position: jax.Array, T: jax.Array, grid: bins.Grid, space: boxes.Space) -> jax.Array:
+    """[2] largest number of neighbours of any atom of structures [M, N, 3]: within cutoff + skin, within the cutoff."""
 
     def count(position: jax.Array, T: jax.Array) -> jax.Array:
         c = bins.candidates(position, T, grid=grid, space=space)
         cutoffs = (space.cutoff + space.skin, space.cutoff)
         return jnp.stack([bins.closer(c, T, space=space, cutoff=cutoff).sum((1, 2)).max() for cutoff in cutoffs])
 
-    largest = jax.jit(_each(count, position))(position, T)
-    return [int(n) for n in largest.reshape(-1, 2).max(0)]
+    return jax.vmap(count)(position, T).max(0)
 
 
 def _build(position: jax.Array, T: jax.Array, grid: bins.Grid, space: boxes.Space, size: int) -> Built:

@@ -163,7 +163,11 @@ def test_two_devices_give_what_one_gives(folder, student, tmp_path):
     """The second device exists in a process of its own, where it is forced."""
     step, state, (batch,) = real_step(folder, student)
     state, _ = step(state, potential.cast(student.variables, "float32"), batch.graph)
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2",
+        "PYTHONPATH": str(ROOT),
+    }
     here = str(Path(__file__).parent)
     code = f"import sys; sys.path.insert(0, {here!r}); import test_trainer; test_trainer.two_devices()"
     done = subprocess.run(

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ase.build import bulk
 
 from equijax import graph
 from equijax.md import bins, boxes, neighbours
@@ -84,3 +85,20 @@ def test_memory_does_not_grow_with_the_volume():
 
     sizes = [max(v.aval.size for e in program(atoms).eqns for v in e.outvars) for atoms in (small, large)]
     assert sizes[1] <= 2 * sizes[0]
+
+
+@pytest.mark.parametrize("fractional", [True, False])
+def test_a_perfect_crystal_has_room_for_the_shell_that_heat_brings_in(fractional):
+    """24 atoms at 5.27 A, cutoff 5 A: none of them is a neighbour until atoms move."""
+    atoms = bulk("Al", a=4.3, cubic=True) * (2, 2, 2)
+    space, T = boxes.Space(fractional, (True, True, True), 5.0, 0.4), jnp.asarray(atoms.cell.array.T)
+    fns = neighbours.neighbor_list(T, space)
+
+    def at(atoms):
+        return jnp.asarray(atoms.get_scaled_positions(wrap=False) if fractional else atoms.positions)
+
+    neighbors = fns.allocate(at(atoms))
+    atoms.rattle(0.12, seed=2)
+    moved = jax.jit(fns.update)(at(atoms), neighbors)
+    assert not bool(moved.did_buffer_overflow)
+    assert int(neighbours.within(at(atoms), T, neighbors=moved, space=space).mask.sum(1).max()) > 21

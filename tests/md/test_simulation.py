@@ -63,7 +63,8 @@ def test_temperature_distribution(optimised, loaded, tmp_path, thermostat, dof):
     """Canonical: <T> as asked, and T is distributed as chi^2 / dof: var(T)/<T>^2 = 2/dof, skewness sqrt(8/dof).
 
     Eight atoms: three degrees of freedom more or less are an eighth of the variance and of the mean. Statistical errors
-    of 2,000 independent temperatures: 0.7 % of the mean, 3.5 % of the variance, 14 % of the skewness.
+    of 2,000 independent temperatures: 0.7 % of the mean, 3.5 % of the variance, 14 % of the skewness. Tolerances are
+    four of them: trajectories are chaotic, so every compiler draws a sample of its own.
     """
     crystal = tmp_path / "crystal.extxyz"
     ase.io.write(crystal, bulk("Al", a=4.3, cubic=True) * (2, 1, 1))
@@ -83,9 +84,9 @@ def test_temperature_distribution(optimised, loaded, tmp_path, thermostat, dof):
         40,
     )
     T = np.concatenate([log["temperature_K"][25:] for log in logs])
-    assert T.mean() == pytest.approx(300.0, rel=0.015)
-    assert T.var() / T.mean() ** 2 == pytest.approx(2 / dof, rel=0.08)
-    assert ((T - T.mean()) ** 3).mean() / T.std() ** 3 == pytest.approx(np.sqrt(8 / dof), rel=0.3)
+    assert T.mean() == pytest.approx(300.0, rel=0.03)
+    assert T.var() / T.mean() ** 2 == pytest.approx(2 / dof, rel=0.14)
+    assert ((T - T.mean()) ** 3).mean() / T.std() ** 3 == pytest.approx(np.sqrt(8 / dof), rel=0.56)
 
 
 def test_volume_under_pressure(optimised, loaded, tmp_path, morse):

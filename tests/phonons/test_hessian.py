@@ -108,6 +108,9 @@ def test_eight_devices_give_the_rows_of_one(ff, atoms, full, tmp_path):
         f"ff = random_forcefield(random_config(**{SMALL!r}))\n"
         "np.save(sys.argv[1], hessian.hessian(ff, rattled(), rows=[0, 1, 2]))\n"
     )
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8",
+        "PYTHONPATH": str(ROOT),
+    }
     subprocess.run([sys.executable, "-c", code, tmp_path / "rows.npy"], check=True, env=environment, timeout=300)
     np.testing.assert_allclose(np.load(tmp_path / "rows.npy"), full[:3], rtol=0, atol=EXACT)
