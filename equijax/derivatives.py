@@ -232,7 +232,8 @@ def start(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, dty
             start_kernels(config, dtype)
             return _evaluate.lower(config, inputs)
 
-        return executables.program(("energy_forces_stress", config, executables.shapes(inputs)), lower).call(inputs)
+        key, atoms = ("energy_forces_stress", config, executables.shapes(inputs)), len(inputs[1].nodes.positions)
+        return executables.program(key, lower, work=atoms).call(inputs)
 
 
 def finish(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, started: Derivatives) -> Derivatives:

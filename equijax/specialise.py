@@ -19,7 +19,7 @@ import jraph
 import numpy as np
 from ase.data import atomic_numbers, covalent_radii
 
-from equijax import derivatives, folding, graph, potential
+from equijax import derivatives, executables, folding, graph, potential
 from equijax.config import ModelConfig
 from equijax.errors import InputError
 from equijax.nn import kernels
@@ -133,10 +133,7 @@ def _evaluate(config: ModelConfig, variables: dict, *, structures: list[tuple[as
     sizes = np.repeat([len(atoms) for atoms, _ in structures], [len(atoms) for atoms, _ in structures])
     tangent[:num] /= np.sqrt(3 * sizes)[:, None]  # of unit length in each structure, on average
 
-    # run once, so compiled without optimisation, in half the time
-    @partial(
-        jax.jit, compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    )
+    @partial(jax.jit, compiler_options=executables.compiler_options(executables.HASTY))  # run once
     def compute(variables: dict, batch: jraph.GraphsTuple, tangent: jax.Array) -> tuple[jax.Array, ...]:
         energies = potential.per_graph(batch, potential.energy(config, variables, graph=batch))
         return energies, *derivatives.gradient_and_product(config, variables, graph=batch, tangent=tangent)

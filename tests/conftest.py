@@ -68,7 +68,7 @@ def programs_made(monkeypatch):
     from equijax import executables
 
     made, compile_ = [], executables._compile
-    monkeypatch.setattr(executables, "_compile", lambda *args: made.append(args) or compile_(*args))
+    monkeypatch.setattr(executables, "_compile", lambda *args, **kw: made.append(args) or compile_(*args, **kw))
     return made
 
 

@@ -33,9 +33,9 @@ def double(monkeypatch):
         made.append(1)
         return jax.jit(lambda x: 2 * x).lower(NUMBERS)
 
-    def call(key=("double", 1)):
+    def call(key=("double", 1), **work):
         executables.programs.clear()
-        np.testing.assert_array_equal(executables.program(key, lower).call(NUMBERS), 2 * NUMBERS)
+        np.testing.assert_array_equal(executables.program(key, lower, **work).call(NUMBERS), 2 * NUMBERS)
         return len(made)
 
     return call
@@ -44,6 +44,42 @@ def double(monkeypatch):
 def test_a_program_is_traced_once(folder, double):
     assert (double(), double(), double(("double", 2)), double()) == (1, 1, 2, 2)
     assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {0o600} and folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.fixture
+def options_used(monkeypatch):
+    """The tests' own haste switched off: what each program was compiled with."""
+    used, compile_ = [], executables._compile
+    monkeypatch.setattr(
+        executables, "_compile", lambda *args, **kw: used.append(kw["options"]) or compile_(*args, **kw)
+    )
+    monkeypatch.setattr(executables, "work_done", type(executables.work_done)())
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield used
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def test_a_program_is_optimised_once_that_pays(folder, double, options_used):
+    """Hasty at first, also in the next process; careful from there on where that is on disk."""
+    few = executables.FEW / 4
+    assert [double(work=few) for _ in range(6)] == [1, 1, 1, 1, 2, 2]
+    assert options_used == [executables.HASTY, executables.CAREFUL]
+    executables.work_done.clear()
+    assert double(work=few) == 2
+    assert len(os.listdir(folder)) == 2
+
+
+def test_who_does_not_say_how_much_it_is_gets_an_optimised_program(folder, double, options_used):
+    assert (double(), double(("double", 2), work=2 * executables.FEW)) == (1, 2)
+    assert options_used == [executables.CAREFUL] * 2
+
+
+def test_a_compiler_without_the_older_loops_gets_no_options(folder, double, options_used, monkeypatch):
+    executables._older_loops.cache_clear()
+    monkeypatch.setattr(executables, "CAREFUL", {"xla_cpu_no_such_option": True})
+    assert double() == 1 and options_used == [None]
+    executables._older_loops.cache_clear()
 
 
 SPOILT = {

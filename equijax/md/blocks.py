@@ -1,12 +1,14 @@
 """Blocks of compiled simulation steps, with room for neighbours made as it is needed."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from equijax import executables
 from equijax.errors import NotFinite
 from equijax.md import neighbours
 
@@ -85,7 +87,7 @@ def run_blocks(
 def compiled_block(apply_fn: Callable, box_of: Callable | None) -> Callable:
     """advance(state, neighbors, length, kwargs) -> (state, neighbors), one program for any length."""
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=executables.compiler_options())
     def advance(state: Any, neighbors: neighbours.NeighborList, length: int, kwargs: dict) -> tuple:
         each = _over_replicas(lambda s, n: apply_fn(s, neighbor=n, **kwargs), state)
 

@@ -78,7 +78,7 @@ def neighbor_list(box: npt.ArrayLike, space: boxes.Space) -> NeighborFns:
         shrink = bins.SHRINK if at_least is None else SHRINK_AGAIN
         both, cells = _and_shaken(np.asarray(position), np.asarray(T), space=space)
         grid = bins.lay_out(both, cells, space=space, shrink=shrink)
-        outer, slots = (bins.grow(n) for n in np.asarray(_largest_rows(both, cells, grid, space)))
+        outer, slots = (bins.grow(n) for n in np.asarray(_largest_rows(both, cells, grid=grid, space=space)))
         if at_least is not None:
             outer = max(outer, bins.grow(1.4 * at_least.senders.shape[-1]))  # a shrinking cell gains a shell at once
             slots = max(slots, bins.grow(1.4 * at_least.slots))
@@ -206,8 +206,8 @@ def _and_shaken(position: np.ndarray, T: np.ndarray, *, space: boxes.Space) -> t
     return both.reshape(-1, *position.shape[-2:]), cells.reshape(-1, 3, 3)
 
 
-@partial(jax.jit, static_argnums=(2, 3))
-def _largest_rows(position: jax.Array, T: jax.Array, grid: bins.Grid, space: boxes.Space) -> jax.Array:
+@partial(jax.jit, static_argnames=("grid", "space"))
+def _largest_rows(position: jax.Array, T: jax.Array, *, grid: bins.Grid, space: boxes.Space) -> jax.Array:
     """[2] largest number of neighbours of any atom of structures [M, N, 3]: within cutoff + skin, within the cutoff."""
 
     def count(position: jax.Array, T: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import numpy as np
 from ase.geometry import complete_cell
 from ase.io.jsonio import encode
 
-from equijax import checkpoint, derivatives, graph, precision, structures, units
+from equijax import checkpoint, derivatives, executables, graph, precision, structures, units
 from equijax.constraints import free_components, refuse_fixed
 from equijax.errors import InputError, MissingExtra
 from equijax.graph.neighbours import embedded_numbers
@@ -254,7 +254,8 @@ def observer(system: System) -> Callable[..., Observed]:
 def observe_all(system: System) -> Callable:
     """`observer` compiled, for one structure or for replicas [B, N, 3]."""
     one = observer(system)
-    return jax.jit(jax.vmap(one, in_axes=(0, 0, None)) if system.start[0].ndim == 3 else one)
+    each = jax.vmap(one, in_axes=(0, 0, None)) if system.start[0].ndim == 3 else one
+    return jax.jit(each, compiler_options=executables.compiler_options())
 
 
 def frame_of(system: System, seen: Observed) -> ase.Atoms:

@@ -270,4 +270,5 @@ def _program(
         chunk=max(1, min(compiled.chunk_slots() // width, num)),
         memory=compiled.default_memory() if memory is None else memory,
         one=f"one column of D(q), of {width} phases of edges,",
+        work=2 * num * len(positions),  # real and imaginary part
     )

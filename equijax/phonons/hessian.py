@@ -250,5 +250,6 @@ def _program(
         chunk=max(1, min(compiled.chunk_slots() // len(batch.senders), wanted)),
         memory=compiled.default_memory() if compute.memory is None else compute.memory,
         one=f"one Hessian row of {nodes} atoms with {len(batch.senders) // nodes} neighbours each",
+        work=num * nodes,
     )
     return program, chunk * len(devices)
