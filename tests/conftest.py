@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PARITY = ROOT / "tests" / "parity"
-MAX_MEMORY_MAPS = 20_000  # XLA on CPU crashes at the kernel's usual limit of 65,530 memory maps
+MAX_MEMORY_MAPS = 30_000  # XLA on CPU crashes at the kernel's usual limit of 65,530 memory maps
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
@@ -96,7 +96,7 @@ def ff():
     """A small model with every kind of layer, of a few elements."""
     from equijax import testing
 
-    return testing.random_forcefield(testing.random_config(channels=4))
+    return testing.random_forcefield(testing.random_config(channels=4, max_ell=2, radial_mlp=(16, 16)))
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,9 @@ def test_isolated_atom_has_its_reference_energy(ff):
 
 
 def test_heads_are_chosen_by_name():
-    ff = testing.random_forcefield(testing.random_config(channels=2, heads=("pbe", "r2scan")))
+    ff = testing.random_forcefield(
+        testing.random_config(channels=2, max_ell=1, radial_mlp=(8, 8), heads=("pbe", "r2scan"))
+    )
     energies = {
         head: attached(ff.with_head(head), testing.rattled()).get_potential_energy() for head in ff.config.heads
     }
@@ -71,7 +73,9 @@ def test_heads_are_chosen_by_name():
 
 
 def test_heads_share_arrays_and_are_loaded_by_name(tmp_path):
-    ff = testing.random_forcefield(testing.random_config(channels=2, heads=("pbe", "r2scan")))
+    ff = testing.random_forcefield(
+        testing.random_config(channels=2, max_ell=1, radial_mlp=(8, 8), heads=("pbe", "r2scan"))
+    )
     checkpoint.save(tmp_path / "a", ff.config, variables=ff.variables, metadata={})
     chosen = load(tmp_path / "a", head="r2scan")
     assert (chosen.head, chosen.head_index, chosen.with_head("pbe").head_index) == ("r2scan", 1, 0)

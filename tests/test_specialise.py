@@ -43,7 +43,7 @@ def perovskite():
 
 @pytest.fixture(scope="module")
 def plain():
-    return testing.random_forcefield()
+    return testing.random_forcefield(testing.random_config(channels=4, max_ell=2, radial_mlp=(16, 16)))
 
 
 @pytest.fixture(scope="module")

@@ -66,15 +66,21 @@ def test_sites_are_refused_unless_one_element_is_always_there(written):
         structures.check_ordered(atoms, "x.pdb")
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    ff = testing.random_forcefield(testing.random_config(channels=2, max_ell=1, radial_mlp=(8,)))
+    path = tmp_path_factory.mktemp("model")
+    checkpoint.save(path / "model", ff.config, variables=ff.variables, metadata={})
+    return path / "model"
+
+
 @pytest.mark.parametrize("program", [phonons, kappa, expansion, modes, md, rattle, evaluate])
 @pytest.mark.parametrize("name", ["mixed", "vacancy"])
-def test_every_program_refuses_disorder(written, program, name, capsys):
+def test_every_program_refuses_disorder(written, model, program, name, capsys):
     """Before work starts, by an exit code or an error, and the site is named."""
-    ff = testing.random_forcefield(testing.random_config(channels=2))
-    checkpoint.save(written / "model", ff.config, variables=ff.variables, metadata={})
     first = {rattle: ["--structure"], evaluate: ["--data"]}.get(program, [])
     more = [] if program in (modes, md, rattle, evaluate) else ["--supercell", "1", "1", "1"]
-    argv = [*first, str(written / f"{name}.cif"), "--model", str(written / "model"), "--out", str(written / "out")]
+    argv = [*first, str(written / f"{name}.cif"), "--model", str(model), "--out", str(written / "out")]
     try:
         code, text = program.main([*argv, *more]), ""
     except (ValueError, SystemExit) as error:
