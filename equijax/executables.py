@@ -22,7 +22,7 @@ import os
 import pickle
 import tempfile
 import zlib
-from collections import Counter, OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -40,15 +40,15 @@ from equijax.kernels import build
 
 FEW = 5_000  # evaluations of one atom: optimising takes 4 to 9 s and spares 0.3 to 2 ms of each
 # The loops of fusions as XLA wrote them before it went through MLIR: a quarter less to compile, as fast to run.
-CAREFUL = {"xla_cpu_use_fusion_emitters": False}
-HASTY = {**CAREFUL, "xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+CAREFUL: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False}
+HASTY: dict[str, Any] = {**CAREFUL, "xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 HASTILY = "hastily"  # ends the key of a program compiled so
 MAX_PROGRAMS = 32  # alive at once: XLA on CPU runs out of memory maps when there are hundreds
 PLAIN = (str, bytes, int, float, type(None))  # what a key on disk may hold, in tuples and dataclasses
 SUFFIX = ".program"
 log = logging.getLogger(__name__)
 programs: OrderedDict[Hashable, "Program"] = OrderedDict()
-work_done: Counter[Hashable] = Counter()  # evaluations of one atom, by program
+work_done: defaultdict[Hashable, float] = defaultdict(float)  # evaluations of one atom, by program
 
 
 class Program(NamedTuple):
@@ -105,7 +105,7 @@ def _make(key: tuple, lower: Callable[[], jax.stages.Lowered]) -> tuple:
     return key
 
 
-def compiler_options(options: dict = CAREFUL) -> dict | None:
+def compiler_options(options: dict[str, Any] = CAREFUL) -> dict[str, Any] | None:
     """The options for CPUs where programs are compiled for one; None elsewhere, and where XLA does not know them."""
     return options if jax.default_backend() == "cpu" and _older_loops() else None
 
@@ -210,7 +210,7 @@ def _source() -> str:
     return digest.hexdigest()
 
 
-def _compile(path: Path | None, lower: Callable[[], jax.stages.Lowered], *, options: dict | None) -> Program:
+def _compile(path: Path | None, lower: Callable[[], jax.stages.Lowered], *, options: dict[str, Any] | None) -> Program:
     lowered = lower()
     with contextlib.nullcontext() if path is None else _by_the_compiler():
         call = lowered.compile(compiler_options=options)

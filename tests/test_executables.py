@@ -53,7 +53,7 @@ def options_used(monkeypatch):
     monkeypatch.setattr(
         executables, "_compile", lambda *args, **kw: used.append(kw["options"]) or compile_(*args, **kw)
     )
-    monkeypatch.setattr(executables, "work_done", type(executables.work_done)())
+    monkeypatch.setattr(executables, "work_done", executables.work_done.__class__(float))
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield used
