@@ -105,7 +105,8 @@ def specialised():
 def lowered(function: Callable, arguments: tuple, platforms: list[str]) -> str:
     """Its StableHLO for other platforms than this one."""
     allowed = [export.DisabledSafetyCheck.custom_call(TRITON)]
-    return export.export(jax.jit(function), platforms=platforms, disabled_checks=allowed)(*arguments).mlir_module()
+    jitted = function if hasattr(function, "lower") else jax.jit(function)
+    return export.export(jitted, platforms=platforms, disabled_checks=allowed)(*arguments).mlir_module()
 
 
 def check(text: str, calls: set[str]) -> None:
