@@ -9,8 +9,9 @@ to, and whoever can write there could as well change the user's Python. EQUIJAX_
 
 On CPUs the compiler takes longer than most questions. A program asked for little work is first compiled without LLVM's
 optimisation, in a fifth of the time, and runs up to 1.6 times as long; when it has done so much that optimising would
-have paid (`FEW`), it is compiled again with care. Whatever comes, that takes at most twice the time of the better
-choice (the rule of those who rent skis). Results of the two differ by rounding.
+have paid (`FEW`), it is compiled again with care. Whatever comes, that takes about twice the time of the better choice
+at most (the rule of those who rent skis). Results of the two differ by rounding; what must come out the same to the
+last bit when it is done again runs `carefully`.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ import tempfile
 import zlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterator
+from contextvars import ContextVar
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +51,9 @@ SUFFIX = ".program"
 log = logging.getLogger(__name__)
 programs: OrderedDict[Hashable, "Program"] = OrderedDict()
 work_done: defaultdict[Hashable, float] = defaultdict(float)  # evaluations of one atom, by program
+
+
+_careful: ContextVar[bool] = ContextVar("careful", default=False)
 
 
 class Program(NamedTuple):
@@ -81,13 +86,23 @@ def program(key: tuple, lower: Callable[[], jax.stages.Lowered], *, work: float 
       work: how many evaluations of one atom it is asked for now, to choose how it is compiled.
     """
     key = (*key, precision.of_model(), jax.config.jax_enable_x64)
-    work_done[key] += work
+    work_done[key] += math.inf if _careful.get() else work
     if key not in programs and (*key, HASTILY) in programs and work_done[key] <= FEW:
         key = (*key, HASTILY)
     if key not in programs:
         key = _make(key, lower)
     programs.move_to_end(key)
     return programs[key]
+
+
+@contextlib.contextmanager
+def carefully() -> Iterator[None]:
+    """No program is compiled in haste here: which one that was would depend on what had been asked before."""
+    token = _careful.set(True)
+    try:
+        yield
+    finally:
+        _careful.reset(token)
 
 
 def _make(key: tuple, lower: Callable[[], jax.stages.Lowered]) -> tuple:

@@ -75,6 +75,14 @@ def test_who_does_not_say_how_much_it_is_gets_an_optimised_program(folder, doubl
     assert options_used == [executables.CAREFUL] * 2
 
 
+def test_what_runs_carefully_is_optimised_whatever_was_asked_before(folder, double, options_used):
+    assert double(work=1) == 1
+    with executables.carefully():
+        assert double(work=1) == 2
+    assert double(work=1) == 2
+    assert options_used == [executables.HASTY, executables.CAREFUL]
+
+
 def test_a_compiler_without_the_older_loops_gets_no_options(folder, double, options_used, monkeypatch):
     executables._older_loops.cache_clear()
     monkeypatch.setattr(executables, "CAREFUL", {"xla_cpu_no_such_option": True})

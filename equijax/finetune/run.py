@@ -54,7 +54,7 @@ def run(options: FinetuneOptions) -> Result | None:
       ValueError: bad data or options; see the modules they belong to.
       TrainingDiverged: see `trainer.fit`.
     """
-    with jax.enable_x64(options.dtype == "float64"):
+    with jax.enable_x64(options.dtype == "float64"), executables.carefully():  # resumed, it is the same to the last bit
         return _run(options)
 
 
