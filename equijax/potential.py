@@ -279,15 +279,15 @@ def init_variables(config: ModelConfig, seed: int = 0) -> dict:
     """Random weights (float64 numpy) of the right shapes for `config`, distributed as mace-torch draws them; E0 = 0."""
     zeros = np.zeros(1, np.int32)
     graph = Topology(zeros, zeros, zeros, zeros, zeros, embedded=np.zeros((1, len(config.embeddings))))
+    constants: dict = {}
+
+    def init(key: jax.Array) -> Mapping[str, Any]:
+        made = MACE(config).init(key, np.array([[[1.0, 0.5, 0.25]]]), graph)
+        constants.update(made.get("constants", {}))  # of numpy, tracing or not
+        return made["params"]
+
     with jax.enable_x64(True):
-
-        def init(key: jax.Array) -> Mapping[str, Any]:
-            return MACE(config).init(key, np.array([[[1.0, 0.5, 0.25]]]), graph)
-
-        key = jax.random.PRNGKey(seed)
-        shapes = jax.eval_shape(init, key)["params"]
-        # compiled for its constants alone, the forward pass drops out; drawing in numpy saves compiling each draw
-        constants = jax.tree.map(np.asarray, jax.jit(lambda key: init(key).get("constants", {}))(key))
+        shapes = jax.eval_shape(init, jax.random.PRNGKey(seed))  # drawing in numpy spares compiling each draw
     rng = np.random.default_rng(seed)
 
     params = jax.tree_util.tree_map_with_path(

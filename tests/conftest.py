@@ -72,6 +72,13 @@ def programs_made(monkeypatch):
     return made
 
 
+@pytest.fixture(scope="session")
+def child_environment(tmp_path_factory):
+    """Of subprocesses that run our commands: what the first has compiled, the next reads."""
+    kept = tmp_path_factory.mktemp("kept") / "equijax"
+    return {**os.environ, "PYTHONPATH": str(ROOT), "EQUIJAX_CACHE": str(kept)}
+
+
 def memory_maps() -> int:
     """Number of memory maps of this process; 0 where the system does not tell."""
     maps = Path("/proc/self/maps")

@@ -6,7 +6,7 @@ import numpy as np
 from ase import Atoms
 from ase.build import bulk
 
-from equijax import testing
+from equijax import folding, specialise, testing
 from equijax.config import Compute
 from equijax.forcefield import ForceField
 from equijax.phonons import dynamical
@@ -29,6 +29,13 @@ def moved(atoms: Atoms, kind: str) -> Atoms:
     else:  # other cells, a different one for each atom
         atoms.positions += np.random.default_rng(0).integers(-20_000, 20_000, (len(atoms), 3)) @ atoms.cell.array
     return atoms
+
+
+def folded(ff: ForceField, species: tuple[int, ...]) -> ForceField:
+    """The specialised model as `ff.specialise` makes it, without the measurement of its errors."""
+    config = folding.shrink(ff.config, species, step=specialise.STEPS_A[1])
+    constants = folding.fold(ff.config, ff.variables, small=config)
+    return ForceField(config, {"params": {}, "constants": constants}, {}, ff.head)
 
 
 def attached(ff: ForceField, atoms: Atoms, **options) -> Atoms:

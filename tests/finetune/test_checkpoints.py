@@ -65,14 +65,13 @@ def same(found: Path, expected: Path) -> None:
     assert {p.name for p in found.iterdir()} == {p.name for p in expected.iterdir()}
 
 
-def test_killed_at_random_moments_and_resumed(arguments, whole, tmp_path):
+def test_killed_at_random_moments_and_resumed(arguments, whole, tmp_path, child_environment):
     """Best weights and progress stay together, whatever was on its way to the disk; no lock is left behind."""
     argv = [*arguments(tmp_path / "run", *OPTIONS), "--resume"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     for epoch in (2, BEST, 8):
         done = subprocess.run(
             [sys.executable, "-c", KILLED, str(epoch), *argv],
-            env=environment,
+            env=child_environment,
             capture_output=True,
             text=True,
             timeout=300,

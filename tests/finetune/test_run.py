@@ -218,7 +218,7 @@ sys.exit(finetune.main())
 """
 
 
-def test_two_processes_interrupted_and_resumed_give_what_one_gives(folder, arguments, tmp_path):
+def test_two_processes_interrupted_and_resumed_give_what_one_gives(folder, arguments, tmp_path, child_environment):
     """Each process builds half of every batch, the first writes the files, a signal to the other stops both."""
     options = (
         "--epochs",
@@ -243,11 +243,10 @@ def test_two_processes_interrupted_and_resumed_give_what_one_gives(folder, argum
             *more,
         ]
         command = [sys.executable, *program, *argv]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
         return [
             subprocess.Popen(
                 [*command, "--process", str(i)],
-                env=environment,
+                env=child_environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

@@ -9,9 +9,10 @@ from ase.build import bulk
 from ase.constraints import FixAtoms, FixCartesian
 
 from convert.__main__ import main as convert
-from equijax import units
+from equijax import specialise, units
 from equijax.constraints import free_components
 from equijax.md import energy_neighbor, thermal_momenta
+from equijax.md import run as md
 from tests.md.samples import MINI, run
 
 jax_md = pytest.importorskip("jax_md", reason="needs the md extra")
@@ -48,10 +49,11 @@ def test_energy_drift_of_a_mace(optimised, tmp_path):
     assert np.ptp(log["kinetic_eV"]) > 100 * np.ptp(log["total_eV"])
 
 
-def test_specialised_dynamics_equals_the_plain_one(tmp_path):
-    convert([str(MINI), str(tmp_path / "model")])
+def test_specialised_dynamics_equals_the_plain_one(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr(md, "load", lambda path, head: tiny)
+    monkeypatch.setattr(specialise, "STEPS_A", specialise.STEPS_A[1:2])  # one program to compile, not up to three
     ase.io.write(tmp_path / "salt.extxyz", bulk("NaCl", "rocksalt", a=5.69, cubic=True))
-    options = ("nve", 40, 10, "--dtype", "float64", "--model", tmp_path / "model")
+    options = ("nve", 40, 10, "--dtype", "float64")
     plain = run(tmp_path / "plain", tmp_path / "salt.extxyz", *options)
     fast = run(tmp_path / "fast", tmp_path / "salt.extxyz", *options, "--fast")
     np.testing.assert_allclose(fast["potential_eV"], plain["potential_eV"], rtol=0, atol=1e-4)
