@@ -11,7 +11,7 @@ from equijax.config import Compute
 from equijax.forcefield import ForceField
 from equijax.phonons import dynamical
 
-CONFIG = testing.random_config(channels=4, max_ell=2, radial_mlp=(16, 16))
+CONFIG = testing.random_config(channels=4, max_ell=2, radial_mlp=(16,))
 SMALL = {"channels": 4, "lmax": 1, "species": (11, 17), "max_ell": 1, "correlation": (2, 2), "radial_mlp": (8,)}
 CHEAP = {"channels": 2, "max_ell": 1, "correlation": (2, 2), "num_radial": 4, "radial_mlp": (8, 8)}
 

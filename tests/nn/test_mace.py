@@ -25,7 +25,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant, dtype", [("0b3", "float32"), *((name, "float64") for name in VARIANTS)])
 def test_energy_is_invariant_and_forces_rotate(variant, dtype):
-    ff = testing.random_forcefield(testing.random_config(channels=4, **VARIANTS[variant]))
+    ff = testing.random_forcefield(testing.random_config(channels=4, radial_mlp=(16,), **VARIANTS[variant]))
     ff = ff.with_head(ff.config.heads[-1])
     testing.assert_equivariant(
         lambda atoms: ff.evaluate([atoms], compute=Compute(dtype))[0],
