@@ -193,7 +193,7 @@ def shapes(tree: Any) -> tuple:
 def _path(key: tuple) -> Path | None:
     """Where the program of `key` is kept; None where nothing is, or the key does not say all of it."""
     folder = compiled.programs_folder()
-    if folder is None or jax.process_count() > 1 or not _plain(key):
+    if folder is None or not _plain(key):
         return None
     text = repr((key, _environment()))
     return folder / f"{key[0]}-{hashlib.sha256(text.encode()).hexdigest()[:32]}{SUFFIX}"

@@ -80,9 +80,10 @@ def programs_made(monkeypatch):
 
 @pytest.fixture(scope="session")
 def child_environment(tmp_path_factory):
-    """Of subprocesses that run our commands: what the first has compiled, the next reads."""
+    """Of subprocesses that run our commands: what the first has compiled, the next reads, small programs too."""
     kept = tmp_path_factory.mktemp("kept") / "equijax"
-    return {**os.environ, "PYTHONPATH": str(ROOT), "EQUIJAX_CACHE": str(kept)}
+    others = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    return {**others, "PYTHONPATH": str(ROOT), "EQUIJAX_CACHE": str(kept)}
 
 
 def memory_maps() -> int:
