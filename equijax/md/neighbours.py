@@ -87,8 +87,8 @@ def neighbor_list(box: npt.ArrayLike, space: boxes.Space) -> NeighborFns:
             grid = grid._replace(capacity=max(grid.capacity, bins.grow(1.4 * at_least.grid.capacity)))
         outran = jnp.zeros(position.shape[:-2], bool)
         fields = jax.jit(_build, static_argnums=(2, 3, 4))(position, T, grid, space, outer)
-        sizes = {"slots": min(slots, outer), "near": min(near, slots, outer)}
-        return NeighborList(**fields._asdict(), outran=outran, **sizes, grid=grid, update_fn=update)
+        slots, near = min(slots, outer), min(near, outer)
+        return NeighborList(**fields._asdict(), outran=outran, slots=slots, near=near, grid=grid, update_fn=update)
 
     def update(
         position: jax.Array, neighbors: NeighborList, box: npt.ArrayLike | None = None, **unused: Any
@@ -167,7 +167,7 @@ def within(position: jax.Array, T: jax.Array, *, neighbors: NeighborList, space:
 
 
 def compact(mask: jax.Array, rank: jax.Array, *, size: int) -> jax.Array:
-    """[N, size] column numbers of the True entries of each row of mask [N, M], by their rank; M where there are none."""
+    """[N, size] columns of the True entries of each row of mask [N, M], by their rank; M where there are no more."""
     n, m = mask.shape
     where = jnp.where(mask, rank, size)
     columns = jnp.broadcast_to(jnp.arange(m, dtype=jnp.int32), mask.shape)
@@ -181,11 +181,11 @@ def ranked(mask: jax.Array) -> jax.Array:
 
 
 class Inside(NamedTuple):
-    """Slots [N, L] within the cutoff now, their place in the row [N, L] (near ones first), and whether all have one []."""
+    """What of a list is within the cutoff now."""
 
-    mask: jax.Array
-    rank: jax.Array
-    complete: jax.Array
+    mask: jax.Array  # [N, L] slot within the cutoff
+    rank: jax.Array  # [N, L] int32, its place among those of its row, near ones first
+    complete: jax.Array  # [] whether there is a place for all
 
 
 def _inside(position: jax.Array, T: jax.Array, *, neighbors: NeighborList, space: boxes.Space) -> Inside:

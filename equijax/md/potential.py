@@ -104,9 +104,7 @@ def energy_in(
     return fns, energy_fn
 
 
-def space_of(
-    ff: Potential, periodic: tuple[bool, bool, bool], *, skin: float, fractional: bool = False
-) -> boxes.Space:
+def space_of(ff: Potential, periodic: tuple[bool, bool, bool], *, skin: float, fractional: bool = False) -> boxes.Space:
     """Where the atoms of a model live: lists that reach as far as it reads, A."""
     near = None if getattr(ff.config, "dispersion", None) is None else ff.config.r_max
     return boxes.Space(fractional, periodic, longest_cutoff(ff.config), skin, near)
