@@ -1,7 +1,7 @@
 """Energies and forces at the widths of the published MACE-MH-1 and MACE-OMOL, random weights, against mace-torch.
 
-Minutes and 2.6 GB: a part of `make matrix`, not of `make parity`. The scales are small enough for float32's absolute limits:
-at 250 (MH-1) and 8 (OMOL) float64 agrees as well, float32 to 1.2e-4 and 3e-5 eV/atom.
+Minutes and 2.6 GB: a part of `make matrix`, not of `make parity`. The scales are small enough for float32's absolute
+limits: at 250 (MH-1) and 8 (OMOL) float64 agrees as well, float32 to 1.2e-4 and 3e-5 eV/atom.
 """
 
 import os
