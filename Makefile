@@ -18,7 +18,7 @@ help:
 	@echo "make demo    convert the bundled model, evaluate and fine-tune it, draw phonons (MODEL=file.model for another, OUT=folder)"
 	@echo "make test    the tests that need neither torch nor a network"
 	@echo "make parity  the comparison with mace-torch (installs torch)"
-	@echo "make matrix  files of every release of mace-torch since 0.3.3, each made by that release (ten minutes)"
+	@echo "make matrix  files of every release of mace-torch since 0.3.3, each made by that release, and the published widths (ten minutes)"
 	@echo "make bench   the benchmarks, one JSON file each under bench/results"
 	@echo "make lint    ruff and pyright"
 	@echo "make docs    the documentation, with its examples run anew, under site"
@@ -36,7 +36,7 @@ parity: $(VENV)/.parity
 	TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 $(BIN)/python -m pytest -n 2 -m parity tests/parity
 
 matrix: $(VENV)/.parity
-	EQUIJAX_MATRIX=tests/parity/versions.json $(BIN)/python -m pytest -m parity tests/parity/test_versions.py
+	EQUIJAX_MATRIX=tests/parity/versions.json $(BIN)/python -m pytest -m parity tests/parity/test_versions.py tests/parity/test_real_widths.py
 
 bench: $(VENV)/.dev
 	@set -e; for script in $(BENCHES); do echo "== $$script"; $(BIN)/python $$script; done

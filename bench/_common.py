@@ -39,21 +39,25 @@ def crystal(name: str, repeat: int | tuple[int, int, int], seed: int = 0) -> Ato
 
 
 def timed(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, dict[str, float]]:
-    """Wall time of each call in milliseconds, the calls alternating so that a drifting machine hits all alike.
+    """Time of each call in milliseconds, the calls alternating so that a drifting machine hits all alike.
 
     Returns:
-      per name: median, min, max, runs. One untimed call of each comes first.
+      per name: median, min, max and runs of wall time; the median of processor time, of all threads, for machines
+      that others use. One untimed call of each comes first.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
+    busy: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
     for _ in range(repeats):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start, processor = time.perf_counter(), time.process_time()
             call()
             samples[name].append(1e3 * (time.perf_counter() - start))
+            busy[name].append(1e3 * (time.process_time() - processor))
     return {
         name: {"median_ms": float(np.median(s)), "min_ms": min(s), "max_ms": max(s), "runs": len(s)}
+        | {"processor_ms": float(np.median(busy[name]))}
         for name, s in samples.items()
     }
 

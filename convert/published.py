@@ -122,8 +122,18 @@ _ROWS = [
         79_462_305,
         "75428afe3a1d7d8062e19bcaabd5c433623cabf308242ec9fb493e38604fb638",
     ),
-    ("mace-omat-0-small", "mace_omat_0/mace-omat-0-small.model", 67_630_500, None),
-    ("mace-omat-0-medium", "mace_omat_0/mace-omat-0-medium.model", 79_463_999, None),
+    (
+        "mace-omat-0-small",
+        "mace_omat_0/mace-omat-0-small.model",
+        67_630_500,
+        "0abfde07862cf1e93b8b4d03cb702f29ce9c344ff2fc4de2ec0d7166d6c113a5",
+    ),
+    (
+        "mace-omat-0-medium",
+        "mace_omat_0/mace-omat-0-medium.model",
+        79_463_999,
+        "d4b14be9afa294eebdbe31a0280b26a0fa29715771e978cbfd3ca24e0d90307a",
+    ),
     (
         "mace-matpes-pbe-0",
         "mace_matpes_0/MACE-matpes-pbe-omat-ft.model",

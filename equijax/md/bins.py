@@ -18,6 +18,7 @@ from equijax import precision
 from equijax.errors import InputError
 from equijax.md import boxes
 
+WIDEST_A = 10.0  # of a bin: three of 7 A to a cutoff of 21 A have half as many candidates as one
 HEADROOM = 1.1  # slots and bin capacity allocated per slot needed
 MAX_BINS = 1024  # along a cell vector: numbers of bins fit 32 bits
 MAX_IMAGES = 10_000  # lattice translations looked at; a cell that needs more is refused
@@ -39,20 +40,22 @@ class Candidates(NamedTuple):
     base: jax.Array  # [N, 3] whole cell vectors taken off for that
     senders: jax.Array  # [N, J, M], N where there is none
     image: jax.Array  # [N, J, 3] lattice translation of the bin
+    place: jax.Array  # [N] of each atom in its bin
     overflow: jax.Array  # [] bool: a bin holds more than its M places
 
 
 def lay_out(position: np.ndarray, T: np.ndarray, *, space: boxes.Space, shrink: float = SHRINK) -> Grid:
-    """Bins at least cutoff + skin wide where the cell is large enough, one bin and several images where it is not.
+    """Bins that divide cutoff + skin where the cell is large enough, one bin and several images where it is not.
 
     Raises:
       InputError: a cell without volume, or one so thin that more than 10^5 images would be needed.
     """
     size = (space.cutoff + space.skin) / shrink
+    width = size / math.ceil(size / WIDEST_A)
     height = boxes.heights(T).reshape(-1, 3).min(0)  # smallest of the replicas
     if not np.isfinite(height).all() or height.min() <= 0:
         raise InputError(f"box {T.tolist()}: its columns must be three cell vectors that span a volume")
-    bins = [max(1, min(MAX_BINS, int(h / size))) if p else 1 for h, p in zip(height, space.periodic, strict=True)]
+    bins = [max(1, min(MAX_BINS, int(h / width))) if p else 1 for h, p in zip(height, space.periodic, strict=True)]
     images = [math.ceil(size * b / h) if p else 0 for b, h, p in zip(bins, height, space.periodic, strict=True)]
     if math.prod(2 * r + 1 for r in images) > MAX_IMAGES:
         raise InputError(
@@ -91,16 +94,15 @@ def candidates(position: jax.Array, T: jax.Array, *, grid: Grid, space: boxes.Sp
     flat = cell @ _strides(bins)
     order = jnp.argsort(flat, stable=True).astype(jnp.int32)
     filled = flat[order]  # bin of each atom, ascending
-    fullest = jnp.arange(n) - jnp.searchsorted(filled, filled)
+    place = jnp.zeros(n, jnp.int32).at[order].set(jnp.arange(n, dtype=jnp.int32) - jnp.searchsorted(filled, filled))
     offsets = np.array(list(itertools.product(*(range(-r, r + 1) for r in grid.reach))), np.int32)  # [J, 3]
     target = cell[:, None, :] + offsets
     image = jnp.floor_divide(target, bins)
     wanted = (target - image * bins) @ _strides(bins)  # [N, J]
     first, last = jnp.searchsorted(filled, wanted), jnp.searchsorted(filled, wanted, side="right")
-    place = first[..., None] + jnp.arange(grid.capacity, dtype=jnp.int32)
-    senders = jnp.where(place < last[..., None], order[jnp.minimum(place, n - 1)], n)  # [N, J, capacity]
-    overflow = fullest.max() >= grid.capacity
-    return Candidates(s, base, senders, image, overflow)
+    found = first[..., None] + jnp.arange(grid.capacity, dtype=jnp.int32)
+    senders = jnp.where(found < last[..., None], order[jnp.minimum(found, n - 1)], n)  # [N, J, capacity]
+    return Candidates(s, base, senders, image, place, overflow=place.max() >= grid.capacity)
 
 
 @precision.exact

@@ -18,6 +18,7 @@ class Space(NamedTuple):
     periodic: tuple[bool, bool, bool]
     cutoff: float
     skin: float
+    near: float | None = None  # A, r_max of a model whose cutoff is that of its dispersion
 
 
 def inverse(T: Array) -> Array:

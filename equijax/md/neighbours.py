@@ -36,6 +36,7 @@ class NeighborList:
     did_buffer_overflow: jax.Array  # [] bool: a row, a bin or the bins' reach was too small; the list is incomplete
     outran: jax.Array  # [] bool: at some update the positions had left the region the list covered
     slots: int = flax.struct.field(pytree_node=False)  # K, slots a row within the cutoff itself
+    near: int = flax.struct.field(pytree_node=False)  # K', of these the first, that hold all within `Space.near`
     grid: bins.Grid = flax.struct.field(pytree_node=False)
     update_fn: Callable = flax.struct.field(pytree_node=False)
 
@@ -78,14 +79,16 @@ def neighbor_list(box: npt.ArrayLike, space: boxes.Space) -> NeighborFns:
         shrink = bins.SHRINK if at_least is None else SHRINK_AGAIN
         both, cells = _and_shaken(np.asarray(position), np.asarray(T), space=space)
         grid = bins.lay_out(both, cells, space=space, shrink=shrink)
-        outer, slots = (bins.grow(n) for n in np.asarray(_largest_rows(both, cells, grid=grid, space=space)))
+        outer, slots, near = (bins.grow(n) for n in np.asarray(_largest_rows(both, cells, grid=grid, space=space)))
         if at_least is not None:
             outer = max(outer, bins.grow(1.4 * at_least.senders.shape[-1]))  # a shrinking cell gains a shell at once
             slots = max(slots, bins.grow(1.4 * at_least.slots))
+            near = max(near, bins.grow(1.4 * at_least.near))
             grid = grid._replace(capacity=max(grid.capacity, bins.grow(1.4 * at_least.grid.capacity)))
         outran = jnp.zeros(position.shape[:-2], bool)
         fields = jax.jit(_build, static_argnums=(2, 3, 4))(position, T, grid, space, outer)
-        return NeighborList(**fields._asdict(), outran=outran, slots=min(slots, outer), grid=grid, update_fn=update)
+        slots, near = min(slots, outer), min(near, outer)
+        return NeighborList(**fields._asdict(), outran=outran, slots=slots, near=near, grid=grid, update_fn=update)
 
     def update(
         position: jax.Array, neighbors: NeighborList, box: npt.ArrayLike | None = None, **unused: Any
@@ -98,12 +101,11 @@ def neighbor_list(box: npt.ArrayLike, space: boxes.Space) -> NeighborFns:
             return new.replace(did_buffer_overflow=new.did_buffer_overflow | neighbors.did_buffer_overflow)
 
         new = jax.lax.cond((used > REBUILD).any(), rebuild, lambda _: neighbors, None)
-        occupancy = _each(lambda x, T, pairs: _near(x, T, neighbors=pairs, space=space).sum(1).max(), position)(
+        complete = _each(lambda x, T, pairs: _inside(x, T, neighbors=pairs, space=space).complete, position)(
             position, T, new
         )
         return new.replace(
-            outran=neighbors.outran | (used > 1.0),
-            did_buffer_overflow=new.did_buffer_overflow | (occupancy > new.slots),
+            outran=neighbors.outran | (used > 1.0), did_buffer_overflow=new.did_buffer_overflow | ~complete
         )
 
     return NeighborFns(allocate, update)
@@ -145,40 +147,64 @@ class Near(NamedTuple):
     reverse: jax.Array  # [N*K]
     mask: jax.Array  # [N, K]
     shifts: jax.Array  # [N, K, 3] against the unwrapped reference frame
-    complete: jax.Array  # [] False where a row needs more than K slots
+    complete: jax.Array  # [] False where a row needs more than K slots, or more than K' near ones
 
 
 def within(position: jax.Array, T: jax.Array, *, neighbors: NeighborList, space: boxes.Space) -> Near:
     """The K slots a row that lie within the cutoff now."""
     n, size = neighbors.senders.shape
     k = neighbors.slots
-    near = _near(position, T, neighbors=neighbors, space=space)
-    rank = jnp.cumsum(near, axis=1, dtype=jnp.int32) - 1
+    inside = _inside(position, T, neighbors=neighbors, space=space)
     rows = jnp.arange(n, dtype=jnp.int32)[:, None]
-    chosen = compact(near, k)
+    chosen = compact(inside.mask, inside.rank, size=k)
     mask = chosen < size
     chosen = jnp.minimum(chosen, size - 1)
     senders = jnp.where(mask, jnp.take_along_axis(neighbors.senders, chosen, 1), rows)
     shifts = jnp.where(mask[..., None], jnp.take_along_axis(neighbors.shifts, chosen[..., None], 1), 0)
-    opposite = jnp.take(rank.reshape(-1), jnp.take_along_axis(neighbors.reverse.reshape(n, size), chosen, 1))
+    opposite = jnp.take(inside.rank.reshape(-1), jnp.take_along_axis(neighbors.reverse.reshape(n, size), chosen, 1))
     reverse = jnp.where(mask, senders * k + opposite, rows * k + jnp.arange(k, dtype=jnp.int32))
-    return Near(senders.reshape(-1), reverse.reshape(-1), mask, shifts, rank[:, -1].max() < k)
+    return Near(senders.reshape(-1), reverse.reshape(-1), mask, shifts, inside.complete)
 
 
-def compact(mask: jax.Array, size: int) -> jax.Array:
-    """[N, size] column numbers of the first True entries of each row of mask [N, M], M where there are no more."""
+def compact(mask: jax.Array, rank: jax.Array, *, size: int) -> jax.Array:
+    """[N, size] columns of the True entries of each row of mask [N, M], by their rank; M where there are no more."""
     n, m = mask.shape
-    where = jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, size)
+    where = jnp.where(mask, rank, size)
     columns = jnp.broadcast_to(jnp.arange(m, dtype=jnp.int32), mask.shape)
     rows = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32)[:, None], mask.shape)
     return jnp.full((n, size), m, jnp.int32).at[rows, where].set(columns, mode="drop", unique_indices=False)
 
 
-def _near(position: jax.Array, T: jax.Array, *, neighbors: NeighborList, space: boxes.Space) -> jax.Array:
-    """[N, L] slots within the cutoff, decided alike from both ends of a pair."""
+def ranked(mask: jax.Array) -> jax.Array:
+    """[N, M] how many True entries of its row stand before each."""
+    return jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1
+
+
+class Inside(NamedTuple):
+    """What of a list is within the cutoff now."""
+
+    mask: jax.Array  # [N, L] slot within the cutoff
+    rank: jax.Array  # [N, L] int32, its place among those of its row, near ones first
+    complete: jax.Array  # [] whether there is a place for all
+
+
+def _inside(position: jax.Array, T: jax.Array, *, neighbors: NeighborList, space: boxes.Space) -> Inside:
     v = pair_vectors(position, T, neighbors=neighbors, space=space)
-    near = neighbors.mask & ((v**2).sum(-1) < space.cutoff**2)
-    return near & jnp.take(near.reshape(-1), neighbors.reverse).reshape(near.shape)
+    r2 = (v**2).sum(-1)
+
+    def closer(cutoff: float) -> jax.Array:
+        """Decided alike from both ends of a pair."""
+        here = neighbors.mask & (r2 < cutoff**2)
+        return here & jnp.take(here.reshape(-1), neighbors.reverse).reshape(here.shape)
+
+    mask = closer(space.cutoff)
+    complete = mask.sum(1).max() <= neighbors.slots
+    if space.near is None:
+        return Inside(mask, ranked(mask), complete)
+    first = closer(space.near)
+    count = first.sum(1, keepdims=True, dtype=jnp.int32)
+    rank = jnp.where(first, ranked(first), count + ranked(mask & ~first))
+    return Inside(mask, rank, complete & (count.max() <= neighbors.near))
 
 
 class Built(NamedTuple):
@@ -208,14 +234,15 @@ def _and_shaken(position: np.ndarray, T: np.ndarray, *, space: boxes.Space) -> t
 
 @partial(jax.jit, static_argnames=("grid", "space"))
 def _largest_rows(position: jax.Array, T: jax.Array, *, grid: bins.Grid, space: boxes.Space) -> jax.Array:
-    """[2] largest number of neighbours of any atom of structures [M, N, 3]: within cutoff + skin, within the cutoff."""
+    """[3] most neighbours of any atom of structures [M, N, 3]: within cutoff + skin, within the cutoff, near ones."""
+    cutoffs = (space.cutoff + space.skin, space.cutoff, space.cutoff if space.near is None else space.near)
 
-    def count(position: jax.Array, T: jax.Array) -> jax.Array:
+    def count(cell: tuple[jax.Array, jax.Array]) -> jax.Array:
+        position, T = cell
         c = bins.candidates(position, T, grid=grid, space=space)
-        cutoffs = (space.cutoff + space.skin, space.cutoff)
         return jnp.stack([bins.closer(c, T, space=space, cutoff=cutoff).sum((1, 2)).max() for cutoff in cutoffs])
 
-    return jax.vmap(count)(position, T).max(0)
+    return jax.lax.map(count, (position, T)).max(0)  # one after another, in the memory of one
 
 
 def _build(position: jax.Array, T: jax.Array, grid: bins.Grid, space: boxes.Space, size: int) -> Built:
@@ -227,30 +254,21 @@ def _build_one(position: jax.Array, T: jax.Array, grid: bins.Grid, space: boxes.
     n = position.shape[0]
     c = bins.candidates(position, T, grid=grid, space=space)
     mask = bins.closer(c, T, space=space, cutoff=space.cutoff + space.skin).reshape(n, -1)
-    chosen = compact(mask, size)
+    rank = ranked(mask)
+    chosen = compact(mask, rank, size=size)
     used = chosen < mask.shape[1]
     chosen = jnp.minimum(chosen, mask.shape[1] - 1)
     rows = jnp.arange(n, dtype=jnp.int32)[:, None]
     senders = jnp.where(used, jnp.take_along_axis(c.senders.reshape(n, -1), chosen, 1), rows)
     image = jnp.take_along_axis(c.image, (chosen // grid.capacity)[..., None], 1)
-    image = jnp.where(used[..., None], image, 0)
-    reverse, found = _reverse(senders, image, used=used, grid=grid)
+    # a bin and its opposite stand as far from the two ends of those within reach
+    opposite = (c.image.shape[1] - 1 - chosen // grid.capacity) * grid.capacity + c.place[:, None]
+    slot = rank[senders, opposite]
+    found = used & mask[senders, opposite] & (slot < size)
+    reverse = jnp.where(found, senders * size + slot, rows * size + jnp.arange(size, dtype=jnp.int32))
     base = c.base.astype(jnp.int32)
     too_coarse = (bins.reach(T, grid) < space.cutoff + space.skin).any()  # the cell has shrunk below what was laid out
     # images of atoms inside the cell -> shifts between the positions as given
     shifts = jnp.where(used[..., None], image + base[:, None] - base[senders], 0)
     overflow = c.overflow | (mask.sum(1).max() > size) | too_coarse
-    return Built(senders, shifts, used & found, reverse, position, T, overflow)
-
-
-def _reverse(senders: jax.Array, image: jax.Array, *, used: jax.Array, grid: bins.Grid) -> tuple[jax.Array, jax.Array]:
-    """Slot of every pair in the sender's row, found by comparing with all of them; [N * L] and whether [N, L] it is."""
-    n, size = senders.shape
-    base = 2 * max(grid.reach) + 1
-    code = image @ np.array([base * base, base, 1], np.int32)  # odd and one to one: code(-S) = -code(S)
-    receiver = jnp.arange(n, dtype=jnp.int32)[:, None, None]
-    match = used[senders] & (senders[senders] == receiver) & (code[senders] == -code[:, :, None])  # [N, L, L]
-    slot = jnp.where(match, jnp.arange(size, dtype=jnp.int32), -1).max(-1)
-    found = used & (slot >= 0)
-    own = jnp.arange(n * size, dtype=jnp.int32).reshape(n, size)
-    return jnp.where(found, senders * size + slot, own).reshape(-1), found
+    return Built(senders, shifts, found, reverse.reshape(-1), position, T, overflow)

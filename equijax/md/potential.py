@@ -23,7 +23,7 @@ from equijax.errors import InputError
 from equijax.graph.fields import Topology
 from equijax.graph.gather import gather_senders
 from equijax.graph.near import MASKED_LENGTH
-from equijax.graph.neighbours import embedded_numbers
+from equijax.graph.neighbours import embedded_numbers, longest_cutoff
 from equijax.md import boxes, neighbours
 from equijax.potential import Potential, cast
 
@@ -63,7 +63,7 @@ def energy_neighbor(
     """
     T = np.eye(3) if box is None else _matrix(np.asarray(box, np.float64))
     is_fractional, periodic = probe(displacement, T)
-    space = boxes.Space(is_fractional, periodic, ff.config.r_max, skin)
+    space = space_of(ff, periodic, fractional=is_fractional, skin=skin)
     return energy_in(T, space, ff=ff, numbers=numbers, info=info)
 
 
@@ -78,8 +78,6 @@ def energy_in(
     """`energy_neighbor` with the space given in so many words: cell T [3, 3] (columns) and `space`."""
     if not space.skin > 0:
         raise InputError(f"skin {space.skin} A: expected a positive length, 0.5 for solids, 1 for hot liquids")
-    if getattr(ff.config, "dispersion", None) is not None:
-        raise InputError("lists on the device do not reach as far as dispersion: use ff.calculator() with ase.md")
     species = species_inputs(ff, numbers)
     embedded = np.tile(embedded_numbers(info or {}, ff.config, name="the system"), (len(species[0]), 1))
     fns = neighbours.neighbor_list(T, space)
@@ -96,12 +94,20 @@ def energy_in(
         vectors, edges, valid = model_edges(R, cell, neighbor=neighbor, space=space, perturbation=perturbation)
         weights = variables if variables is not None else jax.tree.map(jnp.asarray, cast(ff.variables, R.dtype))
         topology = Topology(*species, edges.senders, edges.reverse)
+        if space.near is not None:
+            topology = topology._replace(near=jnp.arange(neighbor.near))
         if embedded.size:
             topology = topology._replace(embedded=jnp.asarray(embedded, R.dtype))
         energy = ff.node_energies(weights, vectors, topology).sum()
         return energy * jnp.where(valid, 1.0, jnp.nan).astype(energy.dtype)
 
     return fns, energy_fn
+
+
+def space_of(ff: Potential, periodic: tuple[bool, bool, bool], *, skin: float, fractional: bool = False) -> boxes.Space:
+    """Where the atoms of a model live: lists that reach as far as it reads, A."""
+    near = None if getattr(ff.config, "dispersion", None) is None else ff.config.r_max
+    return boxes.Space(fractional, periodic, longest_cutoff(ff.config), skin, near)
 
 
 def species_inputs(ff: Potential, numbers: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -74,7 +74,11 @@ def continued(config: MDConfig, system: System, *, begun: dict[str, str], path: 
     each_way, reach, capacity = document["grid"]
     grid = bins.Grid(tuple(each_way), tuple(reach), capacity)
     neighbors = neighbours.NeighborList(
-        *arrays[state.num_leaves :], slots=document["slots"], grid=grid, update_fn=system.neighbor_fn.update
+        *arrays[state.num_leaves :],
+        slots=document["slots"],
+        near=document.get("near", document["slots"]),  # only models with dispersion read it
+        grid=grid,
+        update_fn=system.neighbor_fn.update,
     )
     return document["step"], jax.tree.unflatten(state, arrays[: state.num_leaves]), neighbors, document["marks"]
 
@@ -138,6 +142,7 @@ def _run(config: MDConfig, system: System, *, begun: dict[str, str], saved: tupl
                 "options": _options(config),
                 "inputs": begun,
                 "slots": neighbors.slots,
+                "near": neighbors.near,
                 "grid": neighbors.grid,
                 "marks": written.marks(),
             }

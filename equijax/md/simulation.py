@@ -20,10 +20,10 @@ from equijax import checkpoint, derivatives, executables, graph, precision, stru
 from equijax.constraints import free_components, refuse_fixed
 from equijax.errors import InputError, MissingExtra
 from equijax.graph.neighbours import embedded_numbers
-from equijax.md import boxes, neighbours
+from equijax.md import neighbours
 from equijax.md.momenta import rigid_motions, starting_momenta
 from equijax.md.options import MDConfig
-from equijax.md.potential import energy_in
+from equijax.md.potential import energy_in, space_of
 from equijax.potential import Potential
 
 FLOAT32_EXTENT_A = 1000.0  # beyond it float32 places atoms to 1e-4 A, and forces are off by 1e-3 eV/A
@@ -72,7 +72,7 @@ def prepare(config: MDConfig, ff: Potential) -> System:
         )
     cell = complete_cell(atoms.cell.array)
     a, b, c = map(bool, atoms.pbc)
-    space = boxes.Space(False, (a, b, c), ff.config.r_max, config.skin)
+    space = space_of(ff, (a, b, c), skin=config.skin)
     neighbor_fn, energy_fn = energy_in(cell.T, space, ff=ff, numbers=atoms.numbers, info=atoms.info)
     rows = [ff.config.species.index(z) for z in atoms.numbers]
     e0 = np.asarray(ff.variables["constants"]["atomic_energies"], np.float64)[ff.head_index, rows].sum()

@@ -11,8 +11,9 @@ from ase.constraints import FixAtoms, FixCartesian
 from convert.__main__ import main as convert
 from equijax import specialise, units
 from equijax.constraints import free_components
-from equijax.md import energy_neighbor, thermal_momenta
+from equijax.md import FS, MDConfig, energy_neighbor, simulation, thermal_momenta
 from equijax.md import run as md
+from equijax.testing import TOLERANCE
 from tests.md.samples import MINI, run
 
 jax_md = pytest.importorskip("jax_md", reason="needs the md extra")
@@ -182,3 +183,39 @@ def test_left_handed_cells(loaded, tmp_path, metal):
     assert logs[0]["volume_A3"][-1] < logs[0]["volume_A3"][0]
     for name in ("volume_A3", "pressure_GPa", "potential_eV"):
         np.testing.assert_allclose(logs[1][name], logs[0][name], rtol=1e-4, atol=1e-3)
+
+
+def test_dispersion_is_the_calculator_s_and_conserves_energy(tiny, tmp_path):
+    """Velocity Verlet over 20 fs of two atoms, three lattice images of each on either side.
+
+    Its cutoff lies between two shells of the crystal, at 7.98 and 8.46 A: no pair crosses it.
+    """
+    pytest.importorskip("torch_dftd", reason="needs the d3 extra")
+    ff, exact = tiny.with_dispersion("pbe", cutoff=8.2), TOLERANCE["float64"]
+    atoms = bulk("NaCl", "rocksalt", a=5.64)
+    ase.io.write(tmp_path / "salt.extxyz", atoms)
+    atoms.calc = ff.calculator("float64")
+    with jax.enable_x64(True):
+        config = MDConfig(tmp_path / "salt.extxyz", tmp_path, ensemble="nve", dtype="float64", temperature=100)
+        system = simulation.prepare(config, ff)
+        state, neighbors = system.init(*system.start), system.neighbor_fn.allocate(system.start[0])
+        observed, update = simulation.observe_all(system), jax.jit(system.neighbor_fn.update)
+
+        def observe(state, neighbors):
+            return simulation.Observed(*map(np.asarray, observed(state, neighbors, system.variables)))
+
+        seen = [observe(state, neighbors)]
+        for _ in range(20):
+            momenta = state.momentum + 0.5 * FS * seen[-1].forces
+            state = state.set(position=state.position + FS * momenta / state.mass)
+            neighbors = update(state.position, neighbors)
+            state = state.set(momentum=momenta + 0.5 * FS * observe(state, neighbors).forces)
+            seen.append(observe(state, neighbors))
+    kinetic, total = (np.ptp([getattr(s, name) for s in seen]) for name in ("kinetic_eV", "total_eV"))
+    assert kinetic > 100 * total
+    for s in (seen[0], seen[-1]):
+        atoms.positions = s.positions + system.home @ atoms.cell.array
+        assert s.potential_eV + system.e0 == pytest.approx(atoms.get_potential_energy(), rel=0, abs=exact["energy"])
+        np.testing.assert_allclose(s.forces, atoms.get_forces(), rtol=0, atol=exact["forces"])
+        pressure = s.pressure_GPa / units.GPA_PER_EV_A3 - s.kinetic_eV / s.volume_A3 / 1.5
+        assert pressure == pytest.approx(-atoms.get_stress()[:3].mean(), rel=0, abs=exact["stress"])
