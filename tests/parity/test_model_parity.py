@@ -1,6 +1,8 @@
 """Energies, forces and stress against mace-torch on every kind of structure, for every block type and both dtypes."""
 
 import os
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning"),
 ]
 
+ROOT = Path(__file__).resolve().parents[2]
 SPECIES = [8, 11, 12, 14, 17, 20, 22]  # those of testing.structures()
 PUBLISHED = {  # MACE-MP-0b3-medium but for its 82 other elements
     "first": "Density",
@@ -85,3 +88,35 @@ def test_same_descriptors_as_mace_torch(case, invariants_only, tmp_path):
         for atoms, ours in zip(images, found, strict=True):
             theirs = oracle.get_descriptors(atoms, invariants_only=invariants_only, num_layers=layers or -1)
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12 * np.abs(theirs).max())
+
+
+@pytest.fixture(scope="module")
+def mini():
+    """The bundled model, and mace-torch's calculator of it: {"ours": ForceField, "theirs": MACECalculator}."""
+    path = ROOT / "equijax" / "assets" / "mini.model"
+    torch.set_default_dtype(torch.float64)
+    with warnings.catch_warnings(action="ignore"):
+        theirs = MACECalculator(
+            model_paths=str(path), device="cpu", default_dtype="float64", compute_atomic_stresses=True
+        )
+    return {"ours": ForceField(*mapping.to_flax(read_model(path)), {}), "theirs": theirs}
+
+
+def test_same_calculator_as_mace_torch(mini):
+    """`results`, Hessian and descriptors under the same names, in the same shapes.
+
+    To the precision of float32, in which the file was built.
+    """
+    atoms = testing.rattled()
+    ours, theirs = mini["ours"].calculator(), mini["theirs"]
+    for calculator in (ours, theirs):
+        calculator.calculate(atoms, ["energy", "stresses"])
+    assert set(theirs.results) - {"virials"} == set(ours.results)
+    values = {name: (c.results[name] for c in (ours, theirs)) for name in ours.results}
+    values["hessian"] = (c.get_hessian(atoms) for c in (ours, theirs))
+    for options in ((), (False,), (True, 1), (False, 1)):
+        values[f"descriptors{options}"] = (c.get_descriptors(atoms, *options) for c in (ours, theirs))
+    for name, (found, expected) in values.items():
+        assert np.shape(found) == np.shape(expected), name
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max(), err_msg=name)
+    assert ours.get_hessian(atoms).shape == (3 * len(atoms), len(atoms), 3)
