@@ -36,6 +36,7 @@ TORCH = {"torch", "mace", "e3nn"}
 CONVERT_MAY_IMPORT = {
     "__init__",
     "errors",
+    "faces",
     "config",
     "couplings",
     "graph",
