@@ -162,6 +162,7 @@ def test_convert_imports_the_model_and_nothing_above_it(path):
 # Tests that are about no single module, and why.
 SUBJECTS = {
     "tests/convert/test_bounds.py": "hostile files, through all modules that read them",
+    "tests/integrations": "other programs, by program",
     "tests/parity": "comparisons with mace-torch, by what is compared",
     "tests/phonons/test_oracles.py": "lattice dynamics known on paper, through several modules",
     "tests/programs/test_startup.py": "what programs import before they answer",
