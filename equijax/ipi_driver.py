@@ -1,6 +1,6 @@
 """A driver for i-PI: the beads of a ring polymer, or replicas, are one batch.
 
-i-PI loads this file by its path (`python -c "import equijax.ipi_driver as d; print(d.__file__)"`), within its own process
+i-PI loads this file by its path (`python -c "import equijax.ipi_driver as d; print(d.__file__)"`), within itself
 
     <ffdirect name="mace" pbc="false"> <pes>custom</pes> <pes_path>.../equijax/ipi_driver.py</pes_path>
       <parameters>{model: model/, template: start.xyz}</parameters> <batch_size>32</batch_size> </ffdirect>

@@ -22,7 +22,7 @@ LAYERS = (
     {"specialise", "relax", "plots", "descriptors", "hessian"},
     {"calculator"},
     {"forcefield"},
-    {"phonons", "md", "testing", "ipi_driver"},
+    {"phonons", "md", "testing", "ipi_driver", "lammps"},
     {"data"},
     {"adapters"},
     {"finetune"},

@@ -1,7 +1,8 @@
-"""i-PI runs path integral dynamics with our driver in its process, all beads a batch, and with ASE's client at a socket."""
+"""i-PI runs path integral dynamics with our driver in its process, all beads a batch, and with ASE's client."""
 
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -79,8 +80,6 @@ def test_path_integral_dynamics(mini, start, beads):
 
 def connected(address: str) -> SocketClient:
     """A client of i-PI's socket, as soon as it is there."""
-    import time
-
     for _ in range(300):
         if Path(f"/tmp/ipi_{address}").exists():
             return SocketClient(unixsocket=address)
