@@ -11,13 +11,14 @@ BENCHES := $(filter-out bench/_% bench/peers.py bench/wall_peers.py bench/tuning
 MODEL ?=
 OUT ?= demo_output
 
-.PHONY: help env demo test parity matrix bench lint docs wheel clean
+.PHONY: help env demo test parity integrations matrix bench lint docs wheel clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    convert the bundled model, evaluate and fine-tune it, draw phonons (MODEL=file.model for another, OUT=folder)"
 	@echo "make test    the tests that need neither torch nor a network"
 	@echo "make parity  the comparison with mace-torch (installs torch)"
+	@echo "make integrations  the programs that equijax plugs into, started with it: matcalc, janus-core, Euphonic, i-PI and others"
 	@echo "make matrix  files of every release of mace-torch since 0.3.3, each made by that release, and the published widths (ten minutes)"
 	@echo "make bench   the benchmarks, one JSON file each under bench/results"
 	@echo "make lint    ruff and pyright"
@@ -34,6 +35,9 @@ test: $(VENV)/.dev
 
 parity: $(VENV)/.parity
 	TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 $(BIN)/python -m pytest -n 2 -m parity tests/parity
+
+integrations: $(VENV)/.integrations
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m integrations tests/integrations
 
 matrix: $(VENV)/.parity
 	EQUIJAX_MATRIX=tests/parity/versions.json $(BIN)/python -m pytest -m parity tests/parity/test_versions.py tests/parity/test_real_widths.py
@@ -75,6 +79,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 
 $(VENV)/.parity: $(VENV)/.dev
 	$(PIP_INSTALL) -e ".[dev,parity]"
+	@touch $@
+
+$(VENV)/.integrations: $(VENV)/.dev
+	$(PIP_INSTALL) -e ".[dev,integrations]"
 	@touch $@
 
 # the packages that mkdocs needs, and equijax as source: mkdocstrings reads it without importing it

@@ -18,8 +18,8 @@ from ase.build import bulk
 from phonopy import Phonopy
 from phonopy.structure.atoms import PhonopyAtoms
 
-from equijax import forcefield, graph, testing
-from equijax.phonons import dynamical, hessian, ranges
+from equijax import forcefield, graph, hessian, testing
+from equijax.phonons import dynamical, ranges
 
 Q = np.array([[0.13, 0.27, 0.41]])
 

@@ -27,8 +27,8 @@ import tyro
 from ase.build import bulk
 from ase.spacegroup import crystal
 
-from equijax import executables, forcefield, testing
-from equijax.phonons import force_constants, hessian
+from equijax import executables, forcefield, hessian, testing
+from equijax.phonons import force_constants
 
 HESSIAN_ROWS = 6  # of mace-torch's Hessian that are timed
 

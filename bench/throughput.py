@@ -26,9 +26,8 @@ from _common import RESULTS, crystal, peak_memory_gb, print_table, published_con
 from energy_forces import compiled
 from jax.sharding import PartitionSpec
 
-from equijax import derivatives, graph, potential, testing
+from equijax import derivatives, graph, hessian, potential, testing
 from equijax.config import Compute
-from equijax.phonons import hessian
 
 REPEATS = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25)  # conventional Si cells of 8 atoms per side: 64 to 125,000 atoms
 LARGEST = {"cpu": 4096}  # atoms by default; elsewhere memory decides

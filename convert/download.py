@@ -72,7 +72,7 @@ def fetch(name: str, *, accept_licence: bool = False, cache: Path | None = None)
     if published.licence != "MIT":
         text = f"{published.name} is published under the {LICENCES[published.licence]}"
         if not accept_licence:
-            raise PermissionError(f"{text}. Read it and repeat the command with --accept-licence if you accept it")
+            raise PermissionError(f"{text}. Read it and convert it with --accept-licence if you accept it")
         print(text, file=sys.stderr)
     if name != published.name:
         print(f"{name} is the published model {published.name}", file=sys.stderr)

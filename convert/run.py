@@ -15,6 +15,7 @@ from equijax import outputs
 from equijax.errors import InputError, MissingExtra
 
 if TYPE_CHECKING:
+    from convert.torch_model import TorchModel
     from convert.verify import Compared
     from equijax.config import ModelConfig
 
@@ -115,6 +116,27 @@ def locate(source: str, *, accept_licence: bool, verify: bool) -> Path:
     return path
 
 
+def read(path: Path, *, name: str, dtype: str | None = None) -> "tuple[TorchModel, ModelConfig, dict]":
+    """A .model file, and its hyper-parameters and arrays: see `convert.mapping.to_flax`.
+
+    Args:
+      path: the file.
+      name: what errors call it.
+      dtype: of the trained arrays; None: as in the file.
+
+    Raises:
+      UnreadableModel, UnsupportedModel: a file that cannot be converted.
+    """
+    from convert.mapping import to_flax  # needs JAX
+    from convert.torch_model import read_model
+
+    try:
+        model = read_model(path)
+        return model, *to_flax(model, dtype)
+    except (UnreadableModel, UnsupportedModel) as error:
+        raise type(error)(f"cannot convert {name}: {error}") from error
+
+
 def _from_torch(source: str, out: Path, *, options: ConvertOptions) -> Converted:
     outputs.check_replaceable(out, outputs.MODEL)
     if options.verify:
@@ -122,16 +144,11 @@ def _from_torch(source: str, out: Path, *, options: ConvertOptions) -> Converted
     path = locate(source, accept_licence=options.accept_licence, verify=options.verify)
 
     import equijax  # here, because these need JAX, and the answers above come sooner without it
-    from convert.mapping import source_dtype, to_flax
-    from convert.torch_model import read_model
+    from convert.mapping import source_dtype
     from equijax import checkpoint, dispersion
 
     started = time.perf_counter()
-    try:
-        model = read_model(path)
-        config, variables = to_flax(model, None if options.dtype == "file" else options.dtype)
-    except (UnreadableModel, UnsupportedModel) as error:
-        raise type(error)(f"cannot convert {source}: {error}") from error
+    model, config, variables = read(path, name=source, dtype=None if options.dtype == "file" else options.dtype)
     if options.dispersion is not None:
         config, variables = dispersion.add(config, variables, functional=options.dispersion)
     found = source_dtype(model)

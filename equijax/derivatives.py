@@ -218,6 +218,17 @@ def _evaluate(config: ModelConfig, inputs: tuple[dict, jraph.GraphsTuple]) -> De
     return energy_forces_stress(config, inputs[0], graph=inputs[1])
 
 
+@partial(jax.jit, static_argnums=0)
+def _virials(config: ModelConfig, inputs: tuple[dict, jraph.GraphsTuple]) -> jax.Array:
+    variables, graph = inputs
+    vectors = potential.edge_vectors(config, graph, positions=jnp.asarray(graph.nodes.positions))
+    slopes = jax.grad(lambda v: potential.energy_of_edges(config, variables, graph=graph, vectors=v).sum())(vectors)
+    slopes = jnp.where(graph.edges.mask.reshape(*vectors.shape[:2], 1), slopes, 0.0)
+    of_edges = vectors[..., :, None] * slopes[..., None, :]  # [N, K, 3, 3]
+    both = 0.5 * (of_edges.sum(1) + sum_to_senders(of_edges, graph.senders, graph.edges.reverse))
+    return 0.5 * (both + jnp.swapaxes(both, 1, 2))
+
+
 def evaluate(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, dtype: str = "float32") -> Derivatives:
     """`energy_forces_stress` compiled, in `dtype`, with E0 added: energies are float64 numpy arrays."""
     return finish(config, variables, graph=graph, started=start(config, variables, graph=graph, dtype=dtype))
@@ -225,14 +236,34 @@ def evaluate(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, 
 
 def start(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, dtype: str = "float32") -> Derivatives:
     """The device's part of `evaluate`; returns before the device is done."""
+    return _started("energy_forces_stress", _evaluate, config=config, inputs=(variables, graph), dtype=dtype)
+
+
+def atomic_virials(
+    config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, dtype: str = "float32"
+) -> np.ndarray:
+    """Share of every atom in dE/dstrain, [N, 3, 3] eV, numpy: over a graph they sum to stress times volume.
+
+        W_i = 1/2 sum_(edges e of i) sym(r_e (x) dE/dr_e),   r_e the vector of an edge, which gives half to either end
+
+    As mace-torch does: how a many-body energy is shared among atoms is a convention.
+    """
+    found = _started("atomic_virials", _virials, config=config, inputs=(variables, graph), dtype=dtype)
+    return np.asarray(found, np.float64)
+
+
+def _started(
+    name: str, function: Any, *, config: ModelConfig, inputs: tuple[dict, jraph.GraphsTuple], dtype: str
+) -> Any:
+    """What a jitted function of (variables, graph) gives, compiled once a shape, in `dtype`; on the device."""
     with jax.enable_x64(np.dtype(dtype) == np.float64):
-        inputs = cast(variables, dtype), cast(graph, dtype)
+        inputs = cast(inputs[0], dtype), cast(inputs[1], dtype)
 
         def lower() -> jax.stages.Lowered:
             start_kernels(config, dtype)
-            return _evaluate.lower(config, inputs)
+            return function.lower(config, inputs)
 
-        key, atoms = ("energy_forces_stress", config, executables.shapes(inputs)), len(inputs[1].nodes.positions)
+        key, atoms = (name, config, executables.shapes(inputs)), len(inputs[1].nodes.positions)
         return executables.program(key, lower, work=atoms).call(inputs)
 
 

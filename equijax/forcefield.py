@@ -83,7 +83,7 @@ class ForceField:
         return potential.energy_from_vectors(self.config, variables, vectors=vectors, topology=topology)
 
     def calculator(self, dtype: str = "float64", fast: bool = False) -> Calculator:
-        """An ASE calculator (energy, free_energy, energies, forces, stress); `fast`: see `specialise`."""
+        """An ASE calculator, see `equijax.calculator`; `fast`: see `specialise`."""
         from equijax.calculator import EquijaxCalculator
 
         return EquijaxCalculator(self, dtype=dtype, fast=fast)

@@ -1,5 +1,5 @@
-"""What every test shares: compiled programs kept on disk, few of them in memory, the parity tests kept apart, and a
-tiny model with structures that a model close to it labelled."""
+"""What every test shares: compiled programs kept on disk, few of them in memory, tests that need other
+programs kept apart, and a tiny model with structures that a model close to it labelled."""
 
 import gc
 import os
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
-PARITY = ROOT / "tests" / "parity"
+APART = {"parity": ROOT / "tests" / "parity", "integrations": ROOT / "tests" / "integrations"}  # marker -> folder
 MAX_MEMORY_MAPS = 30_000  # XLA on CPU crashes at the kernel's usual limit of 65,530 memory maps
 COUNT_EVERY_S = 5.0  # of processor time, in which no more than a few thousand are made; counting 30,000 takes 20 ms
 _counted = [0.0]  # processor time when they were counted last
@@ -39,16 +39,17 @@ def pytest_configure(config):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """The parity tests import torch at the top: look at them only when `-m parity` asks for them."""
-    asked = config.option.markexpr == "parity"
-    return True if PARITY in (collection_path, *collection_path.parents) and not asked else None
+    """They import torch and other programs at the top: look at them only where `-m` asks for them."""
+    away = [folder for marker, folder in APART.items() if config.option.markexpr != marker]
+    return True if {collection_path, *collection_path.parents} & set(away) else None
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     for item in items:
-        if PARITY in item.path.parents:
-            item.add_marker(pytest.mark.parity)
+        for marker, folder in APART.items():
+            if folder in item.path.parents:
+                item.add_marker(marker)
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,8 @@ from ase.optimize import BFGS
 
 from equijax import derivatives, testing
 from equijax.config import Compute
+from equijax.descriptors import descriptors
+from equijax.errors import InputError
 from tests.samples import attached
 
 
@@ -116,3 +118,43 @@ def test_stress_of_a_molecule_is_refused(ff):
         attached(ff, Atoms("NaCl", positions=[[0, 0, 0], [0, 0, 2.4]])).get_stress()
     flat = [Atoms("NaCl", positions=[[0, 0, 0], [0, 0, 2.4]]), Atoms("Na", cell=[5, 5, 0], pbc=(1, 1, 0))]
     assert all(np.isnan(found.stress).all() for found in ff.evaluate(flat))
+
+
+def test_stresses_of_atoms_sum_to_the_stress(student):
+    atoms = attached(student, testing.rattled())
+    parts = atoms.get_stresses()
+    assert parts.shape == (len(atoms), 6) and np.ptp(parts, axis=0).min() > 1e-6
+    np.testing.assert_allclose(parts.sum(0), atoms.get_stress(), rtol=0, atol=1e-14)
+    with pytest.raises(PropertyNotImplementedError, match="three cell vectors"):
+        attached(student, Atoms("NaCl", positions=[[0, 0, 0], [0, 0, 2.4]])).get_stresses()
+
+
+def test_hessian_has_the_rows_of_mace_torch(student):
+    """[3N, N, 3] of differences of forces, of the structure given or else the last."""
+    atoms = attached(student, testing.rattled()[:3])
+    found, step = atoms.calc.get_hessian(atoms), 1e-4  # A
+    assert found.shape == (9, 3, 3)
+    change = []
+    for sign in (1, -1):
+        moved = atoms.copy()
+        moved.positions[1, 2] += sign * step
+        change.append(attached(student, moved).get_forces())
+    np.testing.assert_allclose(found[5], (change[1] - change[0]) / (2 * step), rtol=0, atol=1e-5)
+    atoms.get_potential_energy()
+    np.testing.assert_array_equal(atoms.calc.get_hessian(), found)
+    with pytest.raises(InputError, match="give the calculator one"):
+        student.calculator().get_hessian()
+
+
+def test_descriptors_and_results_have_the_names_of_mace_torch(student):
+    atoms = attached(student, testing.rattled())
+    expected = descriptors(student, [atoms], invariants_only=False)[0]
+    np.testing.assert_array_equal(atoms.calc.get_descriptors(atoms, invariants_only=False, num_layers=-1), expected)
+    np.testing.assert_array_equal(
+        atoms.calc.get_descriptors(atoms, num_layers=1), descriptors(student, [atoms])[0][:, :4]
+    )
+    atoms.get_potential_energy()
+    e0 = student.variables["constants"]["atomic_energies"][0, [student.config.species.index(z) for z in atoms.numbers]]
+    results = atoms.calc.results
+    np.testing.assert_allclose(results["node_energy"] + e0, results["energies"], rtol=0, atol=1e-12)
+    assert "node_energy" not in atoms.calc.export_properties()

@@ -19,9 +19,10 @@ LAYERS = (
     {"nn"},
     {"potential", "folding", "dispersion"},
     {"derivatives", "checkpoint"},
-    {"specialise", "relax", "plots", "descriptors", "calculator"},
+    {"specialise", "relax", "plots", "descriptors", "hessian"},
+    {"calculator"},
     {"forcefield"},
-    {"phonons", "md", "testing"},
+    {"phonons", "md", "testing", "ipi_driver", "lammps"},
     {"data"},
     {"adapters"},
     {"finetune"},
@@ -35,6 +36,7 @@ TORCH = {"torch", "mace", "e3nn"}
 CONVERT_MAY_IMPORT = {
     "__init__",
     "errors",
+    "faces",
     "config",
     "couplings",
     "graph",
@@ -160,6 +162,7 @@ def test_convert_imports_the_model_and_nothing_above_it(path):
 # Tests that are about no single module, and why.
 SUBJECTS = {
     "tests/convert/test_bounds.py": "hostile files, through all modules that read them",
+    "tests/integrations": "other programs, by program",
     "tests/parity": "comparisons with mace-torch, by what is compared",
     "tests/phonons/test_oracles.py": "lattice dynamics known on paper, through several modules",
     "tests/programs/test_startup.py": "what programs import before they answer",

@@ -5,11 +5,11 @@ import jax
 import numpy as np
 import pytest
 
-from equijax import checkpoint, data, graph, potential
+from equijax import checkpoint, data, graph, hessian, potential
 from equijax.config import Compute
 from equijax.finetune import replay
 from equijax.md import options, simulation
-from equijax.phonons import dynamical, hessian
+from equijax.phonons import dynamical
 from equijax.relax import batched, symmetric
 from equijax.testing import random_config, random_forcefield, rattled
 from tests.samples import CHEAP

@@ -66,7 +66,7 @@ def test_same_energies_forces_and_stress(variant, perovskite):
 
 
 def test_same_hessian(plain, fast, perovskite):
-    from equijax.phonons import hessian
+    from equijax import hessian
 
     a, b = (hessian.hessian(ff, perovskite, rows=[0, 7]) for ff in (plain, fast))
     np.testing.assert_allclose(b, a, rtol=0, atol=TOLERANCE["float64"]["hessian"])

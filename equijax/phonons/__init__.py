@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from equijax.phonons.force_constants import make_phonon as make_phonon
     from equijax.phonons.force_constants import project as project
     from equijax.phonons.force_constants import residuals as residuals
-    from equijax.phonons.hessian import hvp as hvp
-    from equijax.phonons.hessian import hvps as hvps
     from equijax.phonons.third_order import make_phono3py as make_phono3py
     from equijax.phonons.volumes import gruneisen as gruneisen
     from equijax.phonons.volumes import quasi_harmonic as quasi_harmonic
@@ -25,8 +23,6 @@ __getattr__, __dir__ = face(
         "dynamical_matrices": "dynamical",
         "group_velocities": "dynamical",
         "gruneisen": "volumes",
-        "hvp": "hessian",
-        "hvps": "hessian",
         "make_phono3py": "third_order",
         "make_phonon": "force_constants",
         "project": "force_constants",

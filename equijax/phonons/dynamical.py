@@ -27,12 +27,11 @@ from phonopy.phonon.band_structure import BandStructure
 from phonopy.phonon.degeneracy import degenerate_sets
 from tqdm import tqdm
 
-from equijax import compiled, executables, potential, structures, units
+from equijax import compiled, executables, hessian, potential, structures, units
 from equijax.config import Compute
 from equijax.derivatives import WaveKind, wave_columns
 from equijax.errors import InputError, needed
 from equijax.graph import regular
-from equijax.phonons import hessian
 from equijax.phonons.stars import relations
 from equijax.potential import Potential
 

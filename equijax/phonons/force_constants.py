@@ -15,10 +15,10 @@ from phonopy.harmonic.displacement import Type1DisplacementDataset, generate_sys
 from phonopy.interface.fc_calculator import get_fc2
 from phonopy.structure.atoms import PhonopyAtoms
 
-from equijax import graph
+from equijax import graph, hessian
 from equijax.config import Compute
 from equijax.errors import InputError, needed
-from equijax.phonons import hessian, projection
+from equijax.phonons import projection
 from equijax.potential import Potential
 from equijax.structures import primitive_matrix, to_ase, to_phonopy
 

@@ -17,11 +17,10 @@ import numpy.typing as npt
 from phonopy import Phonopy
 from phonopy.interface.fc_calculator import get_fc2
 
-from equijax import structures
+from equijax import hessian, structures
 from equijax.config import Compute
 from equijax.errors import InputError, MissingExtra
 from equijax.phonons import force_constants as force_constants_module
-from equijax.phonons import hessian
 from equijax.phonons.force_constants import supercell_matrix, to_primitive
 from equijax.potential import Potential
 

@@ -10,12 +10,12 @@ import phonopy
 import pytest
 from phonopy.structure.atoms import PhonopyAtoms
 
-from equijax import data, potential
+from equijax import data, hessian, potential
 from equijax.config import Compute
 from equijax.data import phonopy_files
 from equijax.data.items import Item, batch, prepare, size_of
 from equijax.finetune import loss
-from equijax.phonons import force_constants, hessian
+from equijax.phonons import force_constants
 
 PLAIN = loss.LossConfig(energy_weight=1.0, forces_weight=1.0, stress_weight=1.0)
 MSE, HUBER = (dataclasses.replace(PLAIN, loss=kind) for kind in ("mse", "huber"))

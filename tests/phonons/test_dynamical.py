@@ -11,11 +11,11 @@ from phonopy.harmonic.dynmat_to_fc import get_commensurate_points
 from phonopy.phonon.group_velocity import GroupVelocity
 from phonopy.structure.atoms import PhonopyAtoms
 
-from equijax import executables, testing
+from equijax import executables, hessian, testing
 from equijax.config import Compute
 from equijax.kernels import build
 from equijax.nn import convolution
-from equijax.phonons import dynamical, hessian
+from equijax.phonons import dynamical
 
 # small enough to compile in seconds, with every kind of block the published shape has
 CONFIG = testing.random_config(

@@ -8,9 +8,9 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 
-from equijax import checkpoint
+from equijax import checkpoint, hessian
 from equijax.config import Compute
-from equijax.phonons import force_constants, hessian, thermal
+from equijax.phonons import force_constants, thermal
 from equijax.phonons.born import looks_polar, set_born, warn_polar
 from equijax.phonons.certificate import verdict
 from equijax.programs import phonons

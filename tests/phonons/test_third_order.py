@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from equijax import checkpoint
+from equijax import checkpoint, hessian
 from equijax.config import Compute
-from equijax.phonons import conductivity, force_constants, hessian, third_order
+from equijax.phonons import conductivity, force_constants, third_order
 from equijax.programs import kappa
 from equijax.testing import TOLERANCE, random_config, random_forcefield
 from tests.phonons.samples import SMALL

@@ -10,9 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from equijax import executables, graph, potential
+from equijax import executables, graph, hessian, potential
 from equijax.config import Compute
-from equijax.phonons import hessian
 from equijax.testing import TOLERANCE, random_config, random_forcefield, rattled
 from tests.phonons.samples import SMALL
 
@@ -102,7 +101,7 @@ def test_wrong_input_is_refused_before_work(ff, atoms):
 def test_eight_devices_give_the_rows_of_one(ff, atoms, full, tmp_path):
     code = (
         "import jax, numpy as np, sys\n"
-        "from equijax.phonons import hessian\n"
+        "from equijax import hessian\n"
         "from equijax.testing import random_config, random_forcefield, rattled\n"
         "assert jax.local_device_count() == 8\n"
         f"ff = random_forcefield(random_config(**{SMALL!r}))\n"
