@@ -8,7 +8,7 @@ equijax.lammps.attach(lmp, ff.calculator(), species=["Na", "Cl"])
 lmp.commands_string("fix 1 all npt temp 300 300 0.1 iso 0 0 1\nrun 1000")
 
 One process alone, that is without domain decomposition: for runs over many, `python -m convert --to-torch` writes the
-file that mace-torch makes its LAMMPS model of. A restart file of LAMMPS continues after `attach` is called anew.
+file that mace-torch makes its LAMMPS model of.
 """
 
 from collections.abc import Sequence
