@@ -282,7 +282,7 @@ def init_variables(config: ModelConfig, seed: int = 0) -> dict:
     constants: dict = {}
 
     def init(key: jax.Array) -> Mapping[str, Any]:
-        made = MACE(config).init(key, np.array([[[1.0, 0.5, 0.25]]]), graph)
+        made = dict(MACE(config).init(key, np.array([[[1.0, 0.5, 0.25]]]), graph))
         constants.update(made.get("constants", {}))  # of numpy, tracing or not
         return made["params"]
 
