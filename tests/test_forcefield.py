@@ -10,11 +10,9 @@ from equijax.config import Compute
 from equijax.forcefield import ForceField
 from equijax.potential import Evaluated
 from equijax.testing import random_config, random_forcefield, rattled
-from tests.samples import attached, folded, moved
+from tests.samples import ONE, attached, folded, moved
 
-FF = testing.random_forcefield(
-    testing.random_config(channels=2, max_ell=1, correlation=(2, 2), num_radial=3, radial_mlp=(8, 8), readout_mlp=4)
-)
+FF = testing.random_forcefield(testing.random_config(channels=2, num_radial=3, radial_mlp=(8, 8), readout_mlp=4, **ONE))
 
 
 @pytest.mark.parametrize("kind", ["far", "unwrapped"])

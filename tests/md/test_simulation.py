@@ -13,8 +13,9 @@ from equijax import specialise, units
 from equijax.constraints import free_components
 from equijax.md import FS, MDConfig, energy_neighbor, simulation, thermal_momenta
 from equijax.md import run as md
-from equijax.testing import TOLERANCE
+from equijax.testing import TOLERANCE, random_config, random_forcefield
 from tests.md.samples import MINI, run
+from tests.samples import SMALL
 
 jax_md = pytest.importorskip("jax_md", reason="needs the md extra")
 space = jax_md.space
@@ -50,15 +51,17 @@ def test_energy_drift_of_a_mace(optimised, tmp_path):
     assert np.ptp(log["kinetic_eV"]) > 100 * np.ptp(log["total_eV"])
 
 
-def test_specialised_dynamics_equals_the_plain_one(tmp_path, tiny, monkeypatch):
-    monkeypatch.setattr(md, "load", lambda path, head: tiny)
+def test_specialised_dynamics_equals_the_plain_one(tmp_path, monkeypatch):
+    ff = random_forcefield(random_config(**SMALL))
+    ff.variables["constants"]["scale"] = np.array([10.0])  # forces of about 0.1 eV/A
+    monkeypatch.setattr(md, "load", lambda path, head: ff)
     monkeypatch.setattr(specialise, "STEPS_A", specialise.STEPS_A[1:2])  # one program to compile, not up to three
     ase.io.write(tmp_path / "salt.extxyz", bulk("NaCl", "rocksalt", a=5.69, cubic=True))
     options = ("nve", 40, 10, "--dtype", "float64")
     plain = run(tmp_path / "plain", tmp_path / "salt.extxyz", *options)
     fast = run(tmp_path / "fast", tmp_path / "salt.extxyz", *options, "--fast")
-    np.testing.assert_allclose(fast["potential_eV"], plain["potential_eV"], rtol=0, atol=1e-4)
-    np.testing.assert_allclose(fast["temperature_K"], plain["temperature_K"], rtol=0, atol=0.05)
+    np.testing.assert_allclose(fast["potential_eV"], plain["potential_eV"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(fast["temperature_K"], plain["temperature_K"], rtol=0, atol=0.005)
 
 
 @pytest.mark.parametrize("thermostat, dof", [("nose-hoover", 21), ("langevin", 24)])
