@@ -50,7 +50,7 @@ def mace_mp(
 
 
 def _forcefield(model: str | Path, *, head: str | None) -> "ForceField":
-    import equijax
+    import equijax  # not at the top: `import convert` does without JAX
 
     if Path(model).expanduser().is_dir():
         return equijax.load(Path(model).expanduser(), head=head)
@@ -60,7 +60,7 @@ def _forcefield(model: str | Path, *, head: str | None) -> "ForceField":
 
 
 def _check_device(device: str) -> None:
-    import jax
+    import jax  # see `_forcefield`
 
     wanted, found = device.split(":")[0], jax.default_backend()
     if wanted and BACKENDS.get(wanted) != found:
