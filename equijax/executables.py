@@ -51,8 +51,6 @@ SUFFIX = ".program"
 log = logging.getLogger(__name__)
 programs: OrderedDict[Hashable, "Program"] = OrderedDict()
 work_done: defaultdict[Hashable, float] = defaultdict(float)  # evaluations of one atom, by program
-
-
 _careful: ContextVar[bool] = ContextVar("careful", default=False)
 
 

@@ -81,7 +81,7 @@ def test_path_integral_dynamics(mini, start, beads):
 def connected(address: str) -> SocketClient:
     """A client of i-PI's socket, as soon as it is there."""
     for _ in range(300):
-        if Path(f"/tmp/ipi_{address}").exists():
+        if Path(f"/tmp/ipi_{address}").exists():  # where i-PI and ASE put it
             return SocketClient(unixsocket=address)
         time.sleep(0.2)
     raise TimeoutError(f"i-PI has not opened {address} after a minute")
