@@ -60,14 +60,38 @@ def structure_errors(s: Labelled, found: Evaluated) -> StructureErrors:
     )
 
 
-def summarise(errors: Sequence[StructureErrors]) -> dict[str, int | float | None]:
-    """A row of report.json: MAE and RMSE over all components of several structures; None where nothing is labelled."""
-    out: dict = {"structures": len(errors)}
-    for name, unit, factor in QUANTITIES:
-        d = factor * np.concatenate([getattr(e, name) for e in errors])
-        out[f"{name} MAE ({unit})"] = float(np.abs(d).mean()) if d.size else None
-        out[f"{name} RMSE ({unit})"] = float(np.sqrt((d**2).mean())) if d.size else None
-    return out
+class Deviation(NamedTuple):
+    """Over all labelled components, in the unit of the quantity; None where nothing is labelled."""
+
+    mae: float | None
+    rmse: float | None
+
+
+class Summary(NamedTuple):
+    """Errors over several structures."""
+
+    structures: int
+    energy: Deviation  # meV/atom
+    forces: Deviation  # meV/A
+    stress: Deviation  # meV/A^3
+
+    def document(self) -> dict[str, int | float | None]:
+        """A row of report.json."""
+        out: dict[str, int | float | None] = {"structures": self.structures}
+        for name, unit, _ in QUANTITIES:
+            found = getattr(self, name)
+            out |= {f"{name} MAE ({unit})": found.mae, f"{name} RMSE ({unit})": found.rmse}
+        return out
+
+
+def summarise(errors: Sequence[StructureErrors]) -> Summary:
+    """MAE and RMSE over all components of several structures."""
+    return Summary(len(errors), *(_deviation(errors, quantity) for quantity in QUANTITIES))
+
+
+def _deviation(errors: Sequence[StructureErrors], quantity: Quantity) -> Deviation:
+    d = quantity.factor * np.concatenate([getattr(e, quantity.name) for e in errors])
+    return Deviation(float(np.abs(d).mean()), float(np.sqrt((d**2).mean()))) if d.size else Deviation(None, None)
 
 
 def write_csv(

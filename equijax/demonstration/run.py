@@ -32,6 +32,7 @@ from equijax.phonons import force_constants
 from equijax.potential import Potential
 
 Result = TypeVar("Result")
+Row = dict[str, str | int | float]  # of a table, by the titles of its columns
 ASSETS = resources.files("equijax") / "assets"
 LABELLED = ("mini_valid", "Si-dia_test", "NaCl-rs_test")  # extxyz files with energies, forces and stresses
 CRYSTALS = {"Si-dia": "Si (diamond)", "NaCl-rs": "NaCl (rocksalt)"}
@@ -46,7 +47,25 @@ class Demonstration(NamedTuple):
     """What the demo made."""
 
     ff: Potential  # as converted
-    report: dict  # what report.json holds
+    errors: list[Row]  # on the bundled labels
+    phonons: list[Row]
+    tuning: list[Row]  # force errors before and after fine-tuning
+    convert_s: float
+    fine_tune_s: float
+    total_s: float
+
+    def document(self) -> dict[str, object]:
+        """What report.json holds."""
+        return {
+            "model": self.ff.metadata,
+            "versions": {m.__name__: m.__version__ for m in (equijax, jax, phonopy, np)},
+            "errors": self.errors,
+            "phonons": self.phonons,
+            "fine-tuning": self.tuning,
+            "convert_s": self.convert_s,
+            "fine_tune_s": self.fine_tune_s,
+            "total_s": self.total_s,
+        }
 
 
 @outputs.locked
@@ -76,45 +95,44 @@ def run(config: DemoConfig) -> Demonstration:
         panels[CRYSTALS[TUNED]]["fine-tuned"] = after
         rows.append(row)
         step(progress, "draw", plots.compare_bands, out / "bands.png", panels)
-    report = {
-        "model": ff.metadata,
-        "versions": {m.__name__: m.__version__ for m in (equijax, jax, phonopy, np)},
-        "errors": errors,
-        "phonons": rows,
-        "fine-tuning": tuning,
-        "convert_s": conversion_s,
-        "fine_tune_s": tuning_s,
-        "total_s": time.perf_counter() - started,
-    }
-    outputs.write_json(out / "report.json", report)
-    return Demonstration(ff, report)
+    found = Demonstration(
+        ff,
+        errors,
+        phonons=rows,
+        tuning=tuning,
+        convert_s=conversion_s,
+        fine_tune_s=tuning_s,
+        total_s=time.perf_counter() - started,
+    )
+    outputs.write_json(out / "report.json", found.document())
+    return found
 
 
 def summary(found: Demonstration, out: Path) -> str:
     """The text printed at the end."""
-    ff, report = found
+    ff = found.ff
     model = f"{len(ff.config.species)} elements, {ff.config.hidden_irreps}, r_max {ff.config.r_max:g} A"
     return f"""
-Converted in {report["convert_s"]:.1f} s to {out / "model"}: {model}
+Converted in {found.convert_s:.1f} s to {out / "model"}: {model}
 
 Errors against labels (mean absolute, float32)
-{table(report["errors"])}
+{table(found.errors)}
 
-Fine-tuned on ten structures of {CRYSTALS[TUNED]} in {report["fine_tune_s"]:.0f} s, by low-rank adapters
-{table(report["fine-tuning"])}
+Fine-tuned on ten structures of {CRYSTALS[TUNED]} in {found.fine_tune_s:.0f} s, by low-rank adapters
+{table(found.tuning)}
 
 Phonons from exact second derivatives (float64), against the reference
-{table(report["phonons"])}
+{table(found.phonons)}
 
-{report["total_s"]:.0f} s in all. Band structures: {out / "bands.png"}"""
+{found.total_s:.0f} s in all. Band structures: {out / "bands.png"}"""
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[Row]) -> str:
     """Rows with the same keys."""
     return tables.text(list(rows[0]), (list(row.values()) for row in rows))
 
 
-def fine_tune(out: Path, config: DemoConfig) -> tuple[ForceField, list[dict]]:
+def fine_tune(out: Path, config: DemoConfig) -> tuple[ForceField, list[Row]]:
     """What `python -m equijax.finetune` does, on the bundled structures of one crystal, into `out`/finetuned.
 
     Returns:
@@ -182,7 +200,7 @@ def read_labels(atoms: ase.Atoms) -> tuple[float, np.ndarray, np.ndarray]:
     return atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress(voigt=False)
 
 
-def evaluate(ff: Potential, name: str) -> dict:
+def evaluate(ff: Potential, name: str) -> Row:
     """Mean absolute errors of a bundled file of labelled structures, and the time of the first and a second call."""
     with resources.as_file(ASSETS / f"{name}.extxyz") as path:
         images = structures.read_all(path)
@@ -204,7 +222,7 @@ def evaluate(ff: Potential, name: str) -> dict:
     }
 
 
-def phonons_of(ff: Potential, name: str, out: Path, note: str = "") -> tuple[Phonopy, Phonopy, dict]:
+def phonons_of(ff: Potential, name: str, out: Path, note: str = "") -> tuple[Phonopy, Phonopy, Row]:
     """Force constants of a bundled crystal on the supercell of its reference phonons.
 
     Returns:

@@ -10,6 +10,7 @@ from equijax.data import Labelled
 from equijax.data.errors import (
     QUANTITIES,
     StructureErrors,
+    Summary,
     label_warnings,
     parity,
     structure_errors,
@@ -21,10 +22,21 @@ from equijax.errors import InputError
 from equijax.finetune.options import EvaluateConfig
 
 
+class FileErrors(NamedTuple):
+    """Errors on the structures of a file."""
+
+    file: str  # "all" for those of all files
+    summary: Summary
+
+    def document(self) -> dict[str, str | int | float | None]:
+        """A row of report.json."""
+        return {"file": self.file, **self.summary.document()}
+
+
 class Evaluation(NamedTuple):
     """What a run found."""
 
-    errors: list[dict]  # a row a file, then one of all: see `summarise`
+    errors: list[FileErrors]  # a row a file, then one of all
     messages: list[str]  # of what was read
     warnings: list[str]  # of labels that the model contradicts
 
@@ -55,7 +67,7 @@ def run(options: EvaluateConfig) -> Evaluation:
         "dtype": options.dtype,
         "metadata": ff.metadata,
         "dataset_sha256": sha256(structures),
-        "errors": rows,
+        "errors": [row.document() for row in rows],
         "warnings": [*(w for file in read.values() for w in file.warnings), *warnings],
         "seconds": time.perf_counter() - started,
     }
@@ -63,13 +75,13 @@ def run(options: EvaluateConfig) -> Evaluation:
     return Evaluation(rows, [text for file in read.values() for text in file.messages], warnings)
 
 
-def _rows(by_file: dict[str, list[Labelled]], errors: list[StructureErrors]) -> list[dict]:
+def _rows(by_file: dict[str, list[Labelled]], errors: list[StructureErrors]) -> list[FileErrors]:
     """Errors of the structures of each file, and of all where there are several files."""
     rows, first = [], 0
     for path, structures in by_file.items():
-        rows.append({"file": path, **summarise(errors[first : first + len(structures)])})
+        rows.append(FileErrors(path, summarise(errors[first : first + len(structures)])))
         first += len(structures)
-    return rows if len(by_file) == 1 else [*rows, {"file": "all", **summarise(errors)}]
+    return rows if len(by_file) == 1 else [*rows, FileErrors("all", summarise(errors))]
 
 
 def summary(found: Evaluation) -> str:
@@ -77,12 +89,8 @@ def summary(found: Evaluation) -> str:
     return "\n".join([*found.messages, table(found.errors), *(f"WARNING: {text}" for text in found.warnings)])
 
 
-def table(rows: Sequence[dict]) -> str:
+def table(rows: Sequence[FileErrors]) -> str:
     """One line a file, MAE / RMSE of each quantity."""
     header = ["file", "structures", *(f"{name} ({unit})" for name, unit, _ in QUANTITIES)]
-    pairs = [
-        [tables.pair(r[f"{name} MAE ({unit})"], r[f"{name} RMSE ({unit})"]) for name, unit, _ in QUANTITIES]
-        for r in rows
-    ]
-    lines = [[r["file"], r["structures"], *cells] for r, cells in zip(rows, pairs, strict=True)]
+    lines = [[file, s.structures, *(tables.pair(*d) for d in (s.energy, s.forces, s.stress))] for file, s in rows]
     return "mean absolute / root mean square error\n" + tables.text(header, lines)

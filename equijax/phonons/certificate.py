@@ -1,4 +1,4 @@
-"""The certificate of a phonon run, report.json: how far its numbers can be trusted, and a short text of it."""
+"""What the certificate of a run, report.json, says of every run: how far its numbers can be trusted, what made them."""
 
 import importlib.metadata
 import platform
@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 
@@ -16,6 +17,14 @@ PACKAGES = ("equijax", "jax", "phonopy", "phono3py", "numpy", "ase", "spglib", "
 # Imaginary frequencies smaller than this are called stable, THz. Noise of 1e-5, 1e-4, 1e-3 eV/A^2 on force constants
 # moves soft acoustic branches by about 0.02, 0.06 and 0.2 THz.
 STABILITY_THRESHOLDS_THZ = (0.02, 0.1, 0.3)
+
+
+class Provenance(NamedTuple):
+    """What computed a result."""
+
+    model: dict[str, Any]  # fingerprint, head, and what its converter or its fine-tuning wrote
+    versions: dict[str, str]
+    machine: dict[str, str | int]
 
 
 def verdict(lowest_THz: float) -> dict[str, str]:
@@ -40,13 +49,13 @@ def machine() -> dict[str, str | int]:
     return {"device": devices[0].device_kind, "devices": len(devices), "platform": platform.platform()}
 
 
-def provenance(ff: Potential) -> dict:
-    """Certificate entries that say what computed it: model, versions, machine."""
+def provenance(ff: Potential) -> Provenance:
+    """Model, versions and machine."""
     model = {
         "sha256": checkpoint.fingerprint(ff.config, ff.variables),
         "head": ff.config.heads[ff.head_index],
     } | ff.metadata
-    return {"model": model, "versions": versions(), "machine": machine()}
+    return Provenance(model, versions(), machine())
 
 
 @contextmanager
@@ -69,31 +78,3 @@ def write(report: dict, path: str | Path) -> None:
       ValueError: a number that is not finite.
     """
     outputs.write_json(path, report, allow_nan=False)
-
-
-def summary(report: dict) -> str:
-    """The lines printed at the end of a run."""
-    raw, rest = report["raw_residuals"], report["residual"]
-    stress = f", stress {rest['max_stress_GPa']:.1e} GPa" if "max_stress_GPa" in rest else ""
-    lines = [
-        f"{report['formula']}, {report['space_group']}, {report['supercell_atoms']} atoms, {report['dtype']}",
-        f"  residual: force {rest['max_force_eV_A']:.1e} eV/A{stress}",
-        f"  force constants, before any cleaning: sum rule {raw['sum_rule_eV_A2']:.1e}, permutation "
-        f"{raw['permutation_eV_A2']:.1e}, space group {raw['space_group_eV_A2']:.1e} eV/A^2 "
-        f"(largest entry {raw['scale_eV_A2']:.3g}); projection: {report['projection']}",
-    ]
-    if check := report["spot_check"]:
-        lines.append(
-            f"  a random column against finite differences: {check['max_difference_eV_A2']:.1e} of "
-            f"{check['max_entry_eV_A2']:.3g} eV/A^2"
-        )
-    low = ", ".join(f"{v:.3f}" for v in report["lowest_THz"])
-    lines.append(f"  lowest frequencies on the mesh (Gamma acoustic modes left out): {low} THz")
-    lines.append("  " + ", ".join(f"{word} at {limit}" for limit, word in report["verdict"].items()))
-    thermal = report["thermal"]
-    lines.append(
-        f"  thermal properties: {thermal['gamma_acoustic_excluded']} acoustic modes at Gamma excluded, "
-        f"{100 * thermal['imaginary_excluded']:.2g} % of the others excluded as imaginary"
-    )
-    lines.append(f"  {times(report['seconds'])}")
-    return "\n".join(lines)

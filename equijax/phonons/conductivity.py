@@ -5,8 +5,7 @@ Second- and third-order force constants come from exact derivatives, phono3py so
 """
 
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ase
 import numpy as np
@@ -22,9 +21,47 @@ COMPONENTS = ("xx", "yy", "zz", "yz", "xz", "xy")  # of the conductivity, phono3
 SMALLEST_EV_A3 = 1e-8  # third-order force constants below this are rounding: without anharmonicity no resistance
 
 
+class Solved(NamedTuple):
+    """What the Boltzmann equation gives."""
+
+    conductivity: np.ndarray  # [T, 6] W/m/K, by `COMPONENTS`
+    frequencies: np.ndarray  # [q, bands] THz, of the mesh
+
+
+class Conductivity(NamedTuple):
+    """What a run found."""
+
+    rest: crystal.Rest
+    options: KappaConfig
+    relaxation: symmetric.Relaxation | None
+    raw_residuals: third_order.Residuals  # before any projection
+    solved: Solved
+    seconds: dict[str, float]
+
+    @property
+    def lowest_THz(self) -> float:
+        """The lowest frequency of the mesh."""
+        return float(self.solved.frequencies.min())
+
+    def document(self) -> dict[str, object]:
+        """By name, what report.json holds."""
+        return {
+            "relaxation": None if self.relaxation is None else self.relaxation.document(),
+            **self.rest.document(),
+            "options": asdict(self.options),
+            "raw_residuals": self.raw_residuals._asdict(),
+            "projection": self.options.projection,
+            "lowest_THz": self.lowest_THz,
+            "temperatures_K": self.options.temperatures,
+            "components": COMPONENTS,
+            "conductivity_W_m_K": self.solved.conductivity,
+            "seconds": self.seconds,
+        }
+
+
 @outputs.locked
-def run(config: KappaConfig) -> dict:
-    """The whole run: checks, relaxation, force constants, conductivity, files; returns what report.json holds.
+def run(config: KappaConfig) -> Conductivity:
+    """The whole run: checks, relaxation, force constants, conductivity, files.
 
     Raises:
       InputError, MemoryError, FileNotFoundError: unusable input, before work starts.
@@ -38,14 +75,13 @@ def run(config: KappaConfig) -> dict:
         raise InputError(f"mesh {config.mesh} is Gamma alone, where no heat flows: use a finer one")
     ph3 = _phono3py(config, atoms)
     force_constants.check_mesh(ph3.phonon_supercell, ph3.phonon_primitive, mesh=config.mesh)
-    report: dict = {"relaxation": None}
+    relaxation = None
     if config.relax:
         with timed(seconds, "relaxation"):
             atoms, relaxation = symmetric.relax(ff, atoms, fmax=config.fmax, symprec=config.symprec)
-        report["relaxation"] = relaxation.document()
         ph3 = _phono3py(config, atoms)
     with timed(seconds, "forces"):
-        report |= crystal.rest(ff, atoms, config=config, phonon=ph3)
+        rest = crystal.rest(ff, atoms, config=config, phonon=ph3)
     with timed(seconds, "force constants"):
         third_order.force_constants(ff, ph3, compute=crystal.compute(config))
     raw = third_order.residuals(ph3)
@@ -60,19 +96,10 @@ def run(config: KappaConfig) -> dict:
         ph3.fc3 = projection.project(ph3.fc3, third)
         ph3.fc2 = projection.project(ph3.fc2, second)
     with timed(seconds, "conductivity"):
-        conductivity, frequencies = solve(ph3, config)
-    report |= {
-        "options": asdict(config),
-        "raw_residuals": raw._asdict(),
-        "projection": config.projection,
-        "lowest_THz": float(frequencies.min()),
-        "temperatures_K": config.temperatures,
-        "components": COMPONENTS,
-        "conductivity_W_m_K": conductivity,
-        "seconds": seconds,
-    }
-    write(ph3, report, folder=config.out)
-    return report
+        solved = solve(ph3, config)
+    found = Conductivity(rest, config, relaxation=relaxation, raw_residuals=raw, solved=solved, seconds=seconds)
+    write(ph3, found)
+    return found
 
 
 def _phono3py(config: KappaConfig, atoms: ase.Atoms) -> Any:  # Phono3py, of the extra
@@ -84,50 +111,51 @@ def _phono3py(config: KappaConfig, atoms: ase.Atoms) -> Any:  # Phono3py, of the
     return ph3
 
 
-def solve(ph3: Any, config: KappaConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Conductivity [T, 6] in W/m/K (xx yy zz yz xz xy) and the frequencies in THz of the mesh."""
+def solve(ph3: Any, config: KappaConfig) -> Solved:
+    """Solve the Boltzmann equation on the mesh of the options."""
     ph3.mesh_numbers = config.mesh
     ph3.init_phph_interaction()
     ph3.run_thermal_conductivity(
         is_LBTE=config.method == "lbte", temperatures=config.temperatures, is_isotope=config.isotope
     )
     found = ph3.thermal_conductivity
-    return np.asarray(found.kappa)[0], np.asarray(found.frequencies)
+    return Solved(np.asarray(found.kappa)[0], np.asarray(found.frequencies))
 
 
-def write(ph3: Any, report: dict, *, folder: Path) -> None:
-    """fc2.hdf5, fc3.hdf5, phono3py_params.yaml, kappa.csv, kappa.png, report.json."""
+def write(ph3: Any, found: Conductivity) -> None:
+    """fc2.hdf5, fc3.hdf5, phono3py_params.yaml, kappa.csv, kappa.png, report.json in the folder of the options."""
     # here, because phono3py comes with an extra
     from phono3py.file_IO import write_fc2_to_hdf5, write_fc3_to_hdf5
 
+    folder = found.options.out
     with outputs.beside(folder / "fc2.hdf5") as part:
         write_fc2_to_hdf5(ph3.fc2, str(part), p2s_map=ph3.phonon_primitive.p2s_map)
     with outputs.beside(folder / "fc3.hdf5") as part:
         write_fc3_to_hdf5(ph3.fc3, filename=str(part), p2s_map=ph3.primitive.p2s_map)
     with outputs.beside(folder / "phono3py_params.yaml") as part:
         ph3.save(part)
-    temperatures, conductivity = report["temperatures_K"], report["conductivity_W_m_K"]
+    temperatures, conductivity = found.options.temperatures, found.solved.conductivity
     header = ["temperature_K", *(f"kappa_{c}_W/m/K" for c in COMPONENTS)]
     tables.write_csv(
         folder / "kappa.csv", header, rows=((t, *k) for t, k in zip(temperatures, conductivity, strict=True))
     )
     curves: dict[str, np.ndarray] = dict(zip(COMPONENTS[:3], conductivity.T[:3], strict=True))
-    plots.draw_conductivity(folder / "kappa.png", curves, temperatures=temperatures, title=report["formula"])
-    certificate.write(report, folder / "report.json")
+    plots.draw_conductivity(folder / "kappa.png", curves, temperatures=temperatures, title=found.rest.formula)
+    certificate.write(found.document(), folder / "report.json")
 
 
-def summary(report: dict) -> str:
+def summary(found: Conductivity) -> str:
     """The lines printed at the end of a run."""
-    raw = report["raw_residuals"]
-    rows = zip(report["temperatures_K"], report["conductivity_W_m_K"], strict=True)
+    rest, raw = found.rest, found.raw_residuals
+    rows = zip(found.options.temperatures, found.solved.conductivity, strict=True)
     return "\n".join(
         [
-            f"{report['formula']}, {report['space_group']}, {report['supercell_atoms']} atoms, {report['dtype']}",
-            f"  residual force {report['residual']['max_force_eV_A']:.1e} eV/A",
-            f"  third-order force constants, before any cleaning: sum rule {raw['sum_rule_eV_A3']:.1e}, permutation "
-            f"{raw['permutation_eV_A3']:.1e} eV/A^3 (largest entry {raw['scale_eV_A3']:.3g})",
-            f"  lowest frequency {report['lowest_THz']:.3f} THz",
+            f"{rest.formula}, {rest.space_group}, {rest.supercell_atoms} atoms, {rest.dtype}",
+            f"  residual force {rest.residual.max_force_eV_A:.1e} eV/A",
+            f"  third-order force constants, before any cleaning: sum rule {raw.sum_rule_eV_A3:.1e}, permutation "
+            f"{raw.permutation_eV_A3:.1e} eV/A^3 (largest entry {raw.scale_eV_A3:.3g})",
+            f"  lowest frequency {found.lowest_THz:.3f} THz",
             *(f"  {t:g} K: " + ", ".join(f"{c} {x:.4g}" for c, x in zip(COMPONENTS, k, strict=True)) for t, k in rows),
-            f"  {certificate.times(report['seconds'])}",
+            f"  {certificate.times(found.seconds)}",
         ]
     )

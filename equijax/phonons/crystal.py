@@ -33,8 +33,25 @@ def prepare(config: CrystalConfig) -> Start:
     return Start(ff, atoms)
 
 
-def rest(ff: Potential, atoms: ase.Atoms, *, config: ForceConstantsConfig, phonon: Phonopy) -> dict:
-    """Certificate entries known before the force constants, warnings included.
+class Rest(NamedTuple):
+    """What is known of a run before its force constants."""
+
+    provenance: certificate.Provenance
+    formula: str
+    space_group: str | None  # None where not periodic in three directions
+    supercell_atoms: int
+    dtype: str
+    residual: symmetric.Residuals  # of the structure whose phonons these are
+    warnings: list[str]
+
+    def document(self) -> dict[str, object]:
+        """By name, for the certificate."""
+        values = self._asdict() | {"residual": self.residual.document()}
+        return values.pop("provenance")._asdict() | values
+
+
+def rest(ff: Potential, atoms: ase.Atoms, *, config: ForceConstantsConfig, phonon: Phonopy) -> Rest:
+    """Whether the crystal is at rest, and what computes it; warnings included.
 
     Args:
       ff: the model.
@@ -49,14 +66,15 @@ def rest(ff: Potential, atoms: ase.Atoms, *, config: ForceConstantsConfig, phono
     if not config.allow_unrelaxed:
         symmetric.refuse_unrelaxed(residual, str(config.structure))
     notes = symmetric.warn_unrelaxed(residual) + symmetric.warn_fixed(atoms) + born.warn_polar(phonon)
-    return certificate.provenance(ff) | {
-        "formula": atoms.get_chemical_formula(),
-        "space_group": symmetric.space_group(atoms, config.symprec),
-        "supercell_atoms": len(phonon.supercell),
-        "dtype": config.dtype,
-        "residual": residual.document(),
-        "warnings": notes,
-    }
+    return Rest(
+        certificate.provenance(ff),
+        formula=atoms.get_chemical_formula(),
+        space_group=symmetric.space_group(atoms, config.symprec),
+        supercell_atoms=len(phonon.supercell),
+        dtype=config.dtype,
+        residual=residual,
+        warnings=notes,
+    )
 
 
 def compute(config: ForceConstantsConfig) -> Compute:

@@ -49,11 +49,20 @@ class Search(NamedTuple):
 
     phases: list[Phase]  # the first one is the structure itself, relaxed
     scans: list[Followed]
+    scores: Scores | None = None  # against reference phases, where there are any
+
+    def document(self) -> dict[str, object]:
+        """By name, for report.json."""
+        return {
+            "phases": [phase.document() for phase in self.phases],
+            "scans": [scan.document() for scan in self.scans],
+            **({} if self.scores is None else {"scores": self.scores._asdict()}),
+        }
 
 
 @outputs.locked
-def run(config: ModesConfig) -> dict:
-    """The whole search: files under `config.out`, returns what report.json holds.
+def run(config: ModesConfig) -> Search:
+    """The whole search, with files under `config.out`.
 
     Raises:
       InputError, FileNotFoundError: unusable input, before work starts.
@@ -64,24 +73,19 @@ def run(config: ModesConfig) -> dict:
         raise InputError(f"{config.structure}: periodic along {atoms.pbc.tolist()}, phonons need all three directions")
     if min(config.mesh) < 1 or config.threshold <= 0:
         raise InputError(f"mesh {config.mesh} and threshold {config.threshold}: expected positive numbers")
-    phases, scans = search(ff, atoms, config=config)
-    for i, phase in enumerate(phases):
+    found = search(ff, atoms, config=config)
+    for i, phase in enumerate(found.phases):
         with outputs.beside(config.out / f"phase_{i}.extxyz") as part:
             ase.io.write(part, phase.atoms)
         with outputs.beside(config.out / f"phase_{i}.vasp") as part:
             ase.io.write(part, phase.atoms, format="vasp", direct=True)
-    report = {
-        "model": str(config.model),
-        "phases": [phase.document() for phase in phases],
-        "scans": [scan.document() for scan in scans],
-    }
-    plots.draw_scans(config.out / "energy_of_Q.png", report["scans"])
+    plots.draw_scans(config.out / "energy_of_Q.png", [scan.document() for scan in found.scans])
     if known:
-        found = {label(phase.atoms) for phase in phases[1:] if phase.stable}
-        report["scores"] = scores(found, {label(a) for a in known})._asdict()
-    outputs.write_json(config.out / "report.json", report)
-    outputs.write_text(config.out / "table.txt", table(report["phases"]) + "\n")
-    return report
+        predicted = {label(phase.atoms) for phase in found.phases[1:] if phase.stable}
+        found = found._replace(scores=scores(predicted, {label(a) for a in known}))
+    outputs.write_json(config.out / "report.json", {"model": str(config.model), **found.document()})
+    outputs.write_text(config.out / "table.txt", table(found.phases) + "\n")
+    return found
 
 
 def search(ff: Potential, atoms: ase.Atoms, *, config: ModesConfig) -> Search:
@@ -223,13 +227,13 @@ def scores(predicted: Iterable, reference: Iterable) -> Scores:
     )
 
 
-def summary(report: dict) -> str:
+def summary(found: Search) -> str:
     """The lines printed at the end of a run."""
-    against = ", ".join(f"{k} {v:.3g}" for k, v in report.get("scores", {}).items())
-    return table(report["phases"]) + (f"\nagainst the reference: {against}" if against else "")
+    against = "" if found.scores is None else ", ".join(f"{k} {v:.3g}" for k, v in found.scores._asdict().items())
+    return table(found.phases) + (f"\nagainst the reference: {against}" if against else "")
 
 
-def table(phases: list[dict]) -> str:
+def table(phases: Sequence[Phase]) -> str:
     """One line a phase."""
-    rows = ([i, *(phase[key] for key in COLUMNS)] for i, phase in enumerate(phases))
+    rows = ([i, *(phase.document()[key] for key in COLUMNS)] for i, phase in enumerate(phases))
     return tables.text(["phase", *COLUMNS.values()], rows, left=1 + len(COLUMNS))

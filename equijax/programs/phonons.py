@@ -10,6 +10,6 @@ from equijax.programs import runner
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it and print its summary."""
     config = runner.options(PhononsConfig, argv, name="equijax phonons", positional="structure")
-    from equijax.phonons import certificate, run  # after the options, so that --help waits for neither JAX nor phonopy
+    from equijax.phonons import run  # after the options, so that --help waits for neither JAX nor phonopy
 
-    return runner.finish(certificate.summary(run.run(config)), config.out)
+    return runner.finish(run.summary(run.run(config)), config.out)
