@@ -5,17 +5,11 @@
 // consecutive rows of a table that is made edge by edge and never stored. Then phi stands wherever R would, and slots
 // with first < 0 are empty and cost nothing.
 //
-// Path<i> (generated) holds l1, l2, l3, the first row of A, the first entry of B and the coefficients of path i, where
-// B[m1, m3] = sum_m2 C[m1, m2, m3] Y[m2] is made once per edge. NUM_PATHS, NUM_ROWS, NUM_B, NUM_H, NUM_Y are totals, C the
-// number of channels.
-#include "common.h"
-
-template <int I>
-constexpr bool coupled(int m1, int m3) {
-  for (int m2 = 0; m2 < 2 * Path<I>::l2 + 1; ++m2)
-    if (Path<I>::c[m1][m2][m3] != 0) return true;
-  return false;
-}
+// Path<i> (generated) holds l1, l2, l3, the first row of A, the first entry of B and the coefficients c of path i, where
+// B[m1, m3] = sum_m2 C[m1, m2, m3] Y[m2] is made once per edge and is zero where not coupled[m1][m3]. NUM_PATHS,
+// NUM_ROWS, NUM_B, NUM_H, NUM_Y are totals, C the number of channels.
+#include "simd.h"
+#include "xla.h"
 
 template <int I>
 struct Shape {
@@ -52,7 +46,7 @@ INLINE const Real* radial(const Problem& p, int64_t b, int64_t e, Real* scratch)
     const Real* W = p.table(e);
     for (int64_t c = 0; c < ROW; c += LANES) {
       Vector sum = phi[0] * load(W + c);
-      each<TERMS - 1>([&](auto j) __attribute__((always_inline)) { sum += phi[j + 1] * load(W + (j + 1) * ROW + c); });
+      UNROLL for (int j = 0; j < TERMS - 1; ++j) { sum += phi[j + 1] * load(W + (j + 1) * ROW + c); }
       store(scratch + c, sum);
     }
     return scratch;
@@ -65,24 +59,24 @@ INLINE void project(const Problem& p, int64_t e, const Real* dR, Real* dphi) {
   Vector sum[TERMS + 1] = {};
   for (int64_t c = 0; c < ROW; c += LANES) {
     const Vector d = load(dR + c);
-    each<TERMS>([&](auto j) __attribute__((always_inline)) { sum[j] += d * load(W + j * ROW + c); });
+    UNROLL for (int j = 0; j < TERMS; ++j) { sum[j] += d * load(W + j * ROW + c); }
   }
-  each<TERMS>([&](auto j) __attribute__((always_inline)) { dphi[j] = horizontal_sum(sum[j]); });
+  UNROLL for (int j = 0; j < TERMS; ++j) { dphi[j] = horizontal_sum(sum[j]); }
 }
 
-INLINE void fold(const Real* Y, Real* B) {
+void fold(const Real* Y, Real* B) {
   each<NUM_PATHS>([&](auto i) __attribute__((always_inline)) {
     using S = Shape<i>;
-    each<S::d1>([&](auto m1) __attribute__((always_inline)) {
-      each<S::d3>([&](auto m3) __attribute__((always_inline)) {
+    UNROLL for (int m1 = 0; m1 < S::d1; ++m1) {
+      UNROLL for (int m3 = 0; m3 < S::d3; ++m3) {
         Real sum = 0;
-        each<S::d2>([&](auto m2) __attribute__((always_inline)) {
-          constexpr Real c = Path<i>::c[m1][m2][m3];
-          if constexpr (c != 0) sum += c * Y[S::y0 + m2];
-        });
+        UNROLL for (int m2 = 0; m2 < S::d2; ++m2) {
+          const Real c = Path<i>::c[m1][m2][m3];
+          if (c != 0) sum += c * Y[S::y0 + m2];
+        }
         B[Path<i>::b + m1 * S::d3 + m3] = sum;
-      });
-    });
+      }
+    }
   });
 }
 
@@ -93,28 +87,28 @@ template <int I, int NV>
 INLINE void sum_path(const Real* const* R, const Real* const* h, const Real (*B)[NUM_B], int edges, Real* A, int64_t c) {
   using S = Shape<I>;
   Vector acc[S::d3][NV];
-  each<S::d3>([&](auto m3) __attribute__((always_inline)) {
-    each<NV>([&](auto v) __attribute__((always_inline)) { acc[m3][v] = load(A + m3 * C + v * LANES); });
-  });
+  UNROLL for (int m3 = 0; m3 < S::d3; ++m3) {
+    UNROLL for (int v = 0; v < NV; ++v) { acc[m3][v] = load(A + m3 * C + v * LANES); }
+  }
   for (int k = 0; k < edges; ++k) {
     Vector r[NV];
-    each<NV>([&](auto v) __attribute__((always_inline)) { r[v] = load(R[k] + I * C + c + v * LANES); });
-    each<S::d1>([&](auto m1) __attribute__((always_inline)) {
+    UNROLL for (int v = 0; v < NV; ++v) { r[v] = load(R[k] + I * C + c + v * LANES); }
+    UNROLL for (int m1 = 0; m1 < S::d1; ++m1) {
       Vector x[NV];
-      each<NV>([&](auto v) __attribute__((always_inline)) {
+      UNROLL for (int v = 0; v < NV; ++v) {
         x[v] = r[v] * load(h[k] + (S::h0 + m1) * C + c + v * LANES);
-      });
-      each<S::d3>([&](auto m3) __attribute__((always_inline)) {
-        if constexpr (coupled<I>(m1, m3)) {
+      }
+      UNROLL for (int m3 = 0; m3 < S::d3; ++m3) {
+        if (Path<I>::coupled[m1][m3]) {
           const Real b = B[k][Path<I>::b + m1 * S::d3 + m3];
-          each<NV>([&](auto v) __attribute__((always_inline)) { acc[m3][v] += b * x[v]; });
+          UNROLL for (int v = 0; v < NV; ++v) { acc[m3][v] += b * x[v]; }
         }
-      });
-    });
+      }
+    }
   }
-  each<S::d3>([&](auto m3) __attribute__((always_inline)) {
-    each<NV>([&](auto v) __attribute__((always_inline)) { store(A + m3 * C + v * LANES, acc[m3][v]); });
-  });
+  UNROLL for (int m3 = 0; m3 < S::d3; ++m3) {
+    UNROLL for (int v = 0; v < NV; ++v) { store(A + m3 * C + v * LANES, acc[m3][v]); }
+  }
 }
 
 void sum_neighbours(const Problem& p, int64_t b, int64_t n) {
@@ -136,7 +130,8 @@ void sum_neighbours(const Problem& p, int64_t b, int64_t n) {
       Real* rows = A + Path<i>::row * C;
       int64_t c = 0;
       for (; c + NV * LANES <= C; c += NV * LANES) sum_path<i, NV>(R, h, B, edges, rows + c, c);
-      for (; c < C; c += LANES) sum_path<i, 1>(R, h, B, edges, rows + c, c);
+      if constexpr (C % (NV * LANES) != 0)
+        for (; c < C; c += LANES) sum_path<i, 1>(R, h, B, edges, rows + c, c);
     });
   }
 }
@@ -165,30 +160,30 @@ void edge_derivatives(const Problem& p, int64_t b, int64_t n) {
       Vector dB[S::d1][S::d3] = {};
       for (int64_t c = 0; c < C; c += LANES) {
         Vector a[S::d3], total = {}, r = {};
-        each<S::d3>([&](auto m3) __attribute__((always_inline)) { a[m3] = load(A + (Path<i>::row + m3) * C + c); });
+        UNROLL for (int m3 = 0; m3 < S::d3; ++m3) { a[m3] = load(A + (Path<i>::row + m3) * C + c); }
         if constexpr (DO_Y) r = load(R + i * C + c);
-        each<S::d1>([&](auto m1) __attribute__((always_inline)) {
+        UNROLL for (int m1 = 0; m1 < S::d1; ++m1) {
           const Vector x = load(h + (S::h0 + m1) * C + c), rx = r * x;
           Vector t = {};
-          each<S::d3>([&](auto m3) __attribute__((always_inline)) {
-            if constexpr (coupled<i>(m1, m3)) {
+          UNROLL for (int m3 = 0; m3 < S::d3; ++m3) {
+            if (Path<i>::coupled[m1][m3]) {
               if constexpr (DO_R) t += B[Path<i>::b + m1 * S::d3 + m3] * a[m3];
               if constexpr (DO_Y) dB[m1][m3] += rx * a[m3];
             }
-          });
+          }
           if constexpr (DO_R) total += t * x;
-        });
+        }
         if constexpr (DO_R) store(R_out + i * C + c, total);
       }
       if constexpr (DO_Y) {
-        each<S::d1>([&](auto m1) __attribute__((always_inline)) {
-          each<S::d2>([&](auto m2) __attribute__((always_inline)) {
-            each<S::d3>([&](auto m3) __attribute__((always_inline)) {
-              constexpr Real c = Path<i>::c[m1][m2][m3];
-              if constexpr (c != 0) y[S::y0 + m2] += c * dB[m1][m3];
-            });
-          });
-        });
+        UNROLL for (int m1 = 0; m1 < S::d1; ++m1) {
+          UNROLL for (int m2 = 0; m2 < S::d2; ++m2) {
+            UNROLL for (int m3 = 0; m3 < S::d3; ++m3) {
+              const Real c = Path<i>::c[m1][m2][m3];
+              if (c != 0) y[S::y0 + m2] += c * dB[m1][m3];
+            }
+          }
+        }
       }
     });
     if constexpr (DO_Y) {
@@ -212,76 +207,65 @@ void sum_to_sender(const Problem& p, int64_t b, int64_t s, const Operand& out) {
     fold(p.Y.at(b) + e * NUM_Y, B);
     for (int64_t c = 0; c < C; c += LANES) {
       Vector acc[NUM_H];
-      each<NUM_H>([&](auto m) __attribute__((always_inline)) { acc[m] = load(h + m * C + c); });
+      UNROLL for (int m = 0; m < NUM_H; ++m) { acc[m] = load(h + m * C + c); }
       each<NUM_PATHS>([&](auto i) __attribute__((always_inline)) {
         using S = Shape<i>;
         const Vector r = load(R + i * C + c);
         Vector t[S::d1] = {};
-        each<S::d3>([&](auto m3) __attribute__((always_inline)) {
+        UNROLL for (int m3 = 0; m3 < S::d3; ++m3) {
           const Vector a = load(A + (Path<i>::row + m3) * C + c);
-          each<S::d1>([&](auto m1) __attribute__((always_inline)) {
-            if constexpr (coupled<i>(m1, m3)) t[m1] += B[Path<i>::b + m1 * S::d3 + m3] * a;
-          });
-        });
-        each<S::d1>([&](auto m1) __attribute__((always_inline)) { acc[S::h0 + m1] += r * t[m1]; });
+          UNROLL for (int m1 = 0; m1 < S::d1; ++m1) {
+            if (Path<i>::coupled[m1][m3]) t[m1] += B[Path<i>::b + m1 * S::d3 + m3] * a;
+          }
+        }
+        UNROLL for (int m1 = 0; m1 < S::d1; ++m1) { acc[S::h0 + m1] += r * t[m1]; }
       });
-      each<NUM_H>([&](auto m) __attribute__((always_inline)) { store(h + m * C + c, acc[m]); });
+      UNROLL for (int m = 0; m < NUM_H; ++m) { store(h + m * C + c, acc[m]); }
     }
   }
 }
 
-// One output for each letter of `outputs`, out of A, R, Y, RY, RYh, h; operands in the order of `present`, a string of R, Y,
-// h, A, W; then senders, reverse and, with a table, first.
-ffi::Error convolution(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, std::string_view present,
-                       std::string_view outputs, int64_t N, int64_t K, int64_t M) {
+// One output for each letter of `outputs`, out of A, R, Y, RY, RYh, h; operands in the order of `present`, a string of
+// R, Y, h, A, W; then senders, reverse and, with a table, first.
+Failure convolution(const Call& call) {
   Problem p{};
-  p.N = N, p.K = K, p.M = M, p.batch = 1;
-  const size_t operands = present.size();
-  if (args.size() != operands + 2 + (TERMS > 0)) return ffi::Error::InvalidArgument("convolution: wrong number of operands");
-  for (size_t i = operands; i < args.size(); ++i)
-    if (static_cast<int64_t>(args.get<ffi::AnyBuffer>(i)->element_count()) != N * K)
-      return ffi::Error::InvalidArgument("convolution: one sender, reverse and first for each of the N K slots");
-  for (size_t i = 0; i < operands; ++i) {
-    auto x = *args.get<ffi::AnyBuffer>(i);
+  p.N = call.number("N"), p.K = call.number("K"), p.M = call.number("M"), p.batch = 1;
+  const Text present = call.text("present"), outputs = call.text("outputs");
+  const int64_t operands = present.size;
+  if (call.operands() != operands + 2 + (TERMS > 0)) return call.refuse("convolution: wrong number of operands");
+  for (int64_t i = operands; i < call.operands(); ++i)
+    if (call.operand(i).size() != p.N * p.K)
+      return call.refuse("convolution: one sender, reverse and first for each of the N K slots");
+  for (int64_t i = 0; i < operands; ++i) {
+    const Buffer x = call.operand(i);
     const char name = present[i];
     Operand& o = name == 'R' ? p.R : name == 'Y' ? p.Y : name == 'h' ? p.h : name == 'W' ? p.W : p.A;
-    const int64_t members = x.dimensions()[0];
-    o.data = static_cast<Real*>(x.untyped_data());
-    o.stride = members == 1 ? 0 : static_cast<int64_t>(x.element_count()) / members;
+    const int64_t members = x.dimensions[0];
+    o.data = static_cast<Real*>(x.data);
+    o.stride = members == 1 ? 0 : x.size() / members;
     p.batch = std::max(p.batch, members);
-    if (name == 'W') p.rows = x.dimensions()[1];
+    if (name == 'W') p.rows = x.dimensions[1];
   }
-  p.senders = args.get<ffi::AnyBuffer>(operands)->typed_data<int32_t>();
-  p.reverse = args.get<ffi::AnyBuffer>(operands + 1)->typed_data<int32_t>();
-  if (TERMS > 0) p.first = args.get<ffi::AnyBuffer>(operands + 2)->typed_data<int32_t>();
-  for (size_t i = 0; i < outputs.size(); ++i) {
-    auto x = *rets.get<ffi::AnyBuffer>(i);
-    p.out[i].data = static_cast<Real*>((*x).untyped_data());
-    p.out[i].stride = static_cast<int64_t>((*x).element_count()) / p.batch;
+  p.senders = static_cast<const int32_t*>(call.operand(operands).data);
+  p.reverse = static_cast<const int32_t*>(call.operand(operands + 1).data);
+  if (TERMS > 0) p.first = static_cast<const int32_t*>(call.operand(operands + 2).data);
+  for (int64_t i = 0; i < outputs.size; ++i) {
+    const Buffer x = call.result(i);
+    p.out[i] = {static_cast<Real*>(x.data), x.size() / p.batch};
   }
-  auto nodes = [&](int64_t rows, auto&& f) {
-    parallel_for(pool, p.batch * rows, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) f(i / rows, i % rows);
-    });
+  const auto nodes = [&](int64_t rows, auto&& f) {
+    parallel_for(call, p.batch * rows, [&](int64_t i) { f(i / rows, i % rows); });
   };
-  if (outputs == "A") nodes(N, [&](int64_t b, int64_t n) { sum_neighbours(p, b, n); });
-  if (outputs == "R") nodes(N, [&](int64_t b, int64_t n) { edge_derivatives<true, false>(p, b, n); });
-  if (outputs == "Y") nodes(N, [&](int64_t b, int64_t n) { edge_derivatives<false, true>(p, b, n); });
-  if (outputs == "RY" || outputs == "RYh") nodes(N, [&](int64_t b, int64_t n) { edge_derivatives<true, true>(p, b, n); });
+  if (outputs == "A") nodes(p.N, [&](int64_t b, int64_t n) { sum_neighbours(p, b, n); });
+  if (outputs == "R") nodes(p.N, [&](int64_t b, int64_t n) { edge_derivatives<true, false>(p, b, n); });
+  if (outputs == "Y") nodes(p.N, [&](int64_t b, int64_t n) { edge_derivatives<false, true>(p, b, n); });
+  if (outputs == "RY" || outputs == "RYh")
+    nodes(p.N, [&](int64_t b, int64_t n) { edge_derivatives<true, true>(p, b, n); });
   if (outputs == "h" || outputs == "RYh") {
-    const Operand& out = p.out[outputs.size() - 1];
-    nodes(M, [&](int64_t b, int64_t s) { sum_to_sender(p, b, s, out); });
+    const Operand& out = p.out[outputs.size - 1];
+    nodes(p.M, [&](int64_t b, int64_t s) { sum_to_sender(p, b, s, out); });
   }
-  return ffi::Error::Success();
+  return nullptr;
 }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(handler, convolution,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .RemainingArgs()
-                                  .RemainingRets()
-                                  .Attr<std::string_view>("present")
-                                  .Attr<std::string_view>("outputs")
-                                  .Attr<int64_t>("N")
-                                  .Attr<int64_t>("K")
-                                  .Attr<int64_t>("M"));
+HANDLER(convolution)

@@ -212,11 +212,13 @@ def source(paths: Sequence, terms: int, *, channels: int, scalar: str, size: int
     for i, (l1, l2, l3) in enumerate(paths):
         C = couplings.clebsch_gordan(l1, l2, l3)
         values = ", ".join(f"{{{', '.join('{' + ', '.join(map(_number, b)) + '}' for b in a)}}}" for a in C)
-        constants = f"l1 = {l1}, l2 = {l2}, l3 = {l3}, row = {rows}, b = {entries}"
-        array = f"c[{2 * l1 + 1}][{2 * l2 + 1}][{2 * l3 + 1}] = {{{values}}}"
-        tables.append(
-            f"template <> struct Path<{i}> {{ static constexpr int {constants}; static constexpr double {array}; }};"
+        coupled = ", ".join(f"{{{', '.join(str(int(x)) for x in row)}}}" for row in np.abs(C).max(1) > couplings.ZERO)
+        members = (
+            f"int l1 = {l1}, l2 = {l2}, l3 = {l3}, row = {rows}, b = {entries}",
+            f"double c[{2 * l1 + 1}][{2 * l2 + 1}][{2 * l3 + 1}] = {{{values}}}",
+            f"bool coupled[{2 * l1 + 1}][{2 * l3 + 1}] = {{{coupled}}}",
         )
+        tables.append(f"template <> struct Path<{i}> {{ {' '.join(f'static constexpr {m};' for m in members)} }};")
         rows += 2 * l3 + 1
         entries += (2 * l1 + 1) * (2 * l3 + 1)
     totals = {

@@ -5,7 +5,8 @@
 // with P_m a sum of monomials w_q x_i x_j .. of DEGREE factors, or its derivative with respect to w, O or another
 // direction. Variable VARIABLES is the constant one, which fills up monomials of lower degree. DEGREE and VARIABLES are
 // generated; the monomials come with the call: their variables, and runs (component m, first q, last q + 1).
-#include "common.h"
+#include "simd.h"
+#include "xla.h"
 
 constexpr int WIDE = 4;  // registers of channels in flight: enough independent sums to hide the latency of an addition
 
@@ -31,12 +32,12 @@ struct Point {  // x and its K directions at one node and a block of channels
 
   Point(const Problem& p, int64_t b, int64_t n, int64_t c) {
     fill(x, p.x.at(b, n) + c, p.C, 1);
-    each<K>([&](auto a) __attribute__((always_inline)) { fill(t[a], p.t[a].at(b, n) + c, p.C, 0); });
+    UNROLL for (int a = 0; a < K; ++a) { fill(t[a], p.t[a].at(b, n) + c, p.C, 0); }
   }
   static INLINE void fill(Vector (*rows)[NV], const Real* from, int64_t C, Real constant) {
     for (int i = 0; i < VARIABLES; ++i)
-      each<NV>([&](auto v) __attribute__((always_inline)) { rows[i][v] = load(from + i * C + v * LANES); });
-    each<NV>([&](auto v) __attribute__((always_inline)) { rows[VARIABLES][v] = Vector{} + constant; });
+      UNROLL for (int v = 0; v < NV; ++v) { rows[i][v] = load(from + i * C + v * LANES); }
+    UNROLL for (int v = 0; v < NV; ++v) { rows[VARIABLES][v] = Vector{} + constant; }
   }
 };
 
@@ -48,26 +49,26 @@ template <int SKIP, int K, int NV>
 INLINE Vector derivative(const Point<K, NV>& y, const int32_t* factors, int v) {
   Vector p[1 << K];
   p[0] = Vector{} + Real(1);
-  each<DEGREE>([&](auto d) __attribute__((always_inline)) {
-    if constexpr (d != SKIP) {
-      constexpr int done = d - (SKIP >= 0 && d > SKIP);
+  UNROLL for (int d = 0; d < DEGREE; ++d) {
+    if (d != SKIP) {
+      const int done = d - (SKIP >= 0 && d > SKIP);
       const int i = factors[d];
       Vector q[1 << K];
-      each<(1 << K)>([&](auto s) __attribute__((always_inline)) {
-        if constexpr (bits(s) <= done + 1) {
+      UNROLL for (int s = 0; s < (1 << K); ++s) {
+        if (bits(s) <= done + 1) {
           Vector sum = {};
-          if constexpr (bits(s) <= done) sum = done == 0 ? y.x[i][v] : p[s] * y.x[i][v];
-          each<K>([&](auto a) __attribute__((always_inline)) {
-            if constexpr ((s >> a) & 1) sum += done == 0 ? y.t[a][i][v] : p[s ^ (1 << a)] * y.t[a][i][v];
-          });
+          if (bits(s) <= done) sum = done == 0 ? y.x[i][v] : p[s] * y.x[i][v];
+          UNROLL for (int a = 0; a < K; ++a) {
+            if ((s >> a) & 1) sum += done == 0 ? y.t[a][i][v] : p[s ^ (1 << a)] * y.t[a][i][v];
+          }
           q[s] = sum;
         }
-      });
-      each<(1 << K)>([&](auto s) __attribute__((always_inline)) {
-        if constexpr (bits(s) <= done + 1) p[s] = q[s];
-      });
+      }
+      UNROLL for (int s = 0; s < (1 << K); ++s) {
+        if (bits(s) <= done + 1) p[s] = q[s];
+      }
     }
-  });
+  }
   return p[(1 << K) - 1];
 }
 
@@ -77,16 +78,16 @@ void values(const Problem& p, int64_t b, int64_t n, int64_t c) {
   const Real* w = p.w.at(b, p.row(n)) + c;
   Real* out = p.out.at(b, n) + c;
   for (int64_t i = 0; i < p.out.columns; i += p.C)
-    each<NV>([&](auto v) __attribute__((always_inline)) { store(out + i + v * LANES, Vector{}); });
+    UNROLL for (int v = 0; v < NV; ++v) { store(out + i + v * LANES, Vector{}); }
   for (const int32_t* r = p.runs; r < p.runs + 3 * p.num_runs; r += 3) {
     Real* sum = out + r[0] * p.C;
     Vector acc[NV];
-    each<NV>([&](auto v) __attribute__((always_inline)) { acc[v] = load(sum + v * LANES); });
+    UNROLL for (int v = 0; v < NV; ++v) { acc[v] = load(sum + v * LANES); }
     for (int q = r[1]; q < r[2]; ++q)
-      each<NV>([&](auto v) __attribute__((always_inline)) {
+      UNROLL for (int v = 0; v < NV; ++v) {
         acc[v] += load(w + q * p.C + v * LANES) * derivative<-1>(y, p.factors + q * DEGREE, v);
-      });
-    each<NV>([&](auto v) __attribute__((always_inline)) { store(sum + v * LANES, acc[v]); });
+      }
+    UNROLL for (int v = 0; v < NV; ++v) { store(sum + v * LANES, acc[v]); }
   }
 }
 
@@ -98,21 +99,21 @@ void gradient(const Problem& p, int64_t b, int64_t n, int64_t c) {
   for (const int32_t* r = p.runs; r < p.runs + 3 * p.num_runs; r += 3) {
     const Real* O = p.O.at(b, n) + r[0] * p.C + c;
     Vector o[NV];
-    each<NV>([&](auto v) __attribute__((always_inline)) { o[v] = load(O + v * LANES); });
+    UNROLL for (int v = 0; v < NV; ++v) { o[v] = load(O + v * LANES); }
     for (int q = r[1]; q < r[2]; ++q) {
       const int32_t* factors = p.factors + q * DEGREE;
       Vector g[NV];
-      each<NV>([&](auto v) __attribute__((always_inline)) { g[v] = o[v] * load(w + q * p.C + v * LANES); });
+      UNROLL for (int v = 0; v < NV; ++v) { g[v] = o[v] * load(w + q * p.C + v * LANES); }
       each<DEGREE>([&](auto d) __attribute__((always_inline)) {
-        each<NV>([&](auto v) __attribute__((always_inline)) {
+        UNROLL for (int v = 0; v < NV; ++v) {
           acc[factors[d]][v] += g[v] * derivative<d>(y, factors, v);
-        });
+        }
       });
     }
   }
   Real* out = p.out.at(b, n) + c;
   for (int i = 0; i < VARIABLES; ++i)
-    each<NV>([&](auto v) __attribute__((always_inline)) { store(out + i * p.C + v * LANES, acc[i][v]); });
+    UNROLL for (int v = 0; v < NV; ++v) { store(out + i * p.C + v * LANES, acc[i][v]); }
 }
 
 // One block of channels belongs to one thread, because nodes of the same species share their coefficients.
@@ -134,66 +135,51 @@ void coefficients(const Problem& p, int64_t b, int64_t c) {
 }
 
 template <int K>
-void run(ffi::ThreadPool& pool, const Problem& p, char output) {
+void run(const Call& call, const Problem& p, char output) {
   const int64_t wide = p.C / (WIDE * LANES), narrow = p.C / LANES - wide * WIDE, N = p.x.rows;
   if (output == 'w') {
     const int64_t blocks = p.C / LANES;
-    parallel_for(pool, p.batch * blocks, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) coefficients<K>(p, i / blocks, i % blocks * LANES);
-    });
+    parallel_for(call, p.batch * blocks, [&](int64_t i) { coefficients<K>(p, i / blocks, i % blocks * LANES); });
     return;
   }
   // nodes run fastest: their coefficients of one block of channels stay in the nearest caches
-  parallel_for(pool, p.batch * (wide + narrow) * N, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t n = i % N, block = i / N % (wide + narrow), b = i / N / (wide + narrow);
-      const bool full = block < wide;
-      const int64_t c = (full ? block * WIDE : wide * WIDE + block - wide) * LANES;
-      if constexpr (K < DEGREE)
-        if (output == 't') full ? gradient<K, WIDE>(p, b, n, c) : gradient<K, 1>(p, b, n, c);
-      if (output == 'O') full ? values<K, WIDE>(p, b, n, c) : values<K, 1>(p, b, n, c);
-    }
+  parallel_for(call, p.batch * (wide + narrow) * N, [&](int64_t i) {
+    const int64_t n = i % N, block = i / N % (wide + narrow), b = i / N / (wide + narrow);
+    const bool full = block < wide;
+    const int64_t c = (full ? block * WIDE : wide * WIDE + block - wide) * LANES;
+    if constexpr (K < DEGREE)
+      if (output == 't') full ? gradient<K, WIDE>(p, b, n, c) : gradient<K, 1>(p, b, n, c);
+    if (output == 'O') full ? values<K, WIDE>(p, b, n, c) : values<K, 1>(p, b, n, c);
   });
 }
 
-template <class Buffer>
 Array array(const Buffer& x, Problem& p) {
-  const auto dims = x.dimensions();  // member of the batch, node or species, row, channel
+  const int64_t* dims = x.dimensions;  // member of the batch, node or species, row, channel
   p.C = dims[3];
   p.batch = std::max<int64_t>(p.batch, dims[0]);
-  return {static_cast<Real*>(x.untyped_data()), dims[0] == 1 ? 0 : dims[1] * dims[2] * dims[3], dims[1],
-          dims[2] * dims[3]};
+  return {static_cast<Real*>(x.data), dims[0] == 1 ? 0 : dims[1] * dims[2] * dims[3], dims[1], dims[2] * dims[3]};
 }
 
 // `roles` names the operands in order: x, then some of w, O, t..; the last operand is slot.
-ffi::Error polynomial(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> out,
-                      std::string_view roles, std::string_view output, ffi::Span<const int32_t> factors,
-                      ffi::Span<const int32_t> runs) {
+Failure polynomial(const Call& call) {
   Problem p;
-  if (args.size() != roles.size() + 1) return ffi::Error::InvalidArgument("polynomial: wrong number of operands");
-  for (size_t i = 0; i < roles.size(); ++i) {
-    if (roles[i] == 't' && p.directions == DEGREE) return ffi::Error::InvalidArgument("polynomial: too many directions");
+  const Text roles = call.text("roles"), output = call.text("output");
+  if (call.operands() != roles.size + 1) return call.refuse("polynomial: wrong number of operands");
+  for (int64_t i = 0; i < roles.size; ++i) {
+    if (roles[i] == 't' && p.directions == DEGREE) return call.refuse("polynomial: too many directions");
     Array& to = roles[i] == 'x' ? p.x : roles[i] == 'w' ? p.w : roles[i] == 'O' ? p.O : p.t[p.directions++];
-    to = array(*args.get<ffi::AnyBuffer>(i), p);
+    to = array(call.operand(i), p);
   }
-  p.out = array(*out, p);
+  p.out = array(call.result(0), p);
   p.species = output[0] == 'w' ? p.out.rows : p.w.rows;
-  p.slot = args.get<ffi::AnyBuffer>(roles.size())->typed_data<int32_t>();
-  p.factors = factors.begin();
-  p.runs = runs.begin();
-  p.num_runs = static_cast<int64_t>(runs.size()) / 3;
+  p.slot = static_cast<const int32_t*>(call.operand(roles.size).data);
+  p.factors = call.integers("factors").data;
+  const Integers runs = call.integers("runs");
+  p.runs = runs.data, p.num_runs = runs.size / 3;
   each<DEGREE + 1>([&](auto k) {
-    if (k == p.directions) run<k>(pool, p, output[0]);
+    if (k == p.directions) run<k>(call, p, output[0]);
   });
-  return ffi::Error::Success();
+  return nullptr;
 }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(handler, polynomial,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .RemainingArgs()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Attr<std::string_view>("roles")
-                                  .Attr<std::string_view>("output")
-                                  .Attr<ffi::Span<const int32_t>>("factors")
-                                  .Attr<ffi::Span<const int32_t>>("runs"));
+HANDLER(polynomial)

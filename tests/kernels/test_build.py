@@ -149,6 +149,7 @@ def test_vector_bytes(monkeypatch):
 # the address and undefined-behaviour sanitizers; and the offset of a row that 32 bits cannot count to.
 HARNESS = {
     "convolution": """
+#include <vector>
 int main() {
   const int64_t N = 3, K = 4, M = 2, rows = 5;
   std::vector<Real> R(N * K * TERMS, 1), Y(N * K * NUM_Y, 1), h(M * NUM_H * C, 1), A(N * NUM_ROWS * C, 1),
@@ -172,6 +173,7 @@ int main() {
 }
 """,
     "polynomial": """
+#include <vector>
 int main() {
   const int64_t N = 5, U = 2, C = LANES;
   std::vector<Real> x(N * VARIABLES * C, 1), w(U * C, 1), O(N * C, 1), t(x), out(x), dw(w);
