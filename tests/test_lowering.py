@@ -69,7 +69,7 @@ def dynamics(ff):
         ),
         R,
     )
-    return blocks.compiled_block(apply, None), (state, neighbors, 2, {"variables": variables})
+    return blocks.compiled_block(blocks.Stepper(apply, neighbor_fn)), (state, neighbors, 2, {"variables": variables})
 
 
 def training(ff, adapters: bool):

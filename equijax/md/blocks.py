@@ -1,12 +1,12 @@
 """Blocks of compiled simulation steps, with room for neighbours made as it is needed."""
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from equijax import executables
 from equijax.errors import NotFinite
@@ -30,6 +30,7 @@ class Stepper(NamedTuple):
     neighbor_fn: neighbours.NeighborFns  # allocates a larger list where one is too small
     box_of: Callable | None = None  # state -> box, for ensembles that change it (`jax_md.simulate.npt_box`)
     arguments: Mapping[str, Any] = MappingProxyType({})  # more for `apply`, e.g. variables
+    key: tuple | None = None  # plain values that say all `apply` depends on: its programs are kept for the next run
 
 
 def run_blocks(
@@ -57,13 +58,12 @@ def run_blocks(
     Raises:
       Lost: positions or momenta became non-finite, or atoms outran the list within a step.
     """
-    _, neighbor_fn, box_of, arguments = stepper
-    advance = compiled_block(stepper.apply, box_of)
-    step = start
+    neighbor_fn, box_of, arguments = stepper.neighbor_fn, stepper.box_of, stepper.arguments
+    advance, step, state = compiled_block(stepper), start, settled(state)
     while step < steps:
         length = min(block - step % block, steps - step)
         for _attempt in range(1 + MAX_RERUNS):
-            new_state, new_neighbors = advance(state, neighbors, length, dict(arguments))
+            new_state, new_neighbors = advance(state, neighbors, np.int32(length), dict(arguments))
             if not bool(new_neighbors.did_buffer_overflow.any()):
                 break
             box = {} if box_of is None else {"box": _over_replicas(box_of, state)(state)}
@@ -84,12 +84,23 @@ def run_blocks(
         yield step, state, neighbors
 
 
-def compiled_block(apply_fn: Callable, box_of: Callable | None) -> Callable:
-    """advance(state, neighbors, length, kwargs) -> (state, neighbors), one program for any length."""
+def settled(state: Any) -> Any:
+    """The state as a step returns it: arrays of one type where jax_md's first one holds numbers of Python.
 
-    @partial(jax.jit, compiler_options=executables.compiler_options())
+    Each type that a state comes in is one more program to compile.
+    """
+    return jax.tree.map(lambda x: jnp.asarray(x, x.dtype if hasattr(x, "dtype") else state.position.dtype), state)
+
+
+def compiled_block(stepper: Stepper) -> Callable:
+    """advance(state, neighbors, length, kwargs) -> (state, neighbors), one program for any length.
+
+    See `kept` for what becomes of it where the stepper has a key.
+    """
+    box_of = stepper.box_of
+
     def advance(state: Any, neighbors: neighbours.NeighborList, length: int, kwargs: dict) -> tuple:
-        each = _over_replicas(lambda s, n: apply_fn(s, neighbor=n, **kwargs), state)
+        each = _over_replicas(lambda s, n: stepper.apply(s, neighbor=n, **kwargs), state)
 
         def body(_: jax.Array, carry: tuple) -> tuple:
             state, neighbors = carry
@@ -99,7 +110,28 @@ def compiled_block(apply_fn: Callable, box_of: Callable | None) -> Callable:
 
         return jax.lax.fori_loop(0, length, body, (state, neighbors))
 
-    return advance
+    if stepper.key is None:
+        return jax.jit(advance, compiler_options=executables.compiler_options())
+    program = kept(advance, ("md_steps", stepper.key))
+    return lambda *given: jax.tree.unflatten(jax.tree.structure(given[:2]), program(*given))
+
+
+def kept(function: Callable, key: tuple) -> Callable[..., list]:
+    """(state, neighbors, ...) -> leaves of `function` of them, by programs that are kept; see `executables.keep`.
+
+    Those take and give arrays in plain lists: the classes of jax_md and of neighbour lists are not for a file.
+    """
+
+    def call(state: Any, neighbors: neighbours.NeighborList, *others: Any) -> list:
+        leaves, tree = jax.tree.flatten((state, neighbors))
+
+        def flat(leaves: list, *others: Any) -> list:
+            return jax.tree.leaves(function(*jax.tree.unflatten(tree, leaves), *others))
+
+        fixed = (neighbors.slots, neighbors.near, tuple(neighbors.grid), str(jax.tree.structure(state)))
+        return executables.keep(jax.jit(flat), (*key, fixed))(leaves, *others)
+
+    return call
 
 
 def _over_replicas(function: Callable, state: Any) -> Callable:

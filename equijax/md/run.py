@@ -17,7 +17,7 @@ from equijax import outputs
 from equijax.errors import InputError
 from equijax.forcefield import load
 from equijax.md import bins, files, neighbours
-from equijax.md.blocks import Lost, Stepper, run_blocks
+from equijax.md.blocks import Lost, Stepper, run_blocks, settled
 from equijax.md.options import MDConfig
 from equijax.md.simulation import Observed, System, frame_of, inputs, observe_all, prepare
 
@@ -121,7 +121,7 @@ class Files:
 def _run(config: MDConfig, system: System, *, begun: dict[str, str], saved: tuple | None, path: Path) -> None:
     if saved is None:
         neighbors = system.neighbor_fn.allocate(system.start[0])
-        step, state, marks = 0, system.init(*system.start), None
+        step, state, marks = 0, settled(system.init(*system.start)), None
     else:
         step, state, neighbors, marks = saved
     written = Files(config, system.atoms, marks)
@@ -164,7 +164,7 @@ def _advance(
 ) -> None:
     with tqdm(total=config.steps, initial=first, unit="step", desc=config.ensemble) as progress:
         begin = None  # the first block compiles: it is left out of the speed
-        stepper = Stepper(system.apply, system.neighbor_fn, system.box_of, {"variables": system.variables})
+        stepper = Stepper(system.apply, system.neighbor_fn, system.box_of, {"variables": system.variables}, system.key)
         done = run_blocks(stepper, state, neighbors=neighbors, steps=config.steps, start=first, block=config.log_every)
         for step, state, neighbors in done:
             temperature = record(step, state, neighbors)

@@ -6,6 +6,7 @@ isotropic Martyna-Tobias-Klein NPT.
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import ase
@@ -16,17 +17,19 @@ import numpy as np
 from ase.geometry import complete_cell
 from ase.io.jsonio import encode
 
-from equijax import checkpoint, derivatives, executables, graph, precision, structures, units
+from equijax import checkpoint, derivatives, graph, precision, structures, units
 from equijax.constraints import free_components, refuse_fixed
 from equijax.errors import InputError, MissingExtra
 from equijax.graph.neighbours import embedded_numbers
-from equijax.md import neighbours
+from equijax.md import blocks, neighbours
 from equijax.md.momenta import rigid_motions, starting_momenta
 from equijax.md.options import MDConfig
 from equijax.md.potential import energy_in, space_of
 from equijax.potential import Potential
 
 FLOAT32_EXTENT_A = 1000.0  # beyond it float32 places atoms to 1e-4 A, and forces are off by 1e-3 eV/A
+# options that say what is read and written, not what is computed
+OF_FILES = "structure model out steps trajectory log_every trajectory_every checkpoint_every restart seed".split()
 FS = ase.units.fs  # one femtosecond in sqrt(amu A^2 / eV)
 
 
@@ -46,6 +49,7 @@ class System(NamedTuple):
     e0: float  # eV, isolated-atom energies
     free: np.ndarray  # [N, 3] bool, what the structure's constraints leave free
     home: np.ndarray  # [N, 3] fractional: what was taken off the positions to bring them near the origin
+    key: tuple  # plain values: all that its programs depend on beside their arguments
 
 
 def prepare(config: MDConfig, ff: Potential) -> System:
@@ -100,6 +104,7 @@ def prepare(config: MDConfig, ff: Potential) -> System:
         e0=e0,
         free=free,
         home=home,
+        key=program_key(config, ff, atoms=atoms),
     )
 
 
@@ -118,6 +123,14 @@ def inputs(ff: Potential, atoms: ase.Atoms) -> dict[str, str]:
     found = {name: hashlib.sha256(np.ascontiguousarray(x, float).tobytes()).hexdigest() for name, x in values.items()}
     found["constraints"] = hashlib.sha256(constraints.encode()).hexdigest()
     return {"model": checkpoint.fingerprint(ff.config, ff.variables), **found}
+
+
+def program_key(config: MDConfig, ff: Potential, *, atoms: ase.Atoms) -> tuple:
+    """What the programs of a simulation depend on: the model but for its weights, the crystal but for its positions."""
+    contents = {name: x for name, x in inputs(ff, atoms).items() if name not in ("model", "positions")}
+    options = {name: x for name, x in asdict(config).items() if name not in OF_FILES}
+    kind = type(ff)
+    return (kind.__module__, kind.__qualname__, ff.config, ff.head_index, *contents.items(), *options.items())
 
 
 def home_of(atoms: ase.Atoms) -> np.ndarray:
@@ -255,7 +268,8 @@ def observe_all(system: System) -> Callable:
     """`observer` compiled, for one structure or for replicas [B, N, 3]."""
     one = observer(system)
     each = jax.vmap(one, in_axes=(0, 0, None)) if system.start[0].ndim == 3 else one
-    return jax.jit(each, compiler_options=executables.compiler_options())
+    program = blocks.kept(each, ("md_observe", system.key))
+    return lambda *given: Observed(*program(*given))
 
 
 def frame_of(system: System, seen: Observed) -> ase.Atoms:

@@ -18,10 +18,12 @@ pytest.importorskip("jax_md", reason="needs the md extra")
 
 
 @pytest.mark.parametrize("ensemble, file", [("nvt", "trajectory.extxyz"), ("npt", "trajectory.h5")])
-def test_restart_is_exact(loaded, tmp_path, metal, ensemble, file):
+def test_restart_is_exact(loaded, tmp_path, metal, ensemble, file, programs_made):
+    """To the last byte of every file, by the programs of the run itself."""
     options = (metal, ensemble, 60, 1, "--trajectory", Path(file).suffix[1:])
     once, twice = tmp_path / "once", tmp_path / "twice"
     run(once, *options)
+    made = len(programs_made)
     run(twice, metal, ensemble, 40, 1, *options[4:])
     at_40 = (twice / "checkpoint.npz").read_bytes()
     run(twice, *options, "--restart")
@@ -30,6 +32,7 @@ def test_restart_is_exact(loaded, tmp_path, metal, ensemble, file):
         with open(twice / name, "a") as dirty:
             dirty.write((twice / name).read_text()[:1000])
     run(twice, *options, "--restart")
+    assert 2 <= made == len(programs_made)
     a, b = (dict(np.load(folder / "checkpoint.npz")) for folder in (once, twice))
     for name in a.keys() - {"document"}:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
