@@ -127,9 +127,9 @@ def test_table_has_every_name_once(mini):
 
 def test_large_couplings_need_many_paths():
     """A few bytes can describe a U tensor whose comparison would take gigabytes."""
-    wide = testing.random_config(max_ell=6, contraction_paths=(((1,),), ((1,),)))
+    wide = testing.random_config(max_ell=5, contraction_paths=(((1,),), ((1,),)))
     with pytest.raises(UnsupportedModel, match="paths"):
-        _compress("U_matrix_3", np.broadcast_to(np.float32(0), (13, 49, 49, 49, 2)), L=6, degree=3, config=wide)
+        _compress("U_matrix_3", np.broadcast_to(np.float32(0), (11, 36, 36, 36, 2)), L=5, degree=3, config=wide)
 
 
 def test_damaged_pickle_never_crashes_the_mapping():
