@@ -42,6 +42,7 @@ from equijax.relax import symmetric
 atoms, report = symmetric.relax(equijax.load(sys.argv[1]), ase.io.read(sys.argv[2]))
 print(report)
 """
+COLUMNS = {"cold": "equijax, nothing kept", "warm": "equijax, after another crystal", "mace-torch": "mace-torch"}
 TASKS = ("energy", "relaxation", "phonons", "md", "finetune")
 
 
@@ -67,7 +68,7 @@ def run(options: Options) -> None:
         folder = Path(scratch)
         prepare(folder)
         for task in options.tasks:
-            samples: dict[str, list] = {"cold": [], "warm": [], "mace-torch": []}
+            samples: dict[str, list] = {name: [] for name in COLUMNS}
             filled = folder / f"filled-{task}"
             timed(ours(task, FIRST, folder), folder, filled)
             for i in range(options.repeats):  # in turn, so that a drifting machine hits all alike
@@ -78,8 +79,9 @@ def run(options: Options) -> None:
                     samples["mace-torch"].append(timed(theirs(task, SECOND, folder), folder, filled))
             rows.append({"task": task, **{k: v for name, found in samples.items() for k, v in summary(name, found)}})
             common.print_table(rows[-1:])
+            common.write("wall", rows, first=FIRST, second=SECOND, repeats=options.repeats)
     common.print_table(rows)
-    common.write("wall", rows, first=FIRST, second=SECOND, repeats=options.repeats)
+    draw(rows, common.RESULTS / "wall-cpu.png")
 
 
 def prepare(folder: Path) -> None:
@@ -148,6 +150,22 @@ def summary(name: str, samples: list[tuple[float, float]]) -> list[tuple[str, fl
         (f"{name} processor s", float(np.median(processor))),
         (f"{name} processor range s", {"min": float(processor.min()), "max": float(processor.max())}),
     ]
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Wall time of each task, by who does it."""
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 3.5), layout="constrained")
+    names = [name for name in COLUMNS if f"{name} wall s" in rows[0]]
+    for i, name in enumerate(names):
+        places = np.arange(len(rows)) + (i - (len(names) - 1) / 2) / (len(names) + 1)
+        bars = axis.bar(places, [row[f"{name} wall s"] for row in rows], 1 / (len(names) + 1), label=COLUMNS[name])
+        axis.bar_label(bars, fmt="%.3g", fontsize=7)
+    axis.set(xticks=range(len(rows)), xticklabels=[row["task"] for row in rows], ylabel="wall time (s)")
+    axis.legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,12 @@ VARIANTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def lean():
+    """Two interactions, few couplings: third derivatives of more take half a minute to compile."""
+    return testing.random_forcefield(testing.random_config(channels=4, max_ell=1, radial_mlp=(16,), correlation=(3, 2)))
+
+
 @pytest.mark.parametrize("variant, dtype", [("0b3", "float32"), *((name, "float64") for name in VARIANTS)])
 def test_energy_is_invariant_and_forces_rotate(variant, dtype):
     ff = testing.random_forcefield(testing.random_config(channels=4, radial_mlp=(16,), **VARIANTS[variant]))
@@ -34,8 +40,9 @@ def test_energy_is_invariant_and_forces_rotate(variant, dtype):
     )
 
 
-def test_every_derivative_up_to_third_order_is_finite_and_matches_differences(ff):
+def test_every_derivative_up_to_third_order_is_finite_and_matches_differences(lean):
     """All kinds of structure in one padded batch; each derivative against differences of the last."""
+    ff = lean
     images = list(testing.structures().values())
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
@@ -69,8 +76,9 @@ def test_every_derivative_up_to_third_order_is_finite_and_matches_differences(ff
     assert padding.any() and not third[padding].any(), "padding must not feel any force"
 
 
-def test_energy_force_and_curvature_are_continuous_at_the_cutoff(ff):
+def test_energy_force_and_curvature_are_continuous_at_the_cutoff(lean):
     """An atom crosses the cutoff: the graph gains an edge, the energy and two derivatives must not notice."""
+    ff = lean
     r_max, pool = ff.config.r_max, graph.SizePool()
     eps = 1e-5
 
