@@ -111,7 +111,7 @@ def ff():
     """A small model with every kind of layer, of a few elements."""
     from equijax import testing
 
-    return testing.random_forcefield(testing.random_config(channels=4, max_ell=2, radial_mlp=(16,)))
+    return testing.random_forcefield(testing.random_config(channels=4, max_ell=1, radial_mlp=(16,)))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from equijax.config import Compute
 from equijax.forcefield import ForceField
 from equijax.phonons import dynamical
 
-CONFIG = testing.random_config(channels=4, max_ell=2, radial_mlp=(16,))
+CONFIG = testing.random_config(channels=4, max_ell=1, radial_mlp=(16,))
 ONE = {"num_interactions": 1, "correlation": (2,), "max_ell": 1}  # less than half the programs of two interactions
 SMALL = {"channels": 4, "species": (11, 17), "radial_mlp": (8,), **ONE}
 CHEAP = {"channels": 2, "num_radial": 4, "radial_mlp": (8, 8), **ONE}
