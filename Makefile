@@ -7,7 +7,7 @@ IS_NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11
 PYTHON ?= $(shell for p in $(CANDIDATES); do $$p -c '$(IS_NEW_ENOUGH)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 EXAMPLES := $(basename $(notdir $(sort $(wildcard docs/examples/*.py))))
-BENCHES := $(filter-out bench/_% bench/peers.py bench/wall_peers.py bench/tuning.py,$(wildcard bench/*.py))
+BENCHES := $(filter-out bench/_% bench/peers.py bench/wall_peers.py bench/tuning.py bench/screen.py,$(wildcard bench/*.py))
 MODEL ?=
 OUT ?= demo_output
 

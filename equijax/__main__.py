@@ -18,6 +18,7 @@ COMMANDS = {
     "modes": "follow the soft modes of a crystal to the phases they lead to",
     "phonons": "force constants, band structure and thermal properties of a crystal",
     "rattle": "rattled, strained and relaxing supercells worth a DFT calculation",
+    "screen": "relaxations and phonons of many crystals, over the processes of a Dask cluster",
 }
 
 

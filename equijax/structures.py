@@ -1,5 +1,6 @@
 """Structures: read from files, checked for disorder, and as phonopy's cells."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,23 @@ def read(path: str | Path) -> ase.Atoms:
 
 def read_all(path: str | Path, index: str = ":") -> list[ase.Atoms]:
     """The structures in a file that ASE reads, at least one; errors as `read`."""
+    found = list(images(path, index))
+    if not found or not all(len(atoms) for atoms in found):
+        raise InputError(f"{path}: no structure, or one without atoms")
+    for i, atoms in enumerate(found):
+        check_ordered(atoms, f"frame {i} of {path}" if len(found) > 1 else str(path))
+    return found
+
+
+def images(path: str | Path, index: str = ":") -> Iterator[ase.Atoms]:
+    """What ASE finds in a file, one after another, unchecked; errors as `read`, where ASE can read no further."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"structure file {path} does not exist")
     try:
-        images = list(ase.io.iread(path, index))
+        yield from ase.io.iread(path, index)
     # the readers of ASE raise whatever their parsing meets; all of it means an unreadable file
     except Exception as error:
         raise InputError(f"{path}: ASE cannot read it: {error}") from error
-    if not images or not all(len(atoms) for atoms in images):
-        raise InputError(f"{path}: no structure, or one without atoms")
-    for i, atoms in enumerate(images):
-        check_ordered(atoms, f"frame {i} of {path}" if len(images) > 1 else str(path))
-    return images
 
 
 def check_ordered(atoms: ase.Atoms, name: str) -> None:

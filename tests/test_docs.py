@@ -29,6 +29,7 @@ DOCUMENTS = [
 SCRIPTS = [*sorted((ROOT / "bench").glob("*.py")), *sorted((ROOT / "docs").rglob("*.py"))]
 SOURCES = [p for room in ("equijax", "convert", "tests") for p in sorted((ROOT / room).rglob("*.py"))]
 OURS = ("equijax", "convert")
+ABSENT = {"torch", "jobflow"}  # of extras
 THEIRS = {"--lora", "--save_cpu"}  # of mace-torch's training
 
 
@@ -39,7 +40,7 @@ def named(pattern: str, files: list[Path] = DOCUMENTS) -> set[str]:
 def resolve(dotted: str) -> object | None:
     """The module, or the attribute of one, of this name; fields of a class are what annotates them.
 
-    Where torch is missing, None of a name that the source of a module that needs it defines.
+    Where what a module needs at its top is missing, None of a name that its source defines.
     """
     parts = dotted.split(".")
     for i in range(len(parts), 0, -1):
@@ -47,12 +48,12 @@ def resolve(dotted: str) -> object | None:
         try:
             if importlib.util.find_spec(name) is None:
                 continue
-        except ModuleNotFoundError:
+        except ImportError:  # of what it is in
             continue
         try:
             found = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != "torch":
+        except ImportError as error:
+            if error.name not in ABSENT:
                 raise
             assert not parts[i:] or parts[i] in defined(name), f"{name} has no {parts[i]}"
             return None

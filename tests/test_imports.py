@@ -27,7 +27,7 @@ LAYERS = (
     {"adapters"},
     {"finetune"},
     {"__init__"},
-    {"demonstration"},
+    {"demonstration", "flows", "screen"},
     {"programs"},
     {"doors"},
 )

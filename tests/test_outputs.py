@@ -198,6 +198,7 @@ ARGUMENTS = {
     "modes": ("POSCAR", "--model", "m"),
     "phonons": ("POSCAR", "--model", "m", "--supercell", 2, 2, 2),
     "rattle": ("--structure", "POSCAR"),
+    "screen": ("POSCAR", "--model", "m"),
 }
 
 
