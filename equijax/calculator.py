@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jraph
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
@@ -11,6 +12,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from equijax import compiled, derivatives, descriptors, graph, hessian, potential
 from equijax.config import Compute
+from equijax.derivatives import Derivatives
 from equijax.errors import NotFinite, needed
 from equijax.graph.neighbours import embedded_numbers
 from equijax.potential import Potential
@@ -64,8 +66,7 @@ class EquijaxCalculator(Calculator):
         given = needed(self.atoms, NO_ATOMS)
         ff = self._model(given)
         batch = graph.from_atoms(given, ff.config, pool=ff.pool, heads=[self.head], lists=[self.neighbours])
-        out = derivatives.evaluate(ff.config, ff.device_variables(self.dtype), graph=batch, dtype=self.dtype)
-        n = len(given)
+        out, n = self._derivatives(ff, batch), len(given)
         if not np.isfinite(out.forces).all():
             raise NotFinite(f"the potential returned a non-finite force for {given.get_chemical_formula()}")
         energy = float(out.energy[0])
@@ -108,6 +109,9 @@ class EquijaxCalculator(Calculator):
         return descriptors.descriptors(
             self.forcefield, [given], invariants_only=invariants_only, num_layers=layers, compute=compute
         )[0]
+
+    def _derivatives(self, ff: Potential, batch: jraph.GraphsTuple) -> Derivatives:
+        return derivatives.evaluate(ff.config, ff.device_variables(self.dtype), graph=batch, dtype=self.dtype)
 
     def _model(self, atoms: Atoms) -> Potential:
         return self.forcefield.specialise(atoms.numbers) if self.fast else self.forcefield

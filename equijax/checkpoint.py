@@ -68,6 +68,11 @@ def load(path: str | Path) -> Checkpoint:
       InputError: written by an incompatible version.
     """
     path = outputs.present(path).absolute()
+    if (path / outputs.COMMITTEE.document).is_file():
+        raise InputError(
+            f"{path} is a committee, no single model: `equijax.load_committee` reads it, and what its members share is "
+            f"{path / 'base'}"
+        )
     if not (path / "config.json").is_file():
         raise FileNotFoundError(
             f"{path} is not an equijax model directory (no config.json in it); make one with "

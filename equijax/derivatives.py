@@ -236,7 +236,7 @@ def evaluate(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, 
 
 def start(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, dtype: str = "float32") -> Derivatives:
     """The device's part of `evaluate`; returns before the device is done."""
-    return _started("energy_forces_stress", _evaluate, config=config, inputs=(variables, graph), dtype=dtype)
+    return launch("energy_forces_stress", _evaluate, config=config, inputs=(variables, graph), dtype=dtype)
 
 
 def atomic_virials(
@@ -248,14 +248,20 @@ def atomic_virials(
 
     As mace-torch does: how a many-body energy is shared among atoms is a convention.
     """
-    found = _started("atomic_virials", _virials, config=config, inputs=(variables, graph), dtype=dtype)
+    found = launch("atomic_virials", _virials, config=config, inputs=(variables, graph), dtype=dtype)
     return np.asarray(found, np.float64)
 
 
-def _started(
-    name: str, function: Any, *, config: ModelConfig, inputs: tuple[dict, jraph.GraphsTuple], dtype: str
-) -> Any:
-    """What a jitted function of (variables, graph) gives, compiled once a shape, in `dtype`; on the device."""
+def launch(name: str, function: Any, *, config: Any, inputs: tuple[dict, jraph.GraphsTuple], dtype: str) -> Any:
+    """What function(config, (variables, graph)), jitted, gives, compiled once a shape, in `dtype`; on the device.
+
+    Args:
+      name: of the function, for its programs.
+      function: made by `jax.jit` with a static first argument.
+      config: `ModelConfig` or `potential.OtherConfig`.
+      inputs: variables and graph.
+      dtype: of the computation.
+    """
     with jax.enable_x64(np.dtype(dtype) == np.float64):
         inputs = cast(inputs[0], dtype), cast(inputs[1], dtype)
 

@@ -192,6 +192,13 @@ ADAPTER = Kind(
     frozenset({"format", "base_sha256", "arrays_sha256"}),
     frozenset({"adapter.json", "adapter.npz"}),
 )
+COMMITTEE = Kind(
+    "a committee directory",
+    "committee.json",
+    frozenset({"format", "members"}),
+    frozenset({"committee.json", "base", "adapters"}),
+    frozenset({"calibration.png"}),
+)
 
 
 @contextmanager

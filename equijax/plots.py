@@ -24,8 +24,10 @@ POINTS = 51  # a segment of the path
 GREEK = ("GAMMA", "SIGMA", "DELTA", "LAMBDA")  # letters among seekpath's names of points
 
 DPI = 130
+BINS = 10  # of a calibration plot
 PANEL = (4.5, 4.0)  # inches: width and height of one panel
 LINE = {"color": "C0", "lw": 1.0}  # the one curve of a figure
+ERROR: dict[str, Any] = {"color": "C0", "alpha": 0.25, "lw": 0}
 BEFORE = {"color": "C3", "lw": 1.0, "ls": "--"}
 REFERENCE = {"color": "0.7", "lw": 3.0}
 GUIDE: dict[str, Any] = {"color": "0.8", "lw": 0.8, "zorder": 0}  # symmetry points
@@ -107,10 +109,38 @@ def tick_labels(labels: list[str], connections: list[bool]) -> list[str]:
     return names
 
 
-def draw_bands(path: str | Path, phonon: Phonopy, *, title: str = "", dos: Any = None) -> None:
-    """The band structure, and phonopy's total density of states beside it where one is given."""
+def error_band(axis: Axes, members: Sequence[Phonopy], *, factor: float = 1.0, points: int = POINTS) -> None:
+    """Shade the mean of band structures give or take their standard deviation times a factor, on the path of `bands`.
+
+    Args:
+      axis: to draw on.
+      members: with force constants, of one crystal; branches are told apart by their order at each q.
+      factor: on the standard deviation.
+      points: as for `bands`.
+    """
+    qpoints, labels, connections = path(members[0].primitive, points)
+    found = [m.run_band_structure(qpoints, path_connections=connections, labels=labels) for m in members]
+    for i, x in enumerate(found[0].distances):
+        several = np.array([curves.frequencies[i] for curves in found])  # [M, points, branches]
+        mean, deviation = several.mean(0), factor * several.std(0)
+        for low, high in zip((mean - deviation).T, (mean + deviation).T, strict=True):
+            axis.fill_between(x, low, high, **ERROR)
+
+
+def draw_bands(path: str | Path, phonon: Phonopy, *, title: str = "", dos: Any = None, apart: Any = None) -> None:
+    """The band structure, and beside it phonopy's total density of states.
+
+    Args:
+      path: to write.
+      phonon: with force constants.
+      title: above it.
+      dos: of phonopy, None for none.
+      apart: members of a committee, for an error band: `equijax.phonons.uncertainty.Apart`.
+    """
     widths, sizes = ([4, 1], (3.5, 4.5)) if dos is not None else ([1], (7.0, 4.5))
     with panels(path, len(widths), size=sizes, sharey=True, width_ratios=widths) as axes:
+        if apart is not None:
+            error_band(axes[0], apart.phonons, factor=apart.factor)
         bands(axes[0], [(phonon, LINE)])
         axes[0].set_title(title)
         if dos is not None:
@@ -139,6 +169,24 @@ def draw_parity(path: str | Path, quantities: Mapping[str, tuple[np.ndarray, np.
             axis.plot(x[known], y[known], ".", ms=3, alpha=0.5)
             axis.locator_params(nbins=5)
             axis.set(title=title, xlabel="label", ylabel="model", aspect="equal")
+
+
+def draw_calibration(path: str | Path, quantities: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Errors over standard deviations, one panel a quantity: its title, deviations and errors of single components.
+
+    Root mean squares of `BINS` groups of like deviation; on the solid line both are equal, on the dashed one errors are
+    larger by the ratio of all components.
+    """
+    with panels(path, len(quantities)) as axes:
+        for axis, (title, (deviation, error)) in zip(axes, quantities.items(), strict=True):
+            groups = np.array_split(np.argsort(deviation), min(BINS, len(deviation)))
+            x, y = (np.array([np.sqrt(np.mean(v[g] ** 2)) for g in groups]) for v in (deviation, error))
+            known = (x > 0) & (y > 0)
+            ends = [min(x[known].min(), y[known].min()), max(x[known].max(), y[known].max())] if known.any() else [1, 2]
+            axis.loglog(ends, ends, **GUIDE)
+            axis.loglog(ends, np.array(ends) * np.sqrt(np.mean(error**2) / np.mean(deviation**2)), **BEFORE)
+            axis.loglog(x[known], y[known], "o", ms=4)
+            axis.set(title=title, xlabel="standard deviation of the committee", ylabel="error of its mean, RMS")
 
 
 def draw_scans(path: str | Path, scans: Sequence[Mapping[str, Any]]) -> None:

@@ -123,6 +123,8 @@ def attach(base: ForceField, path: str | Path) -> ForceField:
       FileNotFoundError, InputError: see `load`.
     """
     saved = load(path, base)
+    if members := saved.document["metadata"].get("members"):
+        raise InputError(f"{path} holds a committee of {members}: `equijax.load_committee` reads the folder it is in")
     variables = merge(base.variables, saved.adapters, energies=saved.energies)
     metadata = {"base": base.metadata, "adapter": saved.document}
     return ForceField(base.config, variables, metadata, base.head, base.pool, base.batch_pool)

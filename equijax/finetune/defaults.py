@@ -50,10 +50,28 @@ def resolve(options: FinetuneOptions) -> FinetuneOptions:
         raise InputError("replay_hessian needs --replay-self or --replay-related, and a --hessian-weight")
     if options.batch_size < 1 or options.devices < 1:
         raise InputError(f"batch_size {options.batch_size} and devices {options.devices} must be at least 1")
+    _check_committee(options)
     training, loss = DEFAULTS[options.strategy]
     if options.training.optimizer == "schedule_free":
         training = dataclasses.replace(training, schedule="constant")
     return dataclasses.replace(options, training=_filled(options.training, training), loss=_filled(options.loss, loss))
+
+
+def _check_committee(options: FinetuneOptions) -> None:
+    if options.committee == 0:
+        return
+    if options.committee < 2:
+        raise InputError(f"committee = {options.committee}: expected at least 2 members, or 0 for none")
+    if options.strategy not in ("lora", "delta"):
+        raise InputError(f"committee = {options.committee} needs adapters: --strategy lora or delta")
+    if options.devices > 1 or options.distributed:
+        raise InputError(
+            f"committee = {options.committee} is trained on one device: leave --devices, --distributed away"
+        )
+    if options.training.schedule == "plateau":
+        raise InputError(
+            f"committee = {options.committee} shares one learning rate: choose another schedule than plateau"
+        )
 
 
 def _filled(given: Part, defaults: Part) -> Part:

@@ -4,8 +4,8 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from equijax import data, forcefield, outputs, plots, tables
-from equijax.adapters import files
+from equijax import data, outputs, plots, tables
+from equijax.adapters import committee, files
 from equijax.data import Labelled
 from equijax.data.errors import (
     QUANTITIES,
@@ -49,7 +49,7 @@ def run(options: EvaluateConfig) -> Evaluation:
       FileNotFoundError, InputError: see `equijax.load` and `equijax.data.read_file`.
     """
     started = time.perf_counter()
-    ff = forcefield.load(options.model, head=options.head)
+    ff = committee.load_any(options.model, head=options.head)
     ff = ff if options.adapter is None else files.attach(ff, options.adapter)
     read = {str(path): data.read_file(path, options.keys) for path in options.data}
     structures = [s for file in read.values() for s in file.structures]

@@ -178,6 +178,9 @@ class FinetuneOptions:
     """Of training and of the metrics; phonons are float64 always."""
     seed: int = 0
     """Of adapters, split, data order and tangents."""
+    committee: int = 0
+    """Also train so many adapters of other seeds and bootstraps of the training set in one program, for OUT/committee:
+    how far they disagree says how sure their mean is (lora and delta)."""
     devices: int = 1
     """Devices to spread each step over; with --distributed, all devices of all processes."""
     distributed: bool = False

@@ -14,7 +14,7 @@ from equijax.adapters.lora import Adapters
 from equijax.data import errors
 from equijax.data.items import predictions
 from equijax.errors import needed
-from equijax.finetune import checkpoints, loader, metrics, report, retained, setup, strategies, trainer
+from equijax.finetune import checkpoints, committee, loader, metrics, report, retained, setup, strategies, trainer
 from equijax.finetune.metrics import LabelErrors
 from equijax.finetune.options import UNRESOLVED, FinetuneOptions
 from equijax.finetune.report import Assessment, Result
@@ -28,7 +28,7 @@ RUN = outputs.Kind(
     frozenset({"config.json"}),
     frozenset(
         {".lock", "inputs.json", "metrics.jsonl", "checkpoint.npz", "report.json", "best", "adapter"}
-        | {"learning_curve.png", "parity.png"}
+        | {"learning_curve.png", "parity.png", "committee"}
     ),
 )
 
@@ -74,11 +74,16 @@ def _run(options: FinetuneOptions) -> Result | None:
         at_start[report.shifted_name(made.e0)] = shifted
     say(report.errors_table(at_start))
     best, progress, reason = made.trained.start, trainer.Progress(), "zero-shot"
+    start = (shifted or before.errors)["valid"].loss if options.strategy != "zero-shot" else np.inf
     if options.strategy != "zero-shot":
         say(strategies.describe(made.ff.variables["params"], made.trained))
-        best, progress, reason = optimise(made, (shifted or before.errors)["valid"].loss, out=out)
+        best, progress, reason = optimise(made, start, out=out)
     if reason == "interrupted":
         say(f"stopped by a signal after epoch {progress.epoch}, saved; continue with --resume")
+        return None
+    together = committee.train(made, start) if options.committee else None
+    if options.committee and together is None:
+        say("stopped by a signal while the committee was trained, which --resume begins anew; the rest is saved")
         return None
     final = strategies.merged(made.ff.variables, made.trained, best=best, energies=made.energies)
     after = assess(made, final, graphs=made.graphs)
@@ -102,6 +107,8 @@ def _run(options: FinetuneOptions) -> Result | None:
     result = result._replace(verdict=report.verdict(result))
     if parallel.is_first():
         write(made, out, best=best, final=final, result=result)
+        if together is not None:
+            say(committee.write(made, out / "committee", trained=together))
     return result
 
 

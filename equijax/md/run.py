@@ -14,8 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from equijax import outputs
+from equijax.adapters.committee import load_any as load
 from equijax.errors import InputError
-from equijax.forcefield import load
 from equijax.md import bins, files, neighbours
 from equijax.md.blocks import Lost, Stepper, run_blocks, settled
 from equijax.md.options import MDConfig

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import ase
 from phonopy import Phonopy
 
-from equijax import forcefield, graph, structures
+from equijax import graph, structures
+from equijax.adapters import committee
 from equijax.config import Compute
 from equijax.forcefield import ForceField
 from equijax.phonons import born, certificate
@@ -28,7 +29,7 @@ def prepare(config: CrystalConfig) -> Start:
       FileNotFoundError, InputError: there is none, or the model does not know its elements.
     """
     atoms = structures.read(config.structure)
-    ff = forcefield.load(config.model, head=config.head)
+    ff = committee.load_any(config.model, head=config.head)
     graph.check_atoms(atoms, ff.config, name=str(config.structure))
     return Start(ff, atoms)
 

@@ -1,5 +1,6 @@
 """A phonon run: relaxation, force constants, results and their certificate."""
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,10 +9,12 @@ import numpy as np
 from phonopy import Phonopy
 
 from equijax import outputs, plots
-from equijax.phonons import born, certificate, crystal, force_constants
+from equijax.adapters.committee import Committee
+from equijax.phonons import born, certificate, crystal, force_constants, uncertainty
 from equijax.phonons.certificate import timed
 from equijax.phonons.options import PhononsConfig
 from equijax.phonons.thermal import Thermal, gamma_acoustic, harmonic, write_dos
+from equijax.phonons.uncertainty import Apart, Disagreement
 from equijax.relax import symmetric
 
 
@@ -24,6 +27,7 @@ class Spectrum(NamedTuple):
     verdict: dict[str, str]  # threshold -> "stable" or "unstable"
     thermal: Thermal
     primitive_atoms: int  # thermal properties are per mole of such cells
+    committee: Disagreement | None = None  # of the members, where the model is a committee
 
     def document(self) -> dict[str, object]:
         """By name, for the certificate; the thermal properties themselves are in thermal.csv."""
@@ -37,6 +41,7 @@ class Spectrum(NamedTuple):
                 "gamma_acoustic_excluded": self.thermal.gamma_acoustic_excluded,
                 "imaginary_excluded": self.thermal.imaginary_excluded,
             },
+            **({} if self.committee is None else {"committee": self.committee._asdict()}),
         }
 
 
@@ -83,7 +88,7 @@ def run(config: PhononsConfig) -> Phonons:
     phonon = _phonopy(config, atoms)  # with its Born charges, so that a bad file is known before work starts
     force_constants.check_mesh(phonon.supercell, phonon.primitive, mesh=config.mesh)
     ff = ff.specialise(atoms.numbers) if config.fast else ff
-    relaxation = check = projected = None
+    relaxation = check = projected = apart = None
     if config.check:
         force_constants.reserve(ff, phonon)
     if config.relax:
@@ -101,16 +106,21 @@ def run(config: PhononsConfig) -> Phonons:
     with timed(seconds, "forces"):
         rest = crystal.rest(ff, atoms, config=config, phonon=phonon)
     with timed(seconds, "force constants"):
-        force_constants.force_constants(ff, phonon, full=config.full, compute=crystal.compute(config))
+        options = {"full": config.full, "compute": crystal.compute(config)}
+        if isinstance(ff, Committee):
+            apart = uncertainty.apart(ff, phonon, copy=partial(_phonopy, config, atoms), **options)
+        else:
+            force_constants.force_constants(ff, phonon, **options)
     raw = force_constants.residuals(phonon)
     if config.check:
         with timed(seconds, "spot check"):
             check = force_constants.spot_check(ff, phonon, seed=config.seed)
     if config.projection != "none":
-        force_constants.project(phonon, config.projection)
+        for one in (phonon, *(apart.phonons if apart else ())):
+            force_constants.project(one, config.projection)
         projected = force_constants.residuals(phonon)
     with timed(seconds, "results"):
-        spectrum = write_results(phonon, config)
+        spectrum = write_results(phonon, config, apart=apart)
     found = Phonons(
         phonon,
         relaxation,
@@ -134,18 +144,23 @@ def _phonopy(config: PhononsConfig, atoms: ase.Atoms) -> Phonopy:
     return phonon
 
 
-def write_results(phonon: Phonopy, config: PhononsConfig) -> Spectrum:
-    """Write phonopy_params.yaml, bands.png, dos.csv, thermal.csv; return what the certificate says of them."""
+def write_results(phonon: Phonopy, config: PhononsConfig, *, apart: Apart | None = None) -> Spectrum:
+    """Write phonopy_params.yaml, bands.png, dos.csv, thermal.csv; return what the certificate says of them.
+
+    Args:
+      phonon: with force constants.
+      config: of the run.
+      apart: the members of a committee: also thermal_std.csv, and an error band in bands.png.
+    """
     with outputs.beside(config.out / "phonopy_params.yaml") as part:
         phonon.save(part, settings={"force_constants": True})
     mesh = phonon.run_mesh(config.mesh, is_gamma_center=True)
     dos = phonon.run_total_dos()
     write_dos(dos, config.out / "dos.csv")
-    plots.draw_bands(config.out / "bands.png", phonon, title=phonon.unitcell.formula, dos=dos)
+    plots.draw_bands(config.out / "bands.png", phonon, title=phonon.unitcell.formula, dos=dos, apart=apart)
     first, last, step = config.temperature
-    thermal = harmonic(
-        mesh.qpoints, mesh.frequencies, weights=mesh.weights, temperatures=np.arange(first, last + 0.5 * step, step)
-    )
+    temperatures = np.arange(first, last + 0.5 * step, step)
+    thermal = harmonic(mesh.qpoints, mesh.frequencies, weights=mesh.weights, temperatures=temperatures)
     thermal.write_csv(config.out / "thermal.csv")
     optical = np.sort(mesh.frequencies[~gamma_acoustic(mesh.qpoints, mesh.frequencies)])
     return Spectrum(
@@ -155,6 +170,7 @@ def write_results(phonon: Phonopy, config: PhononsConfig) -> Spectrum:
         verdict=certificate.verdict(float(optical[0])),
         thermal=thermal,
         primitive_atoms=len(phonon.primitive),
+        committee=apart and uncertainty.write(config.out, apart, mesh=config.mesh, temperatures=temperatures),
     )
 
 
@@ -183,6 +199,7 @@ def summary(found: Phonons) -> str:
             "  " + ", ".join(f"{word} at {limit}" for limit, word in spectrum.verdict.items()),
             f"  thermal properties: {thermal.gamma_acoustic_excluded} acoustic modes at Gamma excluded, "
             f"{100 * thermal.imaginary_excluded:.2g} % of the others excluded as imaginary",
+            *([] if spectrum.committee is None else [f"  {uncertainty.text(spectrum.committee)}"]),
             f"  {certificate.times(found.seconds)}",
         ]
     )
