@@ -19,6 +19,7 @@ COMMANDS = {
     "phonons": "force constants, band structure and thermal properties of a crystal",
     "rattle": "rattled, strained and relaxing supercells worth a DFT calculation",
     "screen": "relaxations and phonons of many crystals, over the processes of a Dask cluster",
+    "select": "the candidates most worth a DFT calculation: farthest, D-optimal, or where a committee disagrees",
 }
 
 

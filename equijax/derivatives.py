@@ -280,3 +280,27 @@ def finish(config: ModelConfig, variables: dict, *, graph: jraph.GraphsTuple, st
     index = np.repeat(np.arange(len(graph.n_node)), np.asarray(graph.n_node))
     energy = np.bincount(index, weights=node_energy, minlength=len(graph.n_node))
     return out._replace(node_energy=node_energy, energy=energy)
+
+
+def by_parameters(
+    energy: Callable[[Any, jax.Array], jax.Array], parameters: Any, *, positions: jax.Array, directions: jax.Array
+) -> tuple[Any, Any]:
+    """Derivatives by parameters of an energy(parameters, positions) eV, and of its slopes along some directions.
+
+        dE/dp,   d/dp (dE(r + e x)/de at e = 0)
+
+    Args:
+      energy: pure.
+      parameters: any pytree of floating leaves.
+      positions: [N, 3] A.
+      directions: [B, N, 3] x; a slope is minus the forces along it.
+
+    Returns:
+      two pytrees like `parameters`, the second with a leading axis [B].
+    """
+
+    def slope(parameters: Any, direction: jax.Array) -> jax.Array:
+        return jax.jvp(lambda r: energy(parameters, r), (positions,), (direction,))[1]
+
+    of_slopes = jax.vmap(jax.grad(slope), in_axes=(None, 0))(parameters, directions)
+    return jax.grad(energy)(parameters, positions), of_slopes

@@ -98,7 +98,7 @@ def test_a_full_disk_leaves_the_earlier_file(tmp_path, name):
 MAKERS = {"savefig", "savetxt", "savez", "save", "write_text", "write_bytes", "write_fc2_to_hdf5", "write_fc3_to_hdf5"}
 OWN_WAY = {"outputs", "checkpoint", "files", "build", "reference", "executables"}
 WHOLE = {"hooks.save", "outputs.write_text", "outputs.write_json", "checkpoints.save", "checkpoint.save", "files.save"}
-WHOLE |= {"committee.save"}
+WHOLE |= {"committee.save", "rattle.write"}
 
 
 def test_figures_are_drawn_in_one_place_and_by_no_window():
@@ -200,6 +200,7 @@ ARGUMENTS = {
     "phonons": ("POSCAR", "--model", "m", "--supercell", 2, 2, 2),
     "rattle": ("--structure", "POSCAR"),
     "screen": ("POSCAR", "--model", "m"),
+    "select": ("candidates.extxyz", "--model", "m"),
 }
 
 

@@ -41,7 +41,7 @@ def run(options: RattleConfig) -> Picked:
       FileExistsError: structures of another run are there.
       InputError: a crystal that cannot be made into candidates.
     """
-    _check_free(options.out)
+    check_free(options.out)
     crystal = structures.read(options.structure)
     if not crystal.pbc.all() or crystal.cell.rank < 3:
         raise InputError(f"{options.structure} is not periodic in three directions")
@@ -53,7 +53,8 @@ def run(options: RattleConfig) -> Picked:
     if ff is not None:
         candidates += relaxations(ff, supercell, options=options)
     chosen = sorted(farthest(descriptors([atoms for atoms, _ in candidates]), options.number, seed=options.seed))
-    _write(options, supercell, picked=[candidates[i] for i in chosen])
+    report = {"options": asdict(options), "atoms": len(supercell)}
+    write(options.out, [candidates[i] for i in chosen], report=report)
     return Picked([candidates[i][1] for i in chosen], len(candidates), supercell.get_chemical_formula())
 
 
@@ -63,25 +64,30 @@ def summary(picked: Picked) -> str:
     return "\n".join([head, *(f"  POSCAR-{i:03d}  {kind}" for i, kind in enumerate(picked.kinds, start=1))])
 
 
-def _check_free(out: Path) -> None:
+def check_free(out: Path) -> None:
     """Refuse to mix structures of two runs in one folder, before work starts."""
     left = sorted(p.name for p in (out / "poscars").glob("POSCAR-*"))
     if left:
         raise FileExistsError(f"{out / 'poscars'} holds {left[0]} and more already: choose another --out")
 
 
-def _write(options: RattleConfig, supercell: ase.Atoms, *, picked: Sequence[tuple[ase.Atoms, str]]) -> None:
-    """structures.extxyz, one POSCAR each, and what made them."""
-    folder = options.out / "poscars"
+def write(out: Path, picked: Sequence[tuple[ase.Atoms, str]], *, report: dict) -> None:
+    """structures.extxyz, one POSCAR each, and report.json.
+
+    Args:
+      out: folder.
+      picked: structures, and what made them.
+      report: what report.json holds beside their kinds.
+    """
+    folder = out / "poscars"
     folder.mkdir(parents=True, exist_ok=True)
     for i, (atoms, kind) in enumerate(picked, start=1):
         atoms.info["kind"] = kind
         with outputs.beside(folder / f"POSCAR-{i:03d}") as part:
             ase.io.write(part, atoms, format="vasp", direct=True, vasp5=True)
-    with outputs.beside(options.out / "structures.extxyz") as part:
+    with outputs.beside(out / "structures.extxyz") as part:
         ase.io.write(part, [atoms for atoms, _ in picked])
-    report = {"options": asdict(options), "atoms": len(supercell), "kinds": [kind for _, kind in picked]}
-    outputs.write_json(options.out / "report.json", report)
+    outputs.write_json(out / "report.json", report | {"kinds": [kind for _, kind in picked]})
 
 
 def make_supercell(crystal: ase.Atoms, repeat: Sequence[int] | None, *, min_length: float) -> ase.Atoms:

@@ -35,7 +35,7 @@ def descriptors(
     names = names or [f"structure {i}" for i in range(len(structures))]
     radial = [_histogram(atoms, cutoff, name=name) for atoms, name in zip(structures, names, strict=True)]
     blocks = (composition, np.array([h.mean(0) for h in radial]), np.array([h.std(0) for h in radial]))
-    return np.concatenate([_scaled(block) for block in blocks], axis=1)
+    return np.concatenate([scaled(block) for block in blocks], axis=1)
 
 
 def _histogram(atoms: ase.Atoms, cutoff: float, *, name: str) -> np.ndarray:
@@ -52,7 +52,8 @@ def _histogram(atoms: ase.Atoms, cutoff: float, *, name: str) -> np.ndarray:
     return out
 
 
-def _scaled(block: np.ndarray) -> np.ndarray:
+def scaled(block: np.ndarray) -> np.ndarray:
+    """Rows moved to mean 0 and scaled to a mean square length of 1; identical rows become 0."""
     centred = block - block.mean(0)
     spread = np.sqrt((centred**2).sum(1).mean())
     return centred / spread if spread > 1e-9 else centred

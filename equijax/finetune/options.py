@@ -232,6 +232,31 @@ def document(options: FinetuneOptions) -> dict:
 
 
 @dataclass(frozen=True)
+class SelectConfig:
+    """Choose the structures that are most worth a DFT calculation, to fine-tune on, among many candidates."""
+
+    candidates: tuple[Path, ...]
+    """Structures without labels, rattled or from dynamics: any files that ASE reads, all frames."""
+    model: Path
+    """Model that will be fine-tuned, or for --by uncertainty a committee."""
+    out: Path = Path("chosen")
+    """Folder for structures.extxyz, in the order of choice, poscars/POSCAR-001 ... and report.json."""
+    count: int = 10
+    """Structures to choose."""
+    by: Literal["farthest", "gradients", "uncertainty", "random"] = "farthest"
+    """farthest: those that differ most, in node features of the model; gradients: those that fix most of an adapter's
+    numbers (D-optimal); uncertainty: those whose forces a committee disagrees on most; random."""
+    labelled: tuple[Path, ...] = ()
+    """Structures that have labels already: farthest and gradients choose what adds to them."""
+    head: str | None = None
+    """Head of a model that has several."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the model."""
+    seed: int = 0
+    """Of random choices and directions."""
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Compare a model with labelled structures: table, parity plot, one CSV row per structure."""
 

@@ -34,6 +34,7 @@ CALLS = {
     "modes": "STRUCTURE --model MODEL --out OUT",
     "phonons": "STRUCTURE --model MODEL --supercell 1 1 1 --out OUT",
     "rattle": "--structure STRUCTURE --model MODEL --out OUT --candidates 1 --number 1",
+    "select": "STRUCTURE --model MODEL --out OUT --count 1",
     "convert": "STRUCTURE OUT",
 }
 WITH_MODEL = [name for name, call in CALLS.items() if "MODEL" in call]
