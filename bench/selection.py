@@ -2,7 +2,7 @@
 
     python bench/selection.py [--data DIR] [--tasks real taught] [--materials Si-dia ...] [--ways farthest ...]
 
-real: the pool is what is labelled, NAME_train and NAME_valid; some of them train, NAME_test and NAME_phonopy.yaml judge.
+real: the pool is what is labelled, NAME_train and NAME_valid; some train, NAME_test and NAME_phonopy.yaml judge.
 taught: the bundled model, all its parameters fine-tuned on all labels of a material, plays DFT. It labels a pool of
 rattled and strained structures and frames of dynamics, of which ten train; others judge.
 "uncertainty" begins with half of the structures by farthest points, trains a committee on them, and takes the others
@@ -125,11 +125,11 @@ def pool(options: SelectionConfig, model: Path, *, folder: Path, task: str, mate
 
 def taught(model: Path, paths: list[Path], *, epochs: int) -> ForceField:
     """The teacher: all parameters trained on all there is."""
-    options = nested(
+    recipe = nested(
         {"model": model, "train": tuple(paths), "valid": tuple(paths), "strategy": "naive", "epochs": epochs}
         | {"out": Path("never-written"), "evaluate_every": strategies.EVALUATE_EVERY}
     )
-    made = setup.begin(resolve(options))
+    made = setup.begin(resolve(recipe))
     return made.model(strategies.fit(made, np.inf)[0])
 
 
