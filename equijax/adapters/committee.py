@@ -257,7 +257,7 @@ def load_committee(path: str | Path, *, head: str | None = None) -> Committee:
     if document is None or document["format"] != FORMAT:
         raise InputError(f"{path}: {outputs.COMMITTEE.document} is not what this version of fine-tuning writes")
     base = forcefield.load(folder / "base", head=head)
-    saved = files.load(folder / "adapters", base)
+    saved = files.load(folder / "adapters", base, several=True)
     found = gather(base, saved.adapters, energies=saved.energies)
     return replace(found, metadata={"base": base.metadata, "committee": document})
 

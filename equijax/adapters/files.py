@@ -78,14 +78,22 @@ class Saved(NamedTuple):
     document: dict  # adapter.json
 
 
-def load(path: str | Path, base: Potential) -> Saved:
+def load(path: str | Path, base: Potential, *, several: bool = False) -> Saved:
     """Read an adapter directory for the backbone it was trained on.
+
+    Args:
+      path: the directory.
+      base: the backbone.
+      several: whether it is that of a committee, whose arrays have a leading axis [M].
 
     Raises:
       FileNotFoundError: not an adapter directory.
       InputError: another backbone, another format, or files that do not belong together.
     """
     path, document = outputs.present(path), info(path)
+    members = document["metadata"].get("members")
+    if members and not several:
+        raise InputError(f"{path} holds a committee of {members}: `equijax.load_committee` reads the folder it is in")
     config, variables = base.config, base.variables
     # format 1 had the digest of the arrays alone
     found = sha256(variables) if document["format"] == 1 else checkpoint.fingerprint(config, variables)
@@ -123,8 +131,6 @@ def attach(base: ForceField, path: str | Path) -> ForceField:
       FileNotFoundError, InputError: see `load`.
     """
     saved = load(path, base)
-    if members := saved.document["metadata"].get("members"):
-        raise InputError(f"{path} holds a committee of {members}: `equijax.load_committee` reads the folder it is in")
     variables = merge(base.variables, saved.adapters, energies=saved.energies)
     metadata = {"base": base.metadata, "adapter": saved.document}
     return ForceField(base.config, variables, metadata, base.head, base.pool, base.batch_pool)

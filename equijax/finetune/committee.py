@@ -182,12 +182,13 @@ def _check_finite(metrics: dict, batch: loader.Batch, *, epoch: int) -> None:
 
 def write(made: Setup, out: Path, *, trained: Trained) -> str:
     """Write the committee directory `out`, with a calibration on the test set or else the validation set; its table."""
-    structures = [i.labelled for i in made.items["test"] or made.items["valid"]]
+    head = made.ff.config.heads[made.ff.head_index]
+    which = "test" if made.items["test"] else "valid"
+    structures = [i.labelled for i in made.items[which] if i.labelled.head in (None, head)]
     together = committee.gather(made.ff, trained.adapters, energies=made.energies)
     found = together.evaluate_members([s.atoms for s in structures], compute=Compute(made.options.dtype))
     pairs = calibration.pairs(structures, found)
     told = calibration.summarise(pairs)
-    which = "test" if made.items["test"] else "valid"
     document = {
         "best_epochs": trained.best_epochs.tolist(),
         "validation_losses": trained.losses.tolist(),
@@ -195,5 +196,7 @@ def write(made: Setup, out: Path, *, trained: Trained) -> str:
         "calibration": {"set": which, "structures": len(structures), **told},
     }
     committee.save(out, trained.adapters, base=made.ff, energies=made.energies, document=document | made.provenance)
-    plots.draw_calibration(out / "calibration.png", pairs)
+    titles = {"energy": "energy (eV/atom)", "forces": "force (eV/A)", "stress": "stress (eV/A$^3$)"}
+    if pairs:
+        plots.draw_calibration(out / "calibration.png", {titles[name]: pair for name, pair in pairs.items()})
     return calibration.text(told, which)
