@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
-from equijax import derivatives, descriptors, graph, outputs, potential, structures
+from equijax import derivatives, descriptors, executables, graph, outputs, potential, structures
 from equijax.adapters import committee, lora
 from equijax.adapters.committee import Committee
 from equijax.adapters.lora import Adapters
@@ -201,6 +201,7 @@ def gradients(ff: ForceField, images: Sequence[ase.Atoms], *, compute: Compute, 
     present = {int(z) for atoms in images for z in atoms.numbers}
     rows = sorted(config.species.index(z) for z in present)
     rng, out = np.random.default_rng(seed), []
+    jacobian = executables.keep(jax.jit(partial(_jacobian, config)), ("adapter_jacobian", config))
     with jax.enable_x64(dtype == "float64"):
         params = potential.cast(ff.variables["params"], dtype)
         adapters = lora.init_lora(params, RANK, alpha=RANK, targets=LORA_TARGETS, key=seed, rows=rows)
@@ -209,14 +210,13 @@ def gradients(ff: ForceField, images: Sequence[ase.Atoms], *, compute: Compute, 
             probes = np.zeros((DIRECTIONS, *batch.nodes.positions.shape))
             probes[:, : len(atoms)] = rng.normal(size=(DIRECTIONS, len(atoms), 3))
             inputs = potential.cast((ff.device_variables(dtype), adapters, batch, probes), dtype)
-            found = np.array(_jacobian(config, inputs), np.float64)
+            found = np.array(jacobian(inputs), np.float64)
             found[0] *= PRIOR / (ENERGY_EV * len(atoms))
             found[1:] *= PRIOR / (FORCE_EV_A * np.sqrt(DIRECTIONS))
             out.append(found.astype(np.float32))
     return np.stack(out)
 
 
-@partial(jax.jit, static_argnums=0)
 def _jacobian(config: ModelConfig, inputs: tuple[dict, Adapters, jraph.GraphsTuple, jax.Array]) -> jax.Array:
     """[1 + directions, parameters] by the factors B and the full residuals: at the start nothing depends on A."""
     variables, adapters, batch, probes = inputs

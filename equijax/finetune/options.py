@@ -243,9 +243,9 @@ class SelectConfig:
     """Folder for structures.extxyz, in the order of choice, poscars/POSCAR-001 ... and report.json."""
     count: int = 10
     """Structures to choose."""
-    by: Literal["farthest", "gradients", "uncertainty", "random"] = "farthest"
-    """farthest: those that differ most, in node features of the model; gradients: those that fix most of an adapter's
-    numbers (D-optimal); uncertainty: those whose forces a committee disagrees on most; random."""
+    by: Literal["gradients", "farthest", "uncertainty", "random"] = "gradients"
+    """gradients: those that tell most about an adapter's numbers (D-optimal); farthest: those that differ most in node
+    features; uncertainty: those whose forces a committee disagrees on most; random."""
     labelled: tuple[Path, ...] = ()
     """Structures that have labels already: farthest and gradients choose what adds to them."""
     head: str | None = None

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 from ase.build import bulk
 
+from equijax import plots
 from equijax.adapters import committee
 from equijax.config import Compute
 from equijax.phonons import force_constants, uncertainty
@@ -36,3 +37,6 @@ def test_force_constants_are_the_mean_of_the_members(student, tmp_path):
     rows = np.loadtxt(tmp_path / "thermal_std.csv", delimiter=",", skiprows=1)
     np.testing.assert_allclose(rows[:, 3], heat, rtol=1e-8)
     assert "2 members disagree" in uncertainty.text(spread)
+    plots.draw_bands(tmp_path / "plain.png", phonon)
+    plots.draw_bands(tmp_path / "bands.png", phonon, apart=found)
+    assert (tmp_path / "bands.png").read_bytes() != (tmp_path / "plain.png").read_bytes()
