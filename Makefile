@@ -11,11 +11,12 @@ BENCHES := $(filter-out bench/_% bench/peers.py bench/wall_peers.py bench/tuning
 MODEL ?=
 OUT ?= demo_output
 
-.PHONY: help env demo test parity integrations matrix bench lint docs wheel clean
+.PHONY: help env demo demo-numbers test parity integrations matrix bench lint docs wheel clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    convert the bundled model, evaluate and fine-tune it, draw phonons (MODEL=file.model for another, OUT=folder)"
+	@echo "make demo-numbers  the demo, and what it found against the numbers of mace-torch and phonopy"
 	@echo "make test    the tests that need neither torch nor a network"
 	@echo "make parity  the comparison with mace-torch (installs torch)"
 	@echo "make integrations  the programs that equijax plugs into, started with it: matcalc, janus-core, Euphonic, i-PI and others"
@@ -29,6 +30,9 @@ env: $(VENV)/.dev
 
 demo: $(VENV)/.dev
 	$(BIN)/python -m equijax.demo --out "$(OUT)" $(if $(MODEL),--model "$(MODEL)")
+
+demo-numbers: demo
+	EQUIJAX_DEMO_OUTPUT="$(abspath $(OUT))" $(BIN)/python -m pytest -m demo tests/demonstration
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile

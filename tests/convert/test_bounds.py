@@ -133,7 +133,7 @@ HOSTILE: dict[str, bytes] = {
     "shared lists": b"(" + b"N" * 300_000 + b"t" + memo(3) + tree(module(**{f"a{i}": get(3) for i in range(50)}), 20),
     "shared irreps": IRREP
     + memo(4)
-    + IRREPS % (get(4) * 100_000)
+    + IRREPS % (get(4) * 20_000)
     + memo(3)
     + tree(module(**{f"a{i}": get(3) for i in range(50)}), 12),
     "long names": numbered(200, b"N") + memo(3) + tree(module(more=get(3)), 48, ("a" * 200, "b" * 200)),
