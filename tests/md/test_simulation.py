@@ -57,7 +57,9 @@ def test_specialised_dynamics_equals_the_plain_one(tmp_path, monkeypatch):
     ff.variables["constants"]["scale"] = np.array([10.0])  # forces of about 0.1 eV/A
     monkeypatch.setattr(md, "load", lambda path, head: ff)
     # without the measurement of its errors, which takes longer than the dynamics
-    monkeypatch.setattr(ForceField, "specialise", lambda self, numbers: folded(self, tuple(sorted(set(numbers.tolist())))))
+    monkeypatch.setattr(
+        ForceField, "specialise", lambda self, numbers: folded(self, tuple(sorted(set(numbers.tolist()))))
+    )
     ase.io.write(tmp_path / "salt.extxyz", bulk("NaCl", "rocksalt", a=5.69, cubic=True))
     options = ("nve", 40, 10, "--dtype", "float64")
     plain = run(tmp_path / "plain", tmp_path / "salt.extxyz", *options)
