@@ -85,11 +85,17 @@ def run_blocks(
 
 
 def settled(state: Any) -> Any:
-    """The state as a step returns it: arrays of one type where jax_md's first one holds numbers of Python.
+    """The state as a step returns it: arrays, where jax_md's first one holds numbers of Python, none of a weak type.
 
     Each type that a state comes in is one more program to compile.
     """
-    return jax.tree.map(lambda x: jnp.asarray(x, x.dtype if hasattr(x, "dtype") else state.position.dtype), state)
+
+    def array(x: Any) -> Any:
+        if isinstance(x, float):
+            return jnp.asarray(x, state.position.dtype)
+        return jnp.asarray(x, x.dtype) if getattr(x, "weak_type", False) else x
+
+    return jax.tree.map(array, state)
 
 
 def compiled_block(stepper: Stepper) -> Callable:

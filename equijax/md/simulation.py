@@ -104,7 +104,7 @@ def prepare(config: MDConfig, ff: Potential) -> System:
         e0=e0,
         free=free,
         home=home,
-        key=program_key(config, ff, atoms=atoms),
+        key=(dof, *program_key(config, ff, atoms=atoms)),
     )
 
 
@@ -126,7 +126,10 @@ def inputs(ff: Potential, atoms: ase.Atoms) -> dict[str, str]:
 
 
 def program_key(config: MDConfig, ff: Potential, *, atoms: ase.Atoms) -> tuple:
-    """What the programs of a simulation depend on: the model but for its weights, the crystal but for its positions."""
+    """What the programs of a simulation depend on: the model but for its weights, the structure but for its positions.
+
+    Positions matter in one way alone: those of a molecule decide how many degrees of freedom it has.
+    """
     contents = {name: x for name, x in inputs(ff, atoms).items() if name not in ("model", "positions")}
     options = {name: x for name, x in asdict(config).items() if name not in OF_FILES}
     kind = type(ff)

@@ -1,12 +1,14 @@
 """Steps in compiled blocks: replicas, and a rerun where a list overflowed."""
 
+from typing import Any, NamedTuple
+
 import ase.io
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from equijax.md import FS, Stepper, energy_neighbor, run_blocks
+from equijax.md import FS, Stepper, blocks, energy_neighbor, run_blocks
 
 jax_md = pytest.importorskip("jax_md", reason="needs the md extra")
 space, simulate = jax_md.space, jax_md.simulate
@@ -40,3 +42,21 @@ def test_replicas_and_rerun_after_overflow(morse, metal):
     again, larger = two_replicas(morse, metal, slots=neighbors.slots // 2)
     assert larger.slots > neighbors.slots // 2
     np.testing.assert_allclose(again.position, state.position, atol=1e-5)
+
+
+class State(NamedTuple):
+    """Of another integrator."""
+
+    position: jax.Array
+    tau: Any
+    count: Any
+    key: Any
+
+
+def test_a_settled_state_has_one_type_and_keeps_what_is_no_float():
+    key = jax.random.key(0)
+    fresh = State(jnp.zeros((2, 3), jnp.float32), 0.5, 7, key)
+    later = fresh._replace(tau=jnp.asarray(0.5))
+    for state in map(blocks.settled, (fresh, later)):
+        assert state.tau.dtype == jnp.float32 and not state.tau.weak_type
+        assert state.count == 7 and isinstance(state.count, int) and state.key is key

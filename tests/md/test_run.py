@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ase.constraints import FixAtoms, FixBondLengths
 
+from equijax import units
 from equijax.md import blocks as block_module
 from equijax.md import run as md
 from equijax.programs.md import main
@@ -145,6 +146,16 @@ def test_isolated_cluster(loaded, tmp_path, metal, refused):
     log = run(tmp_path / "out", tmp_path / "cluster.xyz", "nve", 20, 1)
     assert np.isnan(log["pressure_GPa"]).all() and np.ptp(log["total_eV"]) < 1e-3
     refused("npt needs all three directions", tmp_path / "npt", tmp_path / "cluster.xyz", "npt", 20, 1)
+
+
+def test_programs_know_the_degrees_of_freedom(loaded, tmp_path):
+    """Three atoms in a line rotate about two axes, and about three where they are not: the same atoms otherwise."""
+    temperatures = []
+    for name, x in {"straight": 0.0, "bent": 1.5}.items():
+        ase.io.write(tmp_path / f"{name}.xyz", ase.Atoms("Al3", [[0, 0, 0], [x, 0, 2.8], [0, 0, 5.6]]))
+        log = run(tmp_path / name, tmp_path / f"{name}.xyz", "nve", 1, 1)
+        temperatures.append(2 * log["kinetic_eV"][0] / units.KB_EV_PER_K / log["temperature_K"][0])
+    assert temperatures == pytest.approx([4, 3])  # 9 less 3 translations and 2 or 3 rotations
 
 
 def test_what_cannot_hold_atoms_is_refused(loaded, tmp_path, metal, refused):
