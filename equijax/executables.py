@@ -27,6 +27,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from contextvars import ContextVar
 from functools import cache, partial
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +49,7 @@ HASTILY = "hastily"  # ends the key of a program compiled so
 MAX_PROGRAMS = 32  # alive at once: XLA on CPU runs out of memory maps when there are hundreds
 PLAIN = (str, bytes, int, float, type(None))  # what a key on disk may hold, in tuples and dataclasses
 SUFFIX = ".program"
+TRACED = ("flax", "optax", "jraph", "e3nn-jax", "jax-md")  # whose functions are parts of programs
 log = logging.getLogger(__name__)
 programs: OrderedDict[Hashable, "Program"] = OrderedDict()
 work_done: defaultdict[Hashable, float] = defaultdict(float)  # evaluations of one atom, by program
@@ -208,10 +210,18 @@ def _environment() -> tuple:
     """What machine code depends on beside the function and its arguments."""
     backend = jax.extend.backend.get_backend()
     return (
-        *(_source(), jax.__version__, jaxlib.version.__version__, backend.platform, backend.platform_version),
+        *(_source(), _versions(), jax.__version__, jaxlib.version.__version__),
+        *(backend.platform, backend.platform_version),
         *(tuple((d.id, d.device_kind) for d in jax.local_devices()), str(jax.config.jax_default_device)),
         *(os.environ.get("XLA_FLAGS"), compiled.processor(), build.mode(), build.compiler()),
     )
+
+
+@cache
+def _versions() -> tuple[str, ...]:
+    """Versions of the packages in `TRACED`, of those that are there."""
+    there = {d.name.lower().replace("_", "-"): d.version for name in TRACED for d in distributions(name=name)}
+    return tuple(f"{name} {version}" for name, version in sorted(there.items()))
 
 
 @cache

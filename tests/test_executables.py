@@ -136,6 +136,7 @@ def test_what_is_in_the_cache_of_jax_as_well_can_be_read_back(folder):
 
 
 CHANGES = {
+    "packages": lambda patch: patch.setattr(executables, "_versions", lambda: ("jax-md 9",)),
     "source": lambda patch: patch.setattr(executables, "_source", lambda: "another"),
     "processor": lambda patch: patch.setattr(compiled, "processor", lambda: "flags : sse2"),
     "kernels": lambda patch: patch.setenv("EQUIJAX_KERNELS", "off"),
