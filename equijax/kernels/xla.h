@@ -39,7 +39,7 @@ struct Integers {
   int64_t size;
 };
 
-// Operands, results and attributes of a call, and the threads it may use. Attributes are those that our Python sends.
+// Operands, results and attributes of a call, and the threads it may use. What is not there is thrown as its message.
 class Call {
  public:
   explicit Call(XLA_FFI_CallFrame* frame) : frame_(frame) {}
@@ -82,9 +82,12 @@ class Call {
   }
   template <class Type>
   const Type& attribute(const char* name) const {
-    int64_t i = 0;
-    while (!(Text{frame_->attrs.names[i]->ptr, static_cast<int64_t>(frame_->attrs.names[i]->len)} == name)) ++i;
-    return *static_cast<const Type*>(frame_->attrs.attrs[i]);
+    for (int64_t i = 0; i < frame_->attrs.size; ++i) {
+      const XLA_FFI_ByteSpan& found = *frame_->attrs.names[i];
+      if (Text{found.ptr, static_cast<int64_t>(found.len)} == name)
+        return *static_cast<const Type*>(frame_->attrs.attrs[i]);
+    }
+    throw "an attribute of the kernel is missing";
   }
   bool succeeded(Failure failure) const {
     if (failure == nullptr) return true;
@@ -145,5 +148,10 @@ void parallel_for(const Call& call, int64_t size, const Body& body) {
       return nullptr;                                                                                                  \
     }                                                                                                                  \
     const Call call(frame);                                                                                            \
-    return frame->stage == XLA_FFI_ExecutionStage_EXECUTE ? function(call) : call.refuse("a kernel is only executed"); \
+    if (frame->stage != XLA_FFI_ExecutionStage_EXECUTE) return call.refuse("a kernel is only executed");               \
+    try {                                                                                                              \
+      return function(call);                                                                                           \
+    } catch (const char* why) {                                                                                        \
+      return call.refuse(why);                                                                                         \
+    }                                                                                                                  \
   }
