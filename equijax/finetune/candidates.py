@@ -161,27 +161,29 @@ def d_optimal(jacobians: np.ndarray, number: int, *, given: int = 0) -> Order:
       number: to choose of the n.
       given: how many are chosen already.
     """
-    n, rows, _ = jacobians.shape
-    flat = np.asarray(jacobians, np.float64).reshape(n * rows, -1)
-    covariance = flat @ flat.T  # of the rows, [n rows, n rows]
-    one, every = np.eye(rows), np.arange(n)
+    J = np.asarray(jacobians, np.float64)
+    own, one = J @ J.swapaxes(1, 2), np.eye(J.shape[1])  # J_s C J_s^T of each structure, [n, rows, rows]
+    known: list[
+        np.ndarray
+    ] = []  # C = 1 - sum_k v_k v_k^T: J v_k [n, rows, rows] of what has been learnt, one at a time
 
-    def learn(covariance: np.ndarray, s: int) -> np.ndarray:
-        own = slice(s * rows, (s + 1) * rows)
-        return covariance - covariance[:, own] @ np.linalg.solve(covariance[own, own] + one, covariance[own])
+    def learn(s: int) -> np.ndarray:
+        """`own` after structure s; no covariance between all structures is ever held."""
+        cross = J @ J[s].T - sum((v @ v[s].T for v in known), start=np.zeros_like(own))
+        known.append(np.linalg.solve(np.linalg.cholesky(own[s] + one), cross.swapaxes(1, 2)).swapaxes(1, 2))
+        return own - known[-1] @ known[-1].swapaxes(1, 2)
 
     for s in range(given):
-        covariance = learn(covariance, s)
+        own = learn(s)
     chosen: list[int] = []
     scores: list[float] = []
     for _ in range(number):
-        blocks = covariance.reshape(n, rows, n, rows)[every, :, every]
-        gains = np.linalg.slogdet(one + blocks)[1]
+        gains = np.linalg.slogdet(one + own)[1]
         gains[[*range(given), *(given + i for i in chosen)]] = -np.inf
         s = int(np.argmax(gains))
         chosen.append(s - given)
         scores.append(float(gains[s]))
-        covariance = learn(covariance, s)
+        own = learn(s)
     return chosen, scores
 
 
