@@ -35,33 +35,33 @@ def pairs(structures: Sequence[Labelled], found: Sequence[Members]) -> dict[str,
     return {name: Pairs(*(np.concatenate(x) for x in zip(*both, strict=True))) for name, both in out.items()}
 
 
-def summarise(found: Mapping[str, Pairs]) -> dict[str, dict[str, float]]:
-    """By quantity, what committee.json says of `pairs`.
+class Calibration(NamedTuple):
+    """How far the deviations of one quantity tell its errors; None where all members agree, or too little is known."""
 
-    Root mean squares of errors and deviations, `factor` = their ratio, by which deviations should be multiplied, the
-    part of errors within one and two deviations so multiplied (of a Gaussian 0.68 and 0.95), and Spearman's rank
-    correlation of |error| and deviation.
-    """
-    out = {}
-    for name, (deviation, error) in found.items():
-        rms, spread = (float(np.sqrt(np.mean(x**2))) for x in (error, deviation))
-        factor = rms / spread if spread > 0 else None
-        within = [float(np.mean(np.abs(error) <= k * (factor or 0.0) * deviation)) for k in (1, 2)]
-        ranked = len(error) > 2 and np.ptp(deviation) > 0 and np.ptp(np.abs(error)) > 0
-        rank = float(spearmanr(deviation, np.abs(error)).statistic) if ranked else None
-        out[name] = {
-            "number": len(error),
-            "rms_error": rms,
-            "rms_deviation": spread,
-            "factor": factor,
-            "within_1": within[0],
-            "within_2": within[1],
-            "rank_correlation": rank,
-        }
-    return out
+    number: int  # of components
+    rms_error: float
+    rms_deviation: float
+    factor: float | None  # their ratio, by which deviations should be multiplied
+    within_1: float | None  # part of errors within one deviation so multiplied: of a Gaussian 0.68
+    within_2: float | None  # within two: 0.95
+    rank_correlation: float | None  # Spearman's, of |error| and deviation
 
 
-def text(found: Mapping[str, Mapping[str, float]], which: str) -> str:
+def summarise(found: Mapping[str, Pairs]) -> dict[str, Calibration]:
+    """By quantity, in the units of `pairs`."""
+    return {name: _calibration(deviation, np.abs(error)) for name, (deviation, error) in found.items()}
+
+
+def _calibration(deviation: np.ndarray, error: np.ndarray) -> Calibration:
+    rms, spread = (float(np.sqrt(np.mean(x**2))) for x in (error, deviation))
+    factor = rms / spread if spread > 0 else None
+    one, two = (None if factor is None else float(np.mean(error <= k * factor * deviation)) for k in (1, 2))
+    ranked = len(error) > 2 and np.ptp(deviation) > 0 and np.ptp(error) > 0
+    rank = float(spearmanr(deviation, error).statistic) if ranked else None
+    return Calibration(len(error), rms, spread, factor, one, two, rank)
+
+
+def text(found: Mapping[str, Calibration], which: str) -> str:
     """`summarise` as a table.
 
     Args:
@@ -71,13 +71,7 @@ def text(found: Mapping[str, Mapping[str, float]], which: str) -> str:
     rows = []
     for q in (q for q in QUANTITIES if q.name in found):
         one = found[q.name]
-        rows.append(
-            [
-                f"{q.name} ({q.unit})",
-                tables.cell(q.factor * one["rms_error"]),
-                tables.cell(q.factor * one["rms_deviation"]),
-                *(tables.cell(one[k]) for k in ("factor", "within_1", "within_2", "rank_correlation")),
-            ]
-        )
+        numbers = (q.factor * one.rms_error, q.factor * one.rms_deviation, *one[3:])
+        rows.append([f"{q.name} ({q.unit})", *map(tables.cell, numbers)])
     titles = [f"committee on {which}", "RMS error", "RMS deviation", "factor", "within 1", "within 2", "rank corr."]
     return tables.text(titles, rows)

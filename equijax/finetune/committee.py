@@ -193,7 +193,7 @@ def write(made: Setup, out: Path, *, trained: Trained) -> str:
         "best_epochs": trained.best_epochs.tolist(),
         "validation_losses": trained.losses.tolist(),
         "draws": trained.draws.tolist(),
-        "calibration": {"set": which, "structures": len(structures), **told},
+        "calibration": {"set": which, "structures": len(structures)} | {k: c._asdict() for k, c in told.items()},
     }
     committee.save(out, trained.adapters, base=made.ff, energies=made.energies, document=document | made.provenance)
     titles = {"energy": "energy (eV/atom)", "forces": "force (eV/A)", "stress": "stress (eV/A$^3$)"}
